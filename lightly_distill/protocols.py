@@ -1,0 +1,44 @@
+"""What an adapter offers. An adapter is a module (or an object) with these functions; see `integrations.py`."""
+
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class TargetAdapter(Protocol):
+    """Brings target models of one library."""
+
+    def load(self, spec: str) -> nn.Module:
+        """Returns the model that stands after `NAME:` in a target specification, with its weights."""
+        ...
+
+    def find_encoder(self, model: nn.Module) -> "nn.Module | None":
+        """Returns the module from images to representations inside `model`, or None if the model is not this library's.
+
+        Must not change `model`. The result may return `(B, d)`, a map `(B, d, H, W)` or tokens `(B, N, d)`.
+        Attributes `mean`, `std` (sequences of 3 floats) on the result, if any, are the normalisation it expects.
+        """
+        ...
+
+
+class StudentAdapter(Protocol):
+    """Builds student backbones of one library."""
+
+    def build(self, name: str, image_size: int) -> nn.Module:
+        """Returns a freshly initialised backbone, images `(B, 3, image_size, image_size)` to features `(B, p)`.
+
+        Draws its weights from torch's global generator, which the caller seeds.
+        """
+        ...
+
+    def save(self, model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
+        """Writes `model.safetensors` and the library's own `config.json` into an existing folder."""
+        ...
+
+
+class SourceAdapter(Protocol):
+    """Opens real images."""
+
+    def open(self, spec: str, split: str | None) -> Any:
+        """Returns an indexable, sized dataset for a source specification, or None if it is not of this kind."""
+        ...
