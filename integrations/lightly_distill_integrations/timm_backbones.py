@@ -1,0 +1,221 @@
+"""Any timm name, and our ConvNets, as student or as target."""
+
+import copy
+import difflib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg, load_state_dict
+from torch import Tensor, nn
+
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill_integrations import convnets
+
+_logger = logging.getLogger(__name__)
+
+_HEADS = ("fc.", "head.", "classifier.")
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+# Which constructor arguments make a name work at an image size; found once by trying.
+_arguments: dict[tuple[str, int], dict[str, Any]] = {}
+
+
+def build(name: str, image_size: int) -> nn.Module:
+    """Builds a freshly initialised backbone without a head.
+
+    Args:
+        name: Name of a timm model, or `convnet_<widths>[_in]`.
+        image_size: Height and width of the images, in pixels.
+
+    Returns:
+        Images `(B, 3, image_size, image_size)` to features `(B, p)`. Its weights come from torch's global generator,
+        and the first call draws the same as any later one.
+
+    Raises:
+        UsageError: If timm does not know the name, or the model does not take images of this size.
+    """
+    _check_known(name)
+    if (name, image_size) not in _arguments:
+        with torch.random.fork_rng(devices=[]):
+            _arguments[name, image_size] = _find_arguments(name, image_size)
+    return _create(name, _arguments[name, image_size])
+
+
+def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
+    """Writes a student as timm writes a model, so that `timm.create_model` takes it back.
+
+    Args:
+        model: A model from `build`.
+        folder: Existing folder, gets `model.safetensors` and `config.json`.
+        metadata: JSON values, stored in the configuration under `lightly_distill`. Its `mean`, `std` and
+            `input_size` (channels, height, width), where given, become the model's own.
+    """
+    # A contiguous copy of each tensor: safetensors refuses shared memory and other memory formats.
+    weights = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.state_dict().items()
+    }
+    save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    # timm's own `save_for_hf` needs a huggingface_hub that fits it, which old versions of timm do not ask for.
+    known: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    pretrained = {key: known.get(key) for key in ("mean", "std", "input_size", "first_conv", "classifier")}
+    pretrained |= {key: metadata[key] for key in ("mean", "std", "input_size") if key in metadata}
+    config = {
+        "architecture": known["architecture"],
+        "num_classes": 0,
+        "model_args": model.build_arguments,
+        "pretrained_cfg": pretrained | {"num_classes": 0, "crop_pct": 1.0, "interpolation": "bilinear"},
+        "lightly_distill": metadata,
+    }
+    Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load(spec: str) -> nn.Module:
+    """Loads a model with weights, without its head.
+
+    Args:
+        spec: `NAME` for the weights that timm publishes, or `NAME@FILE` for a `.safetensors`, `.pt` or `.pth` file.
+            A `config.json` beside the file, as `save` writes it, gives image size and normalisation.
+
+    Raises:
+        UsageError: If the name is unknown or the file is not there or not of this model.
+        DistillError: If published weights cannot be fetched.
+    """
+    name, separator, file = spec.partition("@")
+    _check_known(name)
+    if separator:
+        return _load_file(name, Path(file))
+    if not timm.is_model_pretrained(name):
+        raise UsageError(f"timm publishes no weights for '{name}'. Give a file: timm:{name}@weights.safetensors")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the kinds of failure of a download are without number
+        raise DistillError(
+            f"The weights of '{name}' cannot be fetched ({_first_line(error)}). "
+            f"Without network, give them as a file: timm:{name}@weights.safetensors"
+        ) from error
+    return model
+
+
+def find_encoder(model: nn.Module) -> nn.Module | None:
+    """Returns a copy of a timm model without its head, or None if the model is not timm's.
+
+    The copy carries `mean` and `std`, and `input_size` where it takes images of one size only.
+    """
+    if not is_timm(model):
+        return None
+    encoder: Any = copy.deepcopy(model)
+    encoder.reset_classifier(0)
+    encoder.mean = tuple(encoder.pretrained_cfg["mean"])
+    encoder.std = tuple(encoder.pretrained_cfg["std"])
+    encoder.input_size = fixed_size(encoder)
+    found: nn.Module = encoder
+    return found
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Returns whether timm built this model."""
+    return hasattr(model, "pretrained_cfg") and hasattr(model, "forward_features")
+
+
+def fixed_size(model: nn.Module) -> int | None:
+    """Returns the only height and width of images, in pixels, that a timm model takes; None if it takes any."""
+    config = getattr(model, "pretrained_cfg", {})
+    patch_embed = getattr(model, "patch_embed", None)
+    size = getattr(patch_embed, "img_size", None)
+    fixed = getattr(patch_embed, "strict_img_size", True)
+    if size is None:
+        built_for = getattr(model, "_model_args", {}).get("img_size")  # where timm is recent enough to record it
+        size = getattr(model, "img_size", None) or built_for or config.get("input_size", (0, 0))[-2:]
+        fixed = config.get("fixed_input_size", False)
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height) if fixed and height == width else None
+
+
+def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    model.build_arguments = arguments  # for `save`
+    built: nn.Module = model
+    return built
+
+
+def _check_known(name: str) -> None:
+    if convnets.register(name) or timm.is_model(name):
+        return
+    nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"Nearest: {', '.join(nearest)}." if nearest else "See timm.list_models()."
+    raise UsageError(f"timm knows no model '{name}'. {hint}")
+
+
+def _find_arguments(name: str, image_size: int) -> dict[str, Any]:
+    """Tries the model with its size given, as vision transformers need it, and without."""
+    failures = []
+    for arguments in ({"img_size": image_size}, {}):
+        try:
+            model = _create(name, arguments).eval()
+            with torch.no_grad():
+                features = model(torch.zeros(2, 3, image_size, image_size))
+            if features.ndim == 2 and len(features) == 2:
+                return arguments
+            failures.append(f"it returns a tensor of shape {tuple(features.shape)}, not (2, features)")
+        except Exception as error:  # timm raises whatever the layer at fault raises
+            if not (isinstance(error, TypeError) and "img_size" in str(error)):
+                failures.append(_first_line(error))
+    config = get_pretrained_cfg(name)
+    own_size = config.input_size[-1] if config else image_size
+    hint = f" Its own size is {own_size}x{own_size}." if own_size != image_size else ""
+    raise UsageError(
+        f"The model '{name}' cannot be used with images of {image_size}x{image_size}: {failures[0].rstrip('.')}.{hint}"
+    )
+
+
+def _load_file(name: str, path: Path) -> nn.Module:
+    if path.suffix not in _WEIGHT_FILES or not path.is_file():
+        raise UsageError(f"'{path}' is not a file of weights; expected one ending in {', '.join(_WEIGHT_FILES)}.")
+    try:
+        weights: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **_config_beside(path))
+    except Exception as error:  # a damaged file fails in many ways
+        raise UsageError(f"The weights in '{path}' cannot be read: {_first_line(error)}") from error
+    own = model.state_dict()
+    head = sorted(key for key in weights if key not in own and key.startswith(_HEADS))
+    if head:
+        _logger.info("Left the head in %s aside: %s", path, ", ".join(head))
+        weights = {key: tensor for key, tensor in weights.items() if key not in head}
+    _check_keys(name, path, own, weights)
+    model.load_state_dict(weights)
+    return model
+
+
+def _check_keys(name: str, path: Path, own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    problems = {
+        "missing": [key for key in own if key not in weights],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape": [key for key in own if key in weights and own[key].shape != weights[key].shape],
+    }
+    told = [
+        f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        for what, keys in problems.items()
+        if keys
+    ]
+    if told:
+        raise UsageError(f"The weights in '{path}' are not those of '{name}'; {'; '.join(told)}.")
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """Returns what `timm.create_model` needs to know of a student written by `save`; nothing for other files."""
+    config_path = path.with_name("config.json")
+    if not config_path.is_file():
+        return {}
+    config = json.loads(config_path.read_text())
+    facts = {key: config["pretrained_cfg"][key] for key in ("mean", "std", "input_size")}
+    size = config.get("model_args", {}).get("img_size")
+    return {"pretrained_cfg_overlay": facts} | ({"img_size": size} if size is not None else {})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,8 @@
+"""`python -m lightly_distill` is `lightly-distill`."""
+
+import sys
+
+from lightly_distill.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The command line: `lightly-distill COMMAND --help` tells what each does."""
+
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+
+from lightly_distill.config import PRESETS, DistillConfig, did_you_mean, make_config
+from lightly_distill.errors import UsageError
+from lightly_distill.inspect import describe
+from lightly_distill.pretrain import pretrain
+from lightly_distill.stage import DistillationStage
+from lightly_distill.synthetic import SyntheticSet
+
+PROGRAM = "lightly-distill"
+Preset = Literal["cifar", "tinyimagenet", "imagenet64"]
+
+SOURCE_HELP = (
+    "Real images: a folder (with or without class folders), a folder or file of parquet or Arrow, a Hub dataset id, or "
+    "torchvision:NAME; a split is chosen with #split. Names are looked up in $LIGHTLY_DISTILL_DATA too."
+)
+TARGET_HELP = (
+    "The self-supervised model: timm:NAME, timm:NAME@weights.safetensors, or pkg.module:callable, a function that "
+    "returns a model."
+)
+
+
+class _Parser(ArgumentParser):
+    """Options with dashes, and errors in one line with the nearest name."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        return super().add_argument(*(a.replace("_", "-") if a.startswith("--") else a for a in args), **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = " ".join(message.split())
+        unknown = [word for word in message.split() if word.startswith("--")]
+        if "nrecognized arguments" in message and unknown:
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            message = f"Unknown option {unknown[0]}.{did_you_mean(unknown[0].split('=')[0], known)}"
+        print(f"{self.prog.replace(' [options]', '')}: error: {message} (see --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> ArgumentParser:
+    """Builds the parser of all commands."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, (about, arguments, _) in COMMANDS.items():
+        command = _Parser(description=about)
+        arguments(command)
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        commands.add_subcommand(name, command, help=about)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments after the program's name; by default the process's.
+
+    Returns:
+        Exit status: 0 done, 1 a failure, 2 wrong usage, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parsed = _parse(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    options = parsed[parsed.command]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lightly_distill").setLevel(logging.INFO)
+    logging.getLogger("lightly_distill_integrations").setLevel(logging.INFO)
+    if not options.debug:
+        warnings.filterwarnings("ignore")
+    try:
+        COMMANDS[parsed.command][2](options)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; `distill` goes on from its last checkpoint with --resume", file=sys.stderr)
+        return 130
+    except Exception as error:  # whatever it is, a user of the command line gets one line
+        if options.debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Namespace:
+    parser = build_parser()
+    parsed = parser.parse_args(argv)
+    if not parsed.command:
+        parser.print_help()
+        sys.exit(2)
+    preset = parsed[parsed.command].get("preset")
+    if preset is not None:
+        # a preset gives defaults, so that options and files still have the last word
+        command = parser._subcommands_action._name_parser_map[parsed.command]
+        command.set_defaults(_flat(PRESETS[preset]))
+        parsed = parser.parse_args(argv)
+    return parsed
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _distill_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options, as a run writes it.")
+    parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
+    parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Output folder.")
+    parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
+    parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in --out.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an old run in --out.")
+    parser.add_class_arguments(DistillConfig, nested_key=None)
+
+
+def _distill(options: Namespace) -> None:
+    own = {"config", "data", "target", "out", "preset", "resume", "overwrite", "debug"}
+    settings = {name: value for name, value in options.as_dict().items() if name not in own}
+    stage = DistillationStage(options.target, config=make_config(**settings))
+    synthetic = stage.run(options.data, out=options.out, resume=options.resume, overwrite=options.overwrite)
+    losses = synthetic.provenance["heldout_loss"]
+    print(f"Outer loss on held-out real images: {losses['initial']:.4g} at the start, {losses['final']:.4g} at the end.")
+    print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
+
+
+def _pretrain_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--set", type=str, required=True, metavar="DIR", help="Synthetic set, or the run that made it.")
+    parser.add_argument("--student", type=str, required=True, metavar="NAME", help="timm name of the backbone.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder for the backbone.")
+    parser.add_function_arguments(pretrain, nested_key=None, skip={"student", "synthetic", "out", "progress"})
+
+
+def _pretrain(options: Namespace) -> None:
+    settings = {name: value for name, value in options.as_dict().items() if name not in {"set", "debug"}}
+    pretrain(synthetic=SyntheticSet.load(options.set), **settings)
+    weights = options.out / "model.safetensors"
+    print(f"Wrote {options.out}. Use it: timm.create_model('{options.student}', num_classes=0, checkpoint_path='{weights}')")
+
+
+def _inspect_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("set", type=str, metavar="DIR", help="Synthetic set, or the run that made it.")
+
+
+def _inspect(options: Namespace) -> None:
+    print(describe(SyntheticSet.load(options.set), Path(options.set)))
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="Output folder.")
+    parser.add_argument("--seed", type=int, default=0, help="Root of every random draw.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an old demo in --out.")
+
+
+def _demo(options: Namespace) -> None:
+    # the demo trains its target with Lightly, so it lives with the adapters
+    demo = importlib.import_module("lightly_distill_integrations.demo")
+    demo.run(options.out, seed=options.seed, overwrite=options.overwrite)
+
+
+# name: what it does, how its options are declared, how it is run
+COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
+    "demo": (
+        "The whole story in minutes on a laptop: trains a small target with Lightly on handwritten digits, distils, "
+        "pre-trains a student, compares it with baselines, draws pictures.",
+        _demo_arguments,
+        _demo,
+    ),
+    "distill": (
+        "Distils real images and a self-supervised model into a synthetic set.",
+        _distill_arguments,
+        _distill,
+    ),
+    "pretrain": ("Pre-trains a timm backbone on a synthetic set.", _pretrain_arguments, _pretrain),
+    "inspect": ("Tells what a synthetic set is: sizes, provenance, pictures.", _inspect_arguments, _inspect),
+}

@@ -1,0 +1,78 @@
+"""Decodes items by lists of indices, here or in worker processes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightly_distill.errors import UsageError
+from lightly_distill.images import UnusableImage
+from lightly_distill.items import Items
+
+
+@dataclass
+class Decoded:
+    """What came of a list of items.
+
+    Attributes:
+        images: Those that could be decoded, uint8, shape (at most B, 3, S, S).
+        kept: Their indices.
+        skipped: Why not, by index.
+        fault: Text of the error that ended it. Not an exception: a worker's comes back as its whole traceback.
+    """
+
+    images: Tensor
+    kept: list[int]
+    skipped: dict[int, str]
+    fault: str | None = None
+
+
+class Decoder:
+    """Decodes lists of items to one size; what a `DataLoader` takes for a dataset."""
+
+    def __init__(self, items: Items, size: int) -> None:
+        self.items, self.size = items, size
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitems__(self, indices: list[int]) -> Decoded:
+        """Decodes these items, up to the first that is a fault of the dataset."""
+        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        decoded = Decoded(images, [], {})
+        for index in indices:
+            try:
+                images[len(decoded.kept)] = self.items.decode(index, self.size)
+                decoded.kept.append(index)
+            except UnusableImage as reason:
+                decoded.skipped[index] = str(reason)
+            except UsageError as error:
+                decoded.fault = str(error)
+                break
+        decoded.images = images[: len(decoded.kept)]
+        return decoded
+
+
+def decode_batches(decoder: Decoder, batches: Iterable[list[int]], num_workers: int) -> Iterator[Decoded]:
+    """Yields what came of each list of indices, in order.
+
+    Args:
+        decoder: What decodes.
+        batches: Lists of indices; taken ahead of what was yielded.
+        num_workers: Processes that decode; with 0, this one does when the next is asked for.
+    """
+    return iter(
+        DataLoader(
+            decoder,  # type: ignore[arg-type]  # nothing but __getitems__ is used
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # what __getitems__ returned
+            generator=torch.Generator(),  # its own: else the seeds of workers come from the global one
+        )
+    )
+
+
+def _as_it_is(decoded: Decoded) -> Decoded:
+    return decoded

@@ -1,0 +1,192 @@
+"""The method, top to bottom: KRR-ST, Algorithm 1 (Lee et al., ICLR 2024, arXiv:2310.06511)."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lightly_distill.config import DistillConfig
+from lightly_distill.errors import DistillError
+from lightly_distill.krr import kernel_ridge
+from lightly_distill.pool import Slot, StudentBuilder, StudentPool
+from lightly_distill.real import RealImages
+from lightly_distill.step import RealBatch, kernel_pass, outer_gradient
+
+MEASUREMENTS = 10  # of the held-out loss, over the whole run, besides the one at the start
+
+
+class Recorder(Protocol):
+    """Where a run leaves its traces; see `run_folder.py`."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Takes one row of measurements."""
+        ...
+
+    def checkpoint(self, state: "DistillState") -> None:
+        """Takes the state after a step."""
+        ...
+
+
+@dataclass
+class DistillState:
+    """All that a run changes.
+
+    Attributes:
+        images: Synthetic images, shape (M, C, H, W), normalised. A leaf that requires grad.
+        representations: Synthetic representations, shape (M, D). A leaf that requires grad.
+        source_index: Index in the source of the real image that each started from, shape (M,).
+        pool: Online students.
+        optimizer: AdamW over images and representations.
+        step: Outer steps done.
+        jitters: How often a ridge penalty had to grow.
+        initial_loss: Held-out loss before the first step, averaged over the pool.
+    """
+
+    images: Tensor
+    representations: Tensor
+    source_index: Tensor
+    pool: StudentPool
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    jitters: int = 0
+    initial_loss: float | None = None
+
+    @classmethod
+    def start(
+        cls, real: RealImages, students: Sequence[tuple[str, StudentBuilder]], config: DistillConfig
+    ) -> "DistillState":
+        """Makes the initial state: real images, the target's representations of them, an untrained pool."""
+        index, batch = real.initial(config.num_images)
+        images = batch.images.clone().requires_grad_()
+        representations = batch.representations.clone().requires_grad_()
+        pool = StudentPool(students, config.pool, images, representations.shape[1], config.seed)
+        optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
+        return cls(images, representations, index, pool, optimizer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors of the state by flat name."""
+        tensors, _ = self.pool.state_dict()
+        tensors |= {"images": self.images, "representations": self.representations, "source_index": self.source_index}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adamw.{number}.{name}": value for name, value in moments.items()}
+        return tensors
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the numbers of the state, JSON-able."""
+        _, counts = self.pool.state_dict()
+        return {"jitters": self.jitters, "initial_loss": self.initial_loss, "slots": counts}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Sets the state to what `tensors` and `facts` returned when it was saved."""
+        with torch.no_grad():
+            self.images.copy_(tensors["images"])
+            self.representations.copy_(tensors["representations"])
+        self.source_index = tensors["source_index"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adamw."):
+                _, number, key = name.split(".")
+                moments.setdefault(int(number), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.pool.load_state_dict(tensors, facts["slots"])
+        self.step, self.jitters, self.initial_loss = facts["step"], facts["jitters"], facts["initial_loss"]
+
+
+def distill(state: DistillState, real: RealImages, config: DistillConfig, recorder: Recorder) -> None:
+    """Runs the outer loop from where `state` stands to `config.steps`, changing `state` in place.
+
+    Args:
+        state: From `DistillState.start`, or restored from a checkpoint.
+        real: Real batches.
+        config: All settings.
+        recorder: Receives measurements and checkpoints.
+
+    Raises:
+        DistillError: If a loss, gradient or student is not finite, naming step and student; before the update.
+    """
+    precision = _precision(config, state.images.device)
+    held_out = real.held_out()
+    if state.step == 0:
+        with precision():
+            state.pool.warm_up(state.images, state.representations)
+        state.initial_loss = held_out_loss(state, held_out, config)
+        recorder.log({"step": 0, "heldout_loss": state.initial_loss})
+        recorder.checkpoint(state)
+
+    progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step")
+    window, since = [], time.perf_counter()
+    for batch in real.batches(state.step, config.steps):
+        slot = state.pool.draw(state.step)
+        with precision():
+            window.append(_outer_step(state, slot, batch, config))
+            state.pool.advance(slot, state.images, state.representations)
+        state.step += 1
+        progress.update()
+
+        measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
+        if measure or state.step % config.log_every == 0:
+            seconds, since = (time.perf_counter() - since) / len(window), time.perf_counter()
+            row = {"step": state.step, "loss": sum(window) / len(window), "seconds_per_step": seconds}
+            if measure:
+                row["heldout_loss"] = held_out_loss(state, held_out, config)
+                since = time.perf_counter()
+            recorder.log(row)
+            progress.set_postfix(loss=f"{row['loss']:.4g}")
+            window = []
+        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+            recorder.checkpoint(state)
+    progress.close()
+
+
+def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:
+    """Steps X_s and Y_s down the gradient of the outer loss of one student; returns the loss."""
+    try:
+        gradient = outer_gradient(
+            slot.student,
+            state.images,
+            state.representations,
+            batch,
+            ridge=config.ridge.strength,
+            dtype=getattr(torch, config.ridge.dtype),
+        )
+    except DistillError as error:
+        who = f"step {state.step + 1}, student {slot.index} ({slot.name}, age {slot.age})"
+        raise DistillError(f"Stopped before the update of {who}: {error}") from error
+    state.images.grad, state.representations.grad = gradient.images, gradient.representations
+    decay = 1 - (1 - config.outer.final_lr) * state.step / config.steps
+    rates = (config.outer.lr_images, config.outer.lr_representations)
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * decay
+    state.optimizer.step()
+    state.jitters += gradient.jitters
+    return float(gradient.loss)
+
+
+def held_out_loss(state: DistillState, held_out: RealBatch | None, config: DistillConfig) -> float | None:
+    """Returns the outer loss on real images that no step has seen, averaged over the students of the pool."""
+    if held_out is None:
+        return None
+    losses = []
+    for slot in state.pool.slots:
+        with kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
+            prediction = kernel_ridge(
+                slot.student(held_out.images),
+                slot.student(state.images),
+                state.representations,
+                ridge=config.ridge.strength,
+                dtype=getattr(torch, config.ridge.dtype),
+            )
+            losses.append(float(F.mse_loss(prediction.values, held_out.representations.to(prediction.values.dtype))))
+    return sum(losses) / len(losses)
+
+
+def _precision(config: DistillConfig, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    enabled = config.precision == "bf16"
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -1,0 +1,152 @@
+"""The pool of online students, each at another point of its training on the synthetic set."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lightly_distill import seeding
+from lightly_distill.config import PoolConfig
+from lightly_distill.errors import DistillError
+
+StudentBuilder = Callable[[], nn.Module]
+
+
+@dataclass
+class Slot:
+    """One place of the pool and the student that holds it now.
+
+    Attributes:
+        index: Place in the pool.
+        name: Architecture of the student.
+        student: Images (M, C, H, W) to features (M, F).
+        head: Linear layer, features to representations (M, D).
+        optimizer: SGD over both.
+        age: Training steps that this student has taken.
+        births: Students that this slot has had before.
+    """
+
+    index: int
+    name: str
+    student: nn.Module
+    head: nn.Linear
+    optimizer: torch.optim.SGD
+    age: int = 0
+    births: int = 0
+
+
+class StudentPool:
+    """Online students of KRR-ST, Algorithm 1 (arXiv:2310.06511).
+
+    Args:
+        students: Name and builder of each architecture; slot i gets number i modulo their count.
+        config: Size, lifetime and optimizer.
+        images: Synthetic images, shape (M, C, H, W); here only to measure the features' width.
+        dim: Width D of the representations.
+        seed: Root seed.
+    """
+
+    def __init__(
+        self, students: Sequence[tuple[str, StudentBuilder]], config: PoolConfig, images: Tensor, dim: int, seed: int
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self._students = students
+        self._probe = images.detach()[:2]
+        self._dim = dim
+        self.slots = [self._born(index, births=0) for index in range(config.size)]
+
+    def _born(self, index: int, births: int) -> Slot:
+        name, build = self._students[index % len(self._students)]
+        device = self._probe.device
+        with seeding.global_seed(self.seed, "student", index, births):
+            student = build().to(device)
+            with torch.no_grad():
+                features = student.eval()(self._probe)
+            head = nn.Linear(features.shape[1], self._dim).to(device)
+        optimizer = torch.optim.SGD(
+            [*student.parameters(), *head.parameters()],
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+        )
+        return Slot(index, name, student, head, optimizer, births=births)
+
+    def draw(self, step: int) -> Slot:
+        """Returns the slot of an outer step, drawn uniformly."""
+        draw = torch.randint(len(self.slots), (1,), generator=seeding.generator(self.seed, "draw", step))
+        return self.slots[int(draw)]
+
+    def warm_up(self, images: Tensor, representations: Tensor) -> None:
+        """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread."""
+        generator = seeding.generator(self.seed, "warm-up")
+        ages = torch.randint(1, self.config.max_age + 1, (len(self.slots),), generator=generator).tolist()
+        with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", leave=False) as progress:
+            for slot, age in zip(self.slots, ages, strict=True):
+                for _ in range(age):
+                    self._train(slot, images, representations)
+                    progress.update()
+
+    def advance(self, slot: Slot, images: Tensor, representations: Tensor) -> None:
+        """Moves a student one step on, and replaces it by a fresh one of age 0 when it has taken T steps.
+
+        The authors' released code does not reset the count, so that from then on every draw replaces the student again.
+        The paper's Algorithm 1 does, and so do we.
+        """
+        # a student that the warm-up left at age T has had its outer step and takes no more than T training steps
+        if slot.age < self.config.max_age:
+            self._train(slot, images, representations)
+        if slot.age >= self.config.max_age:
+            self.slots[slot.index] = self._born(slot.index, slot.births + 1)
+
+    def _train(self, slot: Slot, images: Tensor, representations: Tensor) -> None:
+        """One SGD step on `mean((head(student(X_s)) - Y_s)^2)`, full batch, train mode."""
+        images, representations = images.detach(), representations.detach()
+        slot.student.train()
+        with seeding.global_seed(self.seed, "train", slot.index, slot.births, slot.age, device=images.device):
+            loss = F.mse_loss(slot.head(slot.student(images)).float(), representations)
+        slot.optimizer.zero_grad()
+        with torch.autocast(images.device.type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
+        if not torch.isfinite(loss):
+            raise DistillError(
+                f"Student {slot.index} ({slot.name}) diverged at training step {slot.age + 1} on the synthetic set "
+                f"(loss {loss.item()}): lower pool.lr, now {self.config.lr}."
+            )
+        slot.optimizer.step()
+        slot.age += 1
+
+    def state_dict(self) -> tuple[dict[str, Tensor], list[dict[str, int]]]:
+        """Returns the tensors of all slots by flat name, and the age and births of each."""
+        tensors: dict[str, Tensor] = {}
+        for slot in self.slots:
+            prefix = f"pool.{slot.index}."
+            for part, module in (("student", slot.student), ("head", slot.head)):
+                tensors |= {f"{prefix}{part}.{name}": value for name, value in module.state_dict().items()}
+            for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
+                buffer = slot.optimizer.state.get(parameter, {}).get("momentum_buffer")
+                if buffer is not None:
+                    tensors[f"{prefix}momentum.{number}"] = buffer
+        return tensors, [{"age": slot.age, "births": slot.births} for slot in self.slots]
+
+    def load_state_dict(self, tensors: dict[str, Tensor], counts: Sequence[dict[str, int]]) -> None:
+        """Restores what `state_dict` returned.
+
+        Raises:
+            KeyError: If a tensor is missing.
+            RuntimeError: If a tensor has another shape than the student's.
+        """
+        for index, count in enumerate(counts):
+            slot = self.slots[index] = self._born(index, count["births"])
+            slot.age = count["age"]
+            prefix = f"pool.{index}."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            for part, module in (("student.", slot.student), ("head.", slot.head)):
+                module.load_state_dict({n.removeprefix(part): v for n, v in own.items() if n.startswith(part)})
+            for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
+                if f"momentum.{number}" in own:
+                    buffer = own[f"momentum.{number}"].to(parameter.device, copy=True)
+                    slot.optimizer.state[parameter]["momentum_buffer"] = buffer

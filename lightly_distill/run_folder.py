@@ -1,0 +1,114 @@
+"""The output folder of a run: configuration, measurements, checkpoints, pictures, and the set itself.
+
+    config.yaml        what was run, in full; `--config` takes it back
+    metrics.jsonl      one row every `log_every` steps
+    checkpoints/       what `--resume` needs
+    pictures/          before and after, loss curve
+    set/               the synthetic set
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from lightly_distill import checkpoint
+from lightly_distill.config import differences
+from lightly_distill.distill import DistillState
+from lightly_distill.errors import UsageError
+
+OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "pictures", "set")
+# settings that may change between a run and its resumption: they do not change the result
+FREE_TO_CHANGE = ("device", "log_every", "checkpoint_every")
+
+
+class RunFolder:
+    """Keeps the traces of one run.
+
+    Args:
+        path: The folder, or None to keep nothing on disk.
+        settings: Everything that decides the result: configuration, source and target with their fingerprints.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self._settings = dict(settings)
+        self.rows: list[dict[str, Any]] = []
+
+    @staticmethod
+    def check(path: Path | None, *, resume: bool, overwrite: bool) -> None:
+        """Refuses a folder that cannot be used, before any long work.
+
+        Raises:
+            UsageError: If there is something in the folder and neither flag is given, both are, or there is nothing to
+                resume.
+        """
+        if resume and overwrite:
+            raise UsageError("--resume and --overwrite contradict each other: go on with the old run, or replace it?")
+        if path is None:
+            if resume:
+                raise UsageError("Resuming needs the folder of the run: give --out (out=... in Python).")
+            return
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"The output folder {path} is a file: choose another name.")
+        if resume and not (path / "checkpoints").is_dir():
+            raise UsageError(f"Nothing to resume: there is no checkpoint in {path}. Start without --resume.")
+        if path.exists() and any(path.iterdir()) and not (resume or overwrite):
+            raise UsageError(
+                f"The output folder {path} is not empty: go on with --resume, replace its run with --overwrite, "
+                "or choose another name."
+            )
+
+    def begin(self, *, overwrite: bool, config: Mapping[str, Any]) -> None:
+        """Makes the folder, removes an old run where asked to, and writes the configuration."""
+        if self.path is None:
+            return
+        if overwrite:
+            for name in OWN_NAMES:  # only what a run writes; the user's other files stay
+                old = self.path / name
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "pictures").mkdir(exist_ok=True)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Appends a row to metrics.jsonl."""
+        self.rows.append(row)
+        if self.path is not None:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def checkpoint(self, state: DistillState) -> None:
+        """Writes the state of the run."""
+        if self.path is not None:
+            facts = {**state.facts(), "settings": self._settings}
+            checkpoint.save(self.path / "checkpoints", state.step, state.tensors(), facts)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Reads the newest checkpoint and drops the rows of metrics.jsonl that came after it.
+
+        Raises:
+            UsageError: If the checkpoint is of a run with other settings; the message names each difference.
+        """
+        assert self.path is not None
+        tensors, facts = checkpoint.load_newest(self.path / "checkpoints")
+        changed = differences(_fixed(facts["settings"]), _fixed(self._settings))
+        if changed:
+            raise UsageError(
+                f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones, or another --out."
+            )
+        log = self.path / "metrics.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        self.rows = [row for row in rows if row["step"] <= facts["step"]]
+        log.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        return tensors, facts
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
+    plain["config"] = {name: value for name, value in plain["config"].items() if name not in FREE_TO_CHANGE}
+    return plain

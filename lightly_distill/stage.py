@@ -1,0 +1,163 @@
+"""What a script adds: the stage from a dataset and a target model to a synthetic set."""
+
+import logging
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightly_distill import config as settings
+from lightly_distill import pictures
+from lightly_distill.config import DistillConfig
+from lightly_distill.device import resolve_device
+from lightly_distill.distill import DistillState, distill
+from lightly_distill.errors import UsageError
+from lightly_distill.real import RealImages
+from lightly_distill.run_folder import RunFolder
+from lightly_distill.source import Source, open_source
+from lightly_distill.students import student_builder
+from lightly_distill.synthetic import SyntheticSet
+from lightly_distill.targets import Target, as_target, load_target
+
+_logger = logging.getLogger(__name__)
+
+
+class DistillationStage:
+    """Distils the images that a model was trained on into a small synthetic set.
+
+    Args:
+        target: The self-supervised model of the script (its encoder is found, see `as_target`; the model itself is not
+            changed), a `Target`, a function from images to representations, or a specification such as
+            `timm:resnet18@weights.safetensors`.
+        encoder: The encoder inside the model or its attribute path, where it cannot be told.
+        preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
+        config: All settings at once, instead of preset and options.
+        options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`, `steps=5000`, `seed=0`;
+            parts as mappings, such as `pool={"size": 5}`.
+
+    Raises:
+        UsageError: If an option is unknown or out of range, or the target's encoder cannot be found.
+
+    Example:
+        >>> stage = DistillationStage(target=model, student="resnet18", num_images=1000)
+        >>> synthetic = stage.run(dataset)
+        >>> synthetic.save("runs/cifar10-simclr")
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        *,
+        encoder: Any = None,
+        preset: str | None = None,
+        config: DistillConfig | None = None,
+        **options: Any,
+    ) -> None:
+        if config is not None and (preset is not None or options):
+            raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
+        self.config = config or settings.make_config(preset, **options)
+        if isinstance(target, str):
+            if encoder is not None:
+                raise UsageError("encoder= goes with a model; a target specification names its encoder itself.")
+            self.target = load_target(target)
+        else:
+            self.target = as_target(target, encoder)
+
+    def run(
+        self, dataset: Any, *, out: str | Path | None = None, resume: bool = False, overwrite: bool = False
+    ) -> SyntheticSet:
+        """Distils a dataset.
+
+        Args:
+            dataset: Real images: a torchvision, Lightly or Hugging Face dataset, a list or tensor of images, a folder,
+                or anything else that `open_source` takes. Labels are not looked at.
+            out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing.
+            resume: Go on from the newest checkpoint in `out`.
+            overwrite: Replace an old run in `out`.
+
+        Returns:
+            The synthetic set, on the CPU, with its provenance.
+
+        Raises:
+            UsageError: If dataset, students, settings and folder do not fit together; before any long work.
+            DistillError: If the run cannot go on; the newest checkpoint is intact.
+        """
+        config, target = self.config, self.target
+        device = resolve_device(config.device)
+        folder = Path(out) if out is not None else None
+        RunFolder.check(folder, resume=resume, overwrite=overwrite)
+        source = open_source(dataset, image_size=config.image_size)
+        students = [(name, student_builder(name, source.image_size)) for name in config.students]
+        _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
+
+        started = time.perf_counter()
+        facts = _facts(source, target, config)
+        real = RealImages(source, target, config, device)
+        run = RunFolder(folder, facts)
+        state = DistillState.start(real, students, config)
+        initial = state.images.detach().clone()
+        if resume:
+            state.restore(*run.load_checkpoint())
+        run.begin(overwrite=overwrite, config={"data": source.name, "target": target.name, **facts["config"]})
+        distill(state, real, config, run)
+
+        synthetic = SyntheticSet(
+            state.images.detach().cpu(),
+            state.representations.detach().cpu(),
+            mean=target.mean,
+            std=target.std,
+            source_index=state.source_index,
+            provenance={
+                **facts,
+                "versions": _versions(),
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+                "steps": state.step,
+                "heldout_loss": {"initial": state.initial_loss, "final": run.rows[-1].get("heldout_loss")},
+                "ridge_jitters": state.jitters,
+                "seconds": round(time.perf_counter() - started, 1),
+                "peak_memory_bytes": _peak_memory(device),
+            },
+        )
+        if folder is not None:
+            _draw(folder / "pictures", initial.cpu(), synthetic, run)
+            synthetic.save(folder / "set", overwrite=True)
+            _logger.info("Wrote %s", folder)
+        return synthetic
+
+
+def _facts(source: Source, target: Target, config: DistillConfig) -> dict[str, Any]:
+    return {
+        "source": {
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "images": len(source),
+            "image_size": source.image_size,
+            "skipped": dict(source.skipped),
+        },
+        "target": {"name": target.name, "sha256": target.weights_sha256()},
+        "config": settings.to_dict(config),
+    }
+
+
+def _draw(folder: Path, initial: torch.Tensor, synthetic: SyntheticSet, run: RunFolder) -> None:
+    before = SyntheticSet(initial, synthetic.representations, mean=synthetic.mean, std=synthetic.std)
+    pictures.before_after(before.displayable(), synthetic.displayable(), folder / "before_after.png")
+    pictures.loss_curve(run.rows, folder / "loss.png")
+
+
+def _versions() -> dict[str, str]:
+    names = ("lightly-distill", "torch", "torchvision", "timm", "lightly")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Returns the most bytes held so far: on the device if it is a GPU, else by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,135 @@
+import copy
+import logging
+
+import pytest
+import timm
+import torch
+import torchvision
+from lightly.models.modules import (
+    DINOProjectionHead,
+    MaskedCausalVisionTransformer,
+    MaskedVisionTransformerTIMM,
+    SimCLRProjectionHead,
+)
+from lightly_distill_integrations import lightly_models
+from torch import Tensor, nn
+
+from lightly_distill.errors import UsageError
+from lightly_distill.targets import as_target
+
+IMAGES = torch.rand(2, 3, 32, 32)
+
+
+class Model(nn.Module):
+    """Any module with the given parts."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+def resnet() -> nn.Module:
+    return nn.Sequential(*list(torchvision.models.resnet18().children())[:-1])
+
+
+def small_vit(**arguments: object) -> nn.Module:
+    return timm.create_model("test_vit", img_size=32, dynamic_img_size=False, **arguments)
+
+
+def test_simclr_is_represented_by_its_backbone() -> None:
+    model = Model(backbone=resnet(), projection_head=SimCLRProjectionHead(512, 512, 128)).eval()
+    target = as_target(model)
+    torch.testing.assert_close(target(IMAGES), _normalised_features(model.backbone).flatten(1))
+    assert target.name == "Model.backbone"
+    assert target.input_size is None
+
+
+def test_dino_is_represented_by_its_teacher_although_its_head_cannot_be_copied() -> None:
+    model = Model(
+        student_backbone=resnet(),
+        student_head=DINOProjectionHead(512, 64, 32, 128, freeze_last_layer=1),
+        teacher_backbone=resnet(),
+        teacher_head=DINOProjectionHead(512, 64, 32, 128),
+    ).eval()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    target = as_target(model)
+    assert target.name == "Model.teacher_backbone"
+    torch.testing.assert_close(target(IMAGES), _normalised_features(model.teacher_backbone).flatten(1))
+
+
+def test_backbone_comes_before_a_teacher_and_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model(backbone=nn.Conv2d(3, 4, 3), teacher_backbone=nn.Conv2d(3, 5, 3))
+    with caplog.at_level(logging.INFO):
+        assert lightly_models.find_encoder(model) is model.backbone
+    assert "its 'backbone', as Lightly evaluates it (passed over: teacher_backbone)" in caplog.text
+
+
+def test_masked_transformer_is_called_without_a_mask_and_at_its_own_size() -> None:
+    backbone = MaskedVisionTransformerTIMM(vit=small_vit())
+    target = as_target(Model(backbone=backbone, mask_token=nn.Linear(2, 2)).eval())
+    assert target.name == "Model.backbone"
+    assert target.input_size == 32
+    expected = _normalised_features(backbone.eval())
+    torch.testing.assert_close(target(IMAGES), expected)
+    assert target(torch.rand(2, 3, 48, 40)).shape == expected.shape == (2, 64)
+
+
+def test_aim_is_represented_by_the_mean_of_its_tokens() -> None:
+    backbone = MaskedCausalVisionTransformer(
+        img_size=32, patch_size=16, embed_dim=12, depth=1, num_heads=2, class_token=False, global_pool="avg"
+    )
+    target = as_target(Model(backbone=backbone).eval())
+    images = (IMAGES - target._mean) / target._std
+    torch.testing.assert_close(target(IMAGES), backbone.forward_features(images).mean(1))
+
+
+def test_timm_backbone_with_a_head_is_represented_by_its_features_and_lightlys_normalisation() -> None:
+    target = as_target(Model(backbone=small_vit(num_classes=9)))
+    assert target(IMAGES).shape == (2, 64)
+    assert target.mean == (0.485, 0.456, 0.406)
+    assert target.input_size == 32
+
+
+def test_tokens_of_a_model_with_class_token_are_averaged_without_it() -> None:
+    class TokenModel(torchvision.models.VisionTransformer):
+        def forward(self, x: Tensor) -> Tensor:  # as Lightly's IJEPABackbone
+            tokens = self._process_input(x)
+            return self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), tokens], dim=1))
+
+    backbone = TokenModel(image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8)
+    target = as_target(Model(target_encoder=backbone).eval())
+    torch.testing.assert_close(target(IMAGES), _normalised_features(backbone)[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod"])
+def test_wrapped_models_are_looked_into(wrapper: str) -> None:
+    backbone = nn.Conv2d(3, 4, 3)
+    assert lightly_models.find_encoder(Model(**{wrapper: Model(backbone=backbone)})) is backbone
+    assert lightly_models.find_encoder(Model(backbone=Model(**{wrapper: backbone}))) is backbone
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: timm.create_model("vgg11", num_classes=0),
+        lambda: torchvision.models.squeezenet1_1(),
+        lambda: nn.Sequential(nn.Flatten()),
+    ],
+    ids=["timm", "torchvision", "plain"],
+)
+def test_models_that_are_not_lightlys_are_left_to_others(model) -> None:  # noqa: ANN001
+    with torch.device("meta"):
+        assert lightly_models.find_encoder(model()) is None
+
+
+def test_loading_by_name_says_what_to_give_instead() -> None:
+    with pytest.raises(UsageError, match="'lightly:simclr' cannot be loaded by name: .*pkg.module:callable"):
+        lightly_models.load("simclr")
+
+
+def _normalised_features(backbone: nn.Module) -> Tensor:
+    target = as_target(lambda images: images.mean((2, 3)))
+    with torch.no_grad():
+        return backbone((IMAGES - target._mean) / target._std)

@@ -1,0 +1,134 @@
+from collections import Counter
+
+import pytest
+import reference
+import tiny
+import torch
+from torch import Tensor, nn
+
+from lightly_distill.config import PoolConfig
+from lightly_distill.errors import DistillError
+from lightly_distill.pool import StudentPool
+from lightly_distill.seeding import generator
+
+
+def make_pool(
+    seed: int = 0, dropout: float = 0.0, **options: float
+) -> tuple[StudentPool, Tensor, Tensor]:
+    g = generator(7, "pool")
+    images, reps = torch.randn(6, 3, 8, 8, generator=g), torch.randn(6, 5, generator=g)
+    config = PoolConfig(**{"size": 4, "max_age": 6, **options})
+    return StudentPool([("tiny", lambda: tiny.student(dropout))], config, images, 5, seed), images, reps
+
+
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([value.flatten().float() for value in module.state_dict().values()])
+
+
+def test_warm_up_trains_each_student_for_as_many_steps_as_its_age_says() -> None:
+    pool, images, reps = make_pool(size=8)
+    fresh, *_ = make_pool(size=8)
+    pool.warm_up(images, reps)
+    ages = [slot.age for slot in pool.slots]
+    assert all(1 <= age <= 6 for age in ages) and len(set(ages)) > 2
+    for slot, other in zip(pool.slots, fresh.slots, strict=True):
+        for _ in range(slot.age):
+            fresh._train(other, images, reps)
+        assert torch.equal(weights(slot.student), weights(other.student))
+        assert int(slot.student[1].num_batches_tracked) == slot.age
+
+
+def test_a_training_step_equals_the_plain_reference() -> None:
+    pool, images, reps = make_pool()
+    slot = pool.slots[0]
+    twin_model, twin_head = tiny.student(), nn.Linear(32, 5)
+    twin_model.load_state_dict(slot.student.state_dict())
+    twin_head.load_state_dict(slot.head.state_dict())
+    twin = reference.new_student(lambda: (twin_model, twin_head), torch.float32)
+    for _ in range(5):
+        pool.advance(slot, images, reps)
+        reference.train_student(twin, images, reps)
+    torch.testing.assert_close(weights(slot.student), weights(twin.model), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(slot.head), weights(twin.head), rtol=1e-5, atol=1e-6)
+
+
+def test_a_student_of_age_T_is_replaced_by_a_fresh_one_that_goes_on_training() -> None:
+    pool, images, reps = make_pool(size=1, max_age=3)
+    first = pool.slots[0].student
+    start = weights(first)
+    for age in (1, 2):
+        pool.advance(pool.slots[0], images, reps)
+        assert pool.slots[0].student is first and pool.slots[0].age == age
+    pool.advance(pool.slots[0], images, reps)
+    slot = pool.slots[0]
+    assert slot.student is not first and (slot.age, slot.births) == (0, 1)
+    assert int(slot.student[1].num_batches_tracked) == 0 and not slot.optimizer.state
+    assert not torch.equal(weights(slot.student), start)  # another initialisation, not the first one again
+    fresh = weights(slot.student)
+    pool.advance(slot, images, reps)
+    assert pool.slots[0] is slot and slot.age == 1 and not torch.equal(weights(slot.student), fresh)
+
+
+def test_ages_stay_spread_and_every_slot_goes_on_training_over_many_lifetimes() -> None:
+    pool, images, reps = make_pool(size=4, max_age=10)
+    pool.warm_up(images, reps)
+    seen: Counter[int] = Counter()
+    for step in range(4 * 10 * 10):  # ten lifetimes of each of four slots
+        slot = pool.draw(step)
+        seen[slot.age] += 1
+        pool.advance(slot, images, reps)
+    assert set(range(10)) <= set(seen) <= set(range(11))
+    # the authors' released code would use an untrained student in nearly every step from the first expiry on
+    assert seen[0] < 2 * 400 / 10
+    assert max(seen[age] for age in range(10)) < 3 * min(seen[age] for age in range(10))
+    assert all(slot.births >= 5 for slot in pool.slots)
+
+
+def test_draws_are_uniform_and_a_function_of_seed_and_step() -> None:
+    pool, *_ = make_pool()
+    other, *_ = make_pool(seed=1)
+    draws = [pool.draw(step).index for step in range(2000)]
+    assert all(400 < count < 600 for count in Counter(draws).values())
+    assert draws == [pool.draw(step).index for step in range(2000)]
+    assert draws != [other.draw(step).index for step in range(2000)]
+
+
+def test_a_mixed_pool_takes_its_architectures_in_turn() -> None:
+    images = torch.randn(4, 3, 8, 8)
+    wide = lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 40))  # noqa: E731
+    pool = StudentPool([("tiny", tiny.student), ("wide", wide)], PoolConfig(size=3), images, 5, seed=0)
+    assert [(slot.name, slot.head.in_features) for slot in pool.slots] == [("tiny", 32), ("wide", 40), ("tiny", 32)]
+
+
+def test_a_restored_pool_goes_on_as_the_old_one_bit_for_bit() -> None:
+    pool, images, reps = make_pool(dropout=0.3)  # dropout draws from the global generator
+    pool.warm_up(images, reps)
+    pool.advance(pool.slots[2], images, reps)
+    tensors, counts = pool.state_dict()
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    restored, *_ = make_pool(dropout=0.3)
+    restored.load_state_dict(tensors, counts)
+    torch.manual_seed(99)  # whatever the global generator is at
+    for step in range(30):
+        for p in (pool, restored):
+            p.advance(p.draw(step), images, reps)
+    for a, b in zip(pool.slots, restored.slots, strict=True):
+        assert (a.age, a.births) == (b.age, b.births)
+        assert torch.equal(weights(a.student), weights(b.student)) and torch.equal(weights(a.head), weights(b.head))
+
+
+def test_training_leaves_the_synthetic_set_and_the_global_generator_alone() -> None:
+    pool, images, reps = make_pool()
+    images.requires_grad_()
+    state = torch.get_rng_state()
+    pool.warm_up(images, reps)
+    pool.advance(pool.slots[0], images, reps)
+    assert images.grad is None and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_diverging_student_is_named_before_its_weights_are_touched() -> None:
+    pool, images, reps = make_pool()
+    before = weights(pool.slots[1].student)[:200]  # convolution weights; batch norm's statistics do move
+    with pytest.raises(DistillError, match=r"Student 1 \(tiny\) diverged at training step 1 .* lower pool.lr, now 0.1"):
+        pool.advance(pool.slots[1], images, reps * float("inf"))
+    assert torch.equal(weights(pool.slots[1].student)[:200], before)

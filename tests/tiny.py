@@ -1,0 +1,37 @@
+"""Small networks and images for the tests of the method."""
+
+import torch
+from torch import Tensor, nn
+
+from lightly_distill.config import DistillConfig, make_config
+from lightly_distill.seeding import generator
+
+SIZE = 8
+
+
+def student(dropout: float = 0.0) -> nn.Module:
+    """Batch norm, as in the paper's ConvNet; 32 features of an 8x8 image."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AvgPool2d(4),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+    )
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten())
+
+
+def images(count: int = 60) -> Tensor:
+    """uint8 (count, 3, 8, 8), smooth enough that a network can say something about them."""
+    coarse = torch.rand(count, 3, 3, 3, generator=generator(0, "images"))
+    return (nn.functional.interpolate(coarse, SIZE, mode="bilinear") * 255).byte()
+
+
+def config(**options: object) -> DistillConfig:
+    tiny = {"num_images": 10, "steps": 12, "batch_size": 16, "log_every": 1, "checkpoint_every": 4, "student": "tiny"}
+    return make_config(**{**tiny, "pool": {"size": 3, "max_age": 4}, **options})
