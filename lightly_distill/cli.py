@@ -155,7 +155,7 @@ def _inspect_arguments(parser: ArgumentParser) -> None:
 
 
 def _inspect(options: Namespace) -> None:
-    print(describe(SyntheticSet.load(options.set), Path(options.set)))
+    print(describe(Path(options.set)))
 
 
 def _demo_arguments(parser: ArgumentParser) -> None:

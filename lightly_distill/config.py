@@ -57,6 +57,7 @@ class RidgeConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "strength")
+        _one_of("ridge.dtype", self.dtype, ("float32", "float64"))
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,11 @@ class DistillConfig:
         _positive(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every")
         if self.image_size is not None:
             _positive(self, "image_size")
-        if self.holdout < 0 or (isinstance(self.source_views, int) and self.source_views < 0):
-            raise UsageError("holdout and source_views must not be negative.")
+        _one_of("precision", self.precision, ("fp32", "bf16"))
+        if self.source_views != "random" and not (isinstance(self.source_views, int) and self.source_views >= 0):
+            raise UsageError(f"source_views must be a number of views or 'random'; got {self.source_views!r}.")
+        if not (isinstance(self.holdout, int) and self.holdout >= 0):
+            raise UsageError(f"holdout must be a number of images, 0 for none; got {self.holdout!r}.")
         if not all(self.students):
             raise UsageError(f"student must be a timm name or several, comma separated; got '{self.student}'.")
 
@@ -202,3 +206,8 @@ def _positive(config: Any, *names: str) -> None:
         whole = kinds[name] in (int, "int") or name == "image_size"
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
             raise UsageError(f"{part}{name} must be a positive {'whole ' if whole else ''}number; got {value!r}.")
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.")

@@ -92,7 +92,7 @@ class DistillState:
         for name, value in tensors.items():
             if name.startswith("adamw."):
                 _, number, key = name.split(".")
-                moments.setdefault(int(number), {})[key] = value
+                moments.setdefault(int(number), {})[key] = value.clone()  # AdamW steps them in place
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.pool.load_state_dict(tensors, facts["slots"])

@@ -15,8 +15,6 @@ from lightly_distill import integrations
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.protocols import TargetAdapter
 
-_FIRST = ("lightly", "timm")  # a Lightly model with a timm backbone inside is Lightly's
-
 _logger = logging.getLogger(__name__)
 
 Encoder = Callable[[Tensor], Any]
@@ -28,7 +26,7 @@ def find_encoder(model: "nn.Module | Encoder", encoder: "str | nn.Module | None"
     Args:
         model: A model of any library, or a function. Is not changed.
         encoder: The module itself, or the path of an attribute of the model; by default the installed target adapters
-            are asked, and where none knows the model, the model is its own encoder.
+            are asked in the order of their names, and where none knows the model, the model is its own encoder.
 
     Raises:
         UsageError: If `encoder` names no module of the model.
@@ -41,7 +39,7 @@ def find_encoder(model: "nn.Module | Encoder", encoder: "str | nn.Module | None"
         if callable(model):
             return model
         raise UsageError(f"A target is a module or a function of images, not {type(model).__name__}.")
-    for name in sorted(integrations.available("targets"), key=_rank):
+    for name in sorted(integrations.available("targets")):  # Lightly's before timm's
         adapter: TargetAdapter = integrations.get("targets", name)
         found = adapter.find_encoder(model)
         if found is not None:
@@ -85,10 +83,6 @@ def load_model(spec: str) -> Any:
     if not callable(model):
         raise UsageError(f"The function of target '{spec}' returned {type(model).__name__}, expected a model.")
     return model
-
-
-def _rank(name: str) -> tuple[int, str]:
-    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
 
 
 def _submodule(model: Any, path: str) -> nn.Module:

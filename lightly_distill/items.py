@@ -62,7 +62,7 @@ class Items:
         try:
             return decode(self._image(index), size)
         except UsageError as error:
-            raise UsageError(f"Item {index} of {self.name}: {error}") from error
+            raise UsageError(f"Item {index} of {self.name}: {error}.") from error
 
     def label(self, index: int) -> str:
         """Returns how to name an item to the user."""
@@ -175,7 +175,7 @@ def _find_column(row: Mapping[str, Any]) -> str:
 
 
 def _is_hugging_face(data: Any) -> bool:
-    return any(kind.__module__ == "datasets.arrow_dataset" for kind in type(data).__mro__)
+    return any((kind.__module__, kind.__name__) == ("datasets.arrow_dataset", "Dataset") for kind in type(data).__mro__)
 
 
 def _decodes_plainly(data: Any) -> bool:

@@ -107,7 +107,8 @@ def _ask(scheme: str, place: str, split: str | None, name: str) -> tuple[Any, st
     data = integrations.get("sources", scheme).open(place, split)
     if data is None:
         raise UsageError(f"The adapter '{scheme}' finds no images in '{place}'.")
-    split = split or getattr(data, "split", None)
+    own = getattr(data, "split", None)  # of a tensor, a method
+    split = split or (None if callable(own) or own is None else str(own))
     return data, f"{name}#{split}" if split else name
 
 

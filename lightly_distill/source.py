@@ -93,7 +93,7 @@ class _LazySource(Source):
         facts: As for `Source`.
     """
 
-    def __init__(self, decoder: "Decoder", kept: Tensor, num_workers: int, *facts: Any) -> None:
+    def __init__(self, decoder: Decoder, kept: Tensor, num_workers: int, *facts: Any) -> None:
         super().__init__(*facts)
         self._decoder, self._kept, self._num_workers = decoder, kept, num_workers
 
@@ -108,8 +108,8 @@ class _LazySource(Source):
         for decoded in decode_batches(self._decoder, wanted, self._num_workers):
             yield self._all(decoded)
 
-    def _all(self, decoded: "Decoded") -> Tensor:
-        fault = decoded.fault or next((f"item {i} is {why}" for i, why in decoded.skipped.items()), None)
+    def _all(self, decoded: Decoded) -> Tensor:
+        fault = decoded.fault or next((f"item {i}: {why}" for i, why in decoded.skipped.items()), None)
         if fault:
             raise DistillError(f"{self.name} has changed since it was opened: {fault}.")
         return decoded.images

@@ -5,6 +5,9 @@ import pytest
 import torch
 
 
+torch.set_num_threads(1)  # the tests' tensors are small, and threads of several processes on few cores wait for each other
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests marked slow")
 

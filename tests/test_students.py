@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ def adapter_of(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
 
 
 class Function(nn.Module):
-    def __init__(self, function) -> None:  # noqa: ANN001
+    def __init__(self, function: Callable[[nn.Module, Tensor], object]) -> None:
         super().__init__()
         self.function = function
 
@@ -66,9 +67,7 @@ def test_an_adapter_that_is_not_installed_is_told_with_the_nearest() -> None:
     ],
 )
 def test_a_student_without_features_is_refused_before_it_is_trained(
-    function,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: ANN001
+    function: Callable[[nn.Module, Tensor], object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter_of(monkeypatch, Function(function))
     with pytest.raises(UsageError, match=message):

@@ -84,6 +84,11 @@ def test_a_target_stays_frozen_and_in_eval_mode_when_told_to_train() -> None:
     assert target.weights_sha256() == before
 
 
+def test_no_gradient_leaves_a_target() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    assert not unit(lambda x: x.mean((2, 3)) * weight)(IMAGES.clone().requires_grad_()).requires_grad
+
+
 def test_training_goes_on_without_changing_the_target() -> None:
     model = Encoder()
     target = as_target(model)
@@ -113,7 +118,7 @@ def test_an_encoder_that_is_not_there_is_told_with_its_neighbours() -> None:
 
 
 def test_an_encoder_that_cannot_be_copied_is_told_by_name() -> None:
-    with pytest.raises(UsageError, match="The encoder Model cannot be copied: .* Name a part of it with encoder="):
+    with pytest.raises(UsageError, match=r"The encoder Model cannot be copied: .* Name a part of it with encoder="):
         as_target(Model())
 
 

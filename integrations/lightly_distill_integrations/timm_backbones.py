@@ -212,9 +212,8 @@ def _config_beside(path: Path) -> dict[str, Any]:
     if not config_path.is_file():
         return {}
     config = json.loads(config_path.read_text())
-    facts = {key: config["pretrained_cfg"][key] for key in ("mean", "std", "input_size")}
-    size = config.get("model_args", {}).get("img_size")
-    return {"pretrained_cfg_overlay": facts} | ({"img_size": size} if size is not None else {})
+    # Where weights depend on the size, timm builds the model for `input_size`.
+    return {"pretrained_cfg_overlay": {key: config["pretrained_cfg"][key] for key in ("mean", "std", "input_size")}}
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 import copy
 import logging
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -57,6 +58,14 @@ def test_dino_is_represented_by_its_teacher_although_its_head_cannot_be_copied()
     target = as_target(model)
     assert target.name == "Model.teacher_backbone"
     torch.testing.assert_close(target(IMAGES), _normalised_features(model.teacher_backbone).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone", "teacher_backbone", "target_encoder", "encoder", "student_backbone", "features"]
+)
+def test_an_encoder_is_found_by_each_of_the_names_that_lightly_uses(name: str) -> None:
+    encoder = nn.Conv2d(3, 4, 3)
+    assert lightly_models.find_encoder(Model(**{name: encoder, "head": nn.Flatten()})) is encoder
 
 
 def test_backbone_comes_before_a_teacher_and_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,13 +128,13 @@ def test_wrapped_models_are_looked_into(wrapper: str) -> None:
     ],
     ids=["timm", "torchvision", "plain"],
 )
-def test_models_that_are_not_lightlys_are_left_to_others(model) -> None:  # noqa: ANN001
+def test_models_that_are_not_lightlys_are_left_to_others(model: Callable[[], nn.Module]) -> None:
     with torch.device("meta"):
         assert lightly_models.find_encoder(model()) is None
 
 
 def test_loading_by_name_says_what_to_give_instead() -> None:
-    with pytest.raises(UsageError, match="'lightly:simclr' cannot be loaded by name: .*pkg.module:callable"):
+    with pytest.raises(UsageError, match=r"'lightly:simclr' cannot be loaded by name: .*pkg\.module:callable"):
         lightly_models.load("simclr")
 
 

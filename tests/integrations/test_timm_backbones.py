@@ -138,7 +138,7 @@ def test_weights_of_another_model_are_refused_by_key(tmp_path: Path) -> None:
 def test_a_pickled_object_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(nn.Linear(2, 2), path)
-    with pytest.raises(UsageError, match="cannot be read: .*weights_only"):
+    with pytest.raises(UsageError, match=r"cannot be read: .*weights_only"):
         timm_backbones.load(f"resnet10t@{path}")
 
 

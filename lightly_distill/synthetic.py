@@ -1,0 +1,107 @@
+"""The result: synthetic images, a target representation of each, and where they come from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightly_distill import artifact
+from lightly_distill.errors import UsageError
+
+
+class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
+    """A small set of learned images, each with a learned target representation.
+
+    Args:
+        images: Float32, shape (m, 3, H, W), in normalised pixel space: unbounded, see `mean` and `std`.
+        representations: Float32, shape (m, d).
+        mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
+        std: As `mean`.
+        source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
+        provenance: JSON-able: source, target, configuration, versions, losses, cost.
+        metrics: JSON-able: measured results.
+
+    Raises:
+        UsageError: If shapes or types do not fit, or a number is not finite.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        representations: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        source_index: Tensor | None = None,
+        provenance: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> None:
+        if source_index is None:
+            source_index = torch.full((len(images),), -1)
+        _check("images", images, 4, torch.float32)
+        _check("representations", representations, 2, torch.float32)
+        _check("source_index", source_index, 1, torch.int64)
+        counts = {"images": len(images), "representations": len(representations), "source_index": len(source_index)}
+        if len(set(counts.values())) > 1 or not len(images):
+            raise UsageError(f"A synthetic set has as many of each, at least one; got {counts}.")
+        if images.shape[1] != 3 or len(mean) != 3 or len(std) != 3:
+            raise UsageError(
+                f"A synthetic set has 3 channels; got images of shape {tuple(images.shape)}, mean {list(mean)}, "
+                f"std {list(std)}."
+            )
+        self.images = images.detach()
+        self.representations = representations.detach()
+        self.source_index = source_index
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.provenance = provenance or {}
+        self.metrics = metrics or {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.representations[index]
+
+    def __repr__(self) -> str:
+        count, channels, height, width = self.images.shape
+        return f"SyntheticSet({count} images {channels}x{height}x{width}, representations of {self.dim})"
+
+    @property
+    def dim(self) -> int:
+        """Length d of a representation."""
+        return self.representations.shape[1]
+
+    def displayable(self) -> Tensor:
+        """Returns the images for eyes: uint8, shape (m, 3, H, W), clipped to what a screen can show."""
+        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
+        return ((self.images.cpu() * std + mean) * 255).round().clamp(0, 255).byte()
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the set as a folder, which is also the layout of a Hugging Face dataset; see `artifact.write`."""
+        return artifact.write(self, Path(folder), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SyntheticSet":
+        """Reads what `save` wrote, bit for bit, and checks it.
+
+        Args:
+            folder: The folder of a set, or the output folder of a run, which holds the set under `set`.
+
+        Raises:
+            UsageError: If there is no set.
+            DistillError: If the set is damaged, or of a newer format.
+        """
+        return cls(**artifact.read(artifact.find(Path(folder))))
+
+
+def _check(name: str, value: Tensor, ndim: int, dtype: torch.dtype) -> None:
+    if value.ndim != ndim or value.dtype != dtype:
+        raise UsageError(
+            f"The {name} of a synthetic set are {dtype} with {ndim} dimensions; got {value.dtype}, shape {tuple(value.shape)}."
+        )
+    if not value.isfinite().all():
+        raise UsageError(f"The {name} of a synthetic set must be finite; got NaN or infinity.")

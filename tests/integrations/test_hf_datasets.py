@@ -1,0 +1,199 @@
+import logging
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
+from datasets import Image as ImageFeature
+from lightly_distill_integrations import hf_datasets
+from PIL import Image
+from torch import Tensor
+
+from lightly_distill import seeding
+from lightly_distill.errors import UsageError
+from lightly_distill.source import open_source
+
+N, S = 6, 8
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(256, (N, 3, S, S), generator=seeding.generator(0, "test"), dtype=torch.uint8)
+
+
+def pillow(images: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+
+
+def made(images: Tensor, column: str = "image") -> Dataset:
+    features = Features({column: ImageFeature(), "label": ClassLabel(num_classes=N)})
+    return Dataset.from_dict({column: pillow(images), "label": list(range(len(images)))}, features=features)
+
+
+def png(image: Tensor) -> bytes:
+    buffer = BytesIO()
+    pillow(image[None])[0].save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def everything(data: Any) -> Tensor:
+    opened = open_source(data)
+    return opened.read(torch.arange(len(opened)))
+
+
+def write_parquet(folder: Path, images: Tensor) -> Path:
+    (folder / "data").mkdir(parents=True)
+    made(images[:4]).to_parquet(folder / "data" / "train-00000-of-00002.parquet")
+    made(images[4:5]).to_parquet(folder / "data" / "train-00001-of-00002.parquet")
+    made(images[5:]).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    (folder / "preview.png").write_bytes(png(images[0]))
+    return folder
+
+
+def test_a_dataset_object_is_read_whatever_its_format_and_stays_as_it_is(images: Tensor) -> None:
+    data = made(images, "scan")
+    for kind in (None, "torch", "numpy"):
+        formatted = data.with_format(kind)
+        assert torch.equal(everything(formatted), images), kind
+        assert formatted.format["type"] == kind
+        assert formatted.features["scan"].decode
+
+
+def test_a_broken_a_missing_and_an_empty_image_are_skipped_and_the_rest_is_read(images: Tensor) -> None:
+    files: list[Any] = [{"bytes": png(image), "path": None} for image in images]
+    files[1] = {"bytes": files[1]["bytes"][:60], "path": None}
+    files[2] = None
+    files[4] = {"bytes": b"", "path": None}
+    data = Dataset.from_dict({"image": files}, features=Features({"image": ImageFeature()}))
+    opened = open_source(data)
+    assert opened.skipped == {"truncated": 1, "missing": 1, "empty": 1}
+    assert torch.equal(opened.read(torch.arange(3)), images[[0, 3, 5]])
+
+
+def test_a_random_transform_is_left_out_and_a_steady_one_stays(
+    images: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    def noise(rows: dict[str, Any]) -> dict[str, Any]:
+        return {"image": [[torch.rand(3, S, S)] * 2 for _ in rows["image"]]}
+
+    def mirrored(rows: dict[str, Any]) -> dict[str, Any]:
+        return {"image": [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in rows["image"]]}
+
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(everything(made(images).with_transform(mirrored)), images.flip(-1))
+        assert "without its transform" not in caplog.text
+        assert torch.equal(everything(made(images).with_transform(noise)), images)
+        assert "Reading Dataset without its transform" in caplog.text
+
+
+def test_a_dict_of_splits_and_a_stream_are_errors_that_say_what_to_give(images: Tensor) -> None:
+    data = made(images)
+    with pytest.raises(UsageError, match=r"DatasetDict is a mapping of splits \(train, extra\); give one of them"):
+        open_source(DatasetDict(train=data, extra=data))
+    with pytest.raises(UsageError, match="IterableDataset cannot be indexed; give a dataset with a length"):
+        open_source(data.to_iterable_dataset())
+
+
+def test_columns_without_an_image_are_named() -> None:
+    with pytest.raises(UsageError, match="of its columns text, label none holds images; name one of them 'image'"):
+        open_source(Dataset.from_dict({"text": ["a"], "label": [1]}))
+
+
+def test_a_parquet_folder_gives_its_splits_and_only_reads_the_one_asked_for(tmp_path: Path, images: Tensor) -> None:
+    folder = write_parquet(tmp_path / "set", images)
+    opened = open_source(folder)
+    assert (opened.name, len(opened)) == (f"{folder}#train", 5)
+    assert torch.equal(opened.read(torch.arange(5)), images[:5])
+    (folder / "data" / "train-00000-of-00002.parquet").write_bytes(b"broken")
+    assert torch.equal(everything(f"{folder}#test"), images[5:])
+    with pytest.raises(UsageError, match=r"has no split 'tset'\. Did you mean 'test'\? There is: test, train\."):
+        open_source(f"{folder}#tset")
+    with pytest.raises(UsageError, match=f"parquet files in '{folder}' cannot be read: Parquet file size is 6 bytes"):
+        open_source(folder)
+
+
+def test_a_parquet_file_is_a_source_with_or_without_the_metadata_of_hugging_face(
+    tmp_path: Path, images: Tensor
+) -> None:
+    file = tmp_path / "some.parquet"
+    made(images).to_parquet(file)
+    assert torch.equal(everything(file), images)
+    column = [{"bytes": png(image), "path": "a.png"} for image in images]
+    for name, rows in {"structs": column, "bytes": [row["bytes"] for row in column]}.items():
+        pq.write_table(pa.table({"picture": rows, "label": list(range(N))}), tmp_path / f"{name}.parquet")
+        assert torch.equal(everything(tmp_path / f"{name}.parquet"), images), name
+    with pytest.raises(UsageError, match="has no split 'test'"):
+        open_source(f"{file}#test")
+
+
+def test_an_arrow_file_and_a_folder_of_them_are_sources(tmp_path: Path, images: Tensor) -> None:
+    data = made(images).with_format("arrow")[:]
+    with pa.ipc.new_stream(tmp_path / "a.arrow", data.schema) as writer:
+        writer.write_table(data)
+    assert torch.equal(everything(tmp_path / "a.arrow"), images)
+    assert torch.equal(everything(tmp_path), images)
+
+
+def test_what_save_to_disk_left_is_a_source(tmp_path: Path, images: Tensor) -> None:
+    made(images).save_to_disk(tmp_path / "one")
+    assert torch.equal(everything(tmp_path / "one"), images)
+    with pytest.raises(UsageError, match=r"one' has no split 'test'\. There is: train\."):
+        open_source(f"{tmp_path / 'one'}#test")
+    DatasetDict(a=made(images[:2]), b=made(images[2:])).save_to_disk(tmp_path / "two")
+    assert torch.equal(everything(f"{tmp_path / 'two'}#b"), images[2:])
+    with pytest.raises(UsageError, match=r"has the splits a, b; choose one, such as '.*two#a'"):
+        open_source(tmp_path / "two")
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"broken")
+    with pytest.raises(UsageError, match=f"The dataset in '{tmp_path / 'one'}' cannot be read: "):
+        open_source(tmp_path / "one")
+
+
+def test_a_hub_id_goes_to_the_hub_with_its_splits(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = {"train": made(images[:4]), "test": made(images[4:])}
+
+    class Builder:
+        info = datasets.DatasetInfo()
+        config = SimpleNamespace(data_files=hub)
+
+    monkeypatch.setattr(hf_datasets, "load_dataset_builder", lambda spec: Builder)
+    monkeypatch.setattr(hf_datasets, "load_dataset", lambda spec, split: hub[split])
+    assert torch.equal(everything("me/birds"), images[:4])
+    assert torch.equal(everything("huggingface:me/birds#test"), images[4:])
+    assert open_source("birds#test").name == "birds#test"
+    with pytest.raises(UsageError, match=r"'me/birds' has no split 'val'\. There is: test, train\."):
+        open_source("me/birds#val")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_that_also_names_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(spec: str) -> None:
+        raise ConnectionError("Couldn't reach the Hub\nand more")
+
+    monkeypatch.setattr(hf_datasets, "load_dataset_builder", unreachable)
+    with pytest.raises(UsageError, match=r"no file or folder 'me/birds'.* cannot be opened: Couldn't reach the Hub$"):
+        open_source("me/birds")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "tinyimagenet100-32"])
+def test_real_images_are_read_from_the_data_folder(name: str, real_data: Path) -> None:
+    part = hf_datasets.open(str(real_data / name), "test")
+    opened = open_source(concatenate_datasets([part.select(range(64))]))
+    shown = opened.read(torch.arange(64))
+    assert (opened.image_size, opened.skipped, shown.shape) == (32, {}, (64, 3, 32, 32))
+    assert (shown.float().std((1, 2, 3)) > 5).all()  # no blank one
+    raw = Image.open(BytesIO(part[5]["image"]["bytes"])).convert("RGB")
+    assert Image.fromarray(shown[5].permute(1, 2, 0).numpy()).tobytes() == raw.tobytes()

@@ -1,0 +1,184 @@
+from typing import Any
+
+import pytest
+import reference
+import tiny
+import torch
+from torch import Tensor, nn
+
+from lightly_distill.config import DistillConfig
+from lightly_distill.distill import DistillState, distill, held_out_loss
+from lightly_distill.errors import DistillError
+from lightly_distill.real import RealImages
+from lightly_distill.seeding import global_seed
+from lightly_distill.source import open_source
+from lightly_distill.targets import as_target
+
+
+class Memory:
+    """Keeps rows, and checkpoints as copies."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.saved: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def checkpoint(self, state: DistillState) -> None:
+        tensors = {name: value.detach().clone() for name, value in state.tensors().items()}
+        self.saved[state.step] = (tensors, {"step": state.step, **state.facts()})
+
+
+def make(config: DistillConfig, dropout: float = 0.0) -> tuple[DistillState, RealImages]:
+    real = RealImages(open_source(tiny.images()), as_target(tiny.encoder()), config, torch.device("cpu"))
+    return DistillState.start(real, [("tiny", lambda: tiny.student(dropout))], config), real
+
+
+def test_the_loop_equals_the_plain_reference_over_resets_of_the_pool() -> None:
+    config = tiny.config(steps=14, holdout=0, ridge={"dtype": "float64"})
+    state, real = make(config)
+    target = as_target(tiny.encoder())
+    before = state.images.detach().double(), state.representations.detach().double()
+    memory = Memory()
+    distill(state, real, config, memory)
+
+    # the same story in float64, told by the reference; it is given the same draws
+    images, reps = (tensor.clone().requires_grad_() for tensor in before)
+    births = [0, 0, 0]
+
+    def build(index: int) -> tuple[nn.Module, nn.Module]:
+        with global_seed(0, "student", index, births[index]):
+            return tiny.student(), nn.Linear(32, reps.shape[1])
+
+    pool = [reference.new_student(lambda i=i: build(i)) for i in range(3)]  # type: ignore[misc]
+    twin, _ = make(config)
+    twin.pool.warm_up(twin.images, twin.representations)
+    for student, slot in zip(pool, twin.pool.slots, strict=True):
+        while student.age < slot.age:
+            reference.train_student(student, images, reps)
+    optimizer = torch.optim.AdamW([images, reps], weight_decay=0.0)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (real.mean, real.std))
+    losses = []
+    for step, batch in enumerate(real.batches(0, config.steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (1 - (1 - 1e-3) * step / config.steps)
+        drawn = twin.pool.draw(step).index
+        if pool[drawn].age >= 4:  # left by the warm-up at age T: one outer step, no more training
+            pool[drawn].age -= 1
+            pool[drawn].optimizer.param_groups[0]["lr"] = 0.0
+        births[drawn] += 1
+        real_images = batch.images.double()
+        losses.append(
+            reference.outer_step(
+                pool,
+                drawn,
+                images,
+                reps,
+                optimizer,
+                real_images,
+                lambda x: target((x * std + mean).float()).double(),
+                4,
+                lambda: build(drawn),  # noqa: B023
+            )
+        )
+        if pool[drawn].age != 0:
+            births[drawn] -= 1
+    assert max(births) > 0
+    ours = [row["loss"] for row in memory.rows if "loss" in row]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(losses), rtol=1e-3, atol=0)
+    torch.testing.assert_close(state.representations.detach().double(), reps.detach(), rtol=0, atol=2e-3)
+    # AdamW moves each pixel by about the learning rate whatever its gradient; a pixel of no gradient may go either way
+    assert ((state.images.detach() - images.detach()).abs() > 5e-3).double().mean() < 0.01
+
+
+@pytest.mark.parametrize("views", [0, 2, "random"])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(views: int | str) -> None:
+    config = tiny.config(steps=12, checkpoint_every=1, source_views=views)
+    straight, real = make(config, dropout=0.2)
+    memory = Memory()
+    distill(straight, real, config, memory)
+    births = [sum(count["births"] for count in facts["slots"]) for _, facts in memory.saved.values()]
+    reset = next(step for step in range(1, 12) if births[step] > births[step - 1])
+    for stop in (1, 7, reset):  # in mid-epoch, at its end, exactly at a reset of the pool
+        resumed, real = make(config, dropout=0.2)
+        resumed.restore(*memory.saved[stop])
+        torch.manual_seed(123)
+        again = Memory()
+        distill(resumed, real, config, again)
+        ours, theirs = resumed.tensors(), straight.tensors()
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert resumed.facts() == straight.facts()
+        assert again.rows[-1]["loss"] == memory.rows[-1]["loss"]
+
+
+def test_images_and_representations_move_with_their_own_decaying_rates() -> None:
+    config = tiny.config(steps=10, outer={"lr_images": 3e-2, "lr_representations": 1e-3, "final_lr": 0.1})
+    state, real = make(config)
+    images, reps = state.images.detach().clone(), state.representations.detach().clone()
+    distill(state, real, config, Memory())
+    assert 1e-2 < float((state.images.detach() - images).abs().max()) <= 10 * 3e-2
+    assert 1e-4 < float((state.representations.detach() - reps).abs().max()) <= 10 * 1e-3
+    assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx([3e-2 * 0.19, 1e-3 * 0.19])
+
+
+def test_the_loss_on_images_that_no_step_has_seen_falls() -> None:
+    config = tiny.config(steps=80, log_every=20, outer={"lr_images": 3e-2, "lr_representations": 3e-2})
+    state, real = make(config)
+    memory = Memory()
+    distill(state, real, config, memory)
+    first, last = memory.rows[0]["heldout_loss"], memory.rows[-1]["heldout_loss"]
+    assert last < 0.8 * first
+    assert first == state.initial_loss
+    assert last == held_out_loss(state, real.held_out(), config)
+
+
+@pytest.mark.parametrize("where", ["student", "images"])
+def test_nan_stops_the_run_before_the_update_and_names_step_and_student(where: str) -> None:
+    config = tiny.config(steps=6)
+    state, real = make(config)
+
+    class Poison(Memory):
+        def log(self, row: dict[str, Any]) -> None:
+            if row["step"] == 2:
+                slot = state.pool.draw(2)  # the student of the third step
+                tensor = slot.student[0].weight if where == "student" else state.images
+                with torch.no_grad():
+                    tensor.view(-1)[0] = float("nan")
+                self.frozen = state.representations.detach().clone()
+
+    memory = Poison()
+    with pytest.raises(DistillError, match=r"Stopped before the update of step 3, student \d \(tiny, age \d\): The feat"):
+        distill(state, real, config, memory)
+    assert torch.equal(state.representations, memory.frozen)
+    assert state.step == 2 and max(memory.saved) == 0  # the good checkpoint is the newest one
+
+
+def test_the_target_is_bit_identical_after_a_run() -> None:
+    config = tiny.config(source_views="random")
+    target = as_target(tiny.encoder())
+    before = target.weights_sha256()
+    real = RealImages(open_source(tiny.images()), target, config, torch.device("cpu"))
+    distill(DistillState.start(real, [("tiny", tiny.student)], config), real, config, Memory())
+    assert target.weights_sha256() == before
+
+
+def test_bf16_runs_and_stays_near_fp32() -> None:
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        config = tiny.config(precision=precision)
+        state, real = make(config)
+        memory = Memory()
+        distill(state, real, config, memory)
+        assert state.images.dtype == state.representations.dtype == torch.float32
+        rows[precision] = memory.rows
+    assert rows["bf16"][1]["loss"] != rows["fp32"][1]["loss"]
+    assert rows["bf16"][0]["heldout_loss"] == pytest.approx(rows["fp32"][0]["heldout_loss"], rel=0.3)
+
+
+def test_a_batch_of_one_real_image_and_a_set_of_one_image_run() -> None:
+    config = tiny.config(steps=3, batch_size=1, num_images=2)
+    state, real = make(config)
+    distill(state, real, config, Memory())
+    assert torch.isfinite(state.images).all()
