@@ -15,11 +15,11 @@ RIDGE = 1e-6
 
 def ridge_prediction(real: Tensor, syn: Tensor, syn_representations: Tensor, ridge: float = RIDGE) -> Tensor:
     """Dual kernel ridge regression with a bias, by a general solve."""
-    real = torch.cat([real, torch.ones(len(real), 1, dtype=real.dtype)], dim=1)
-    syn = torch.cat([syn, torch.ones(len(syn), 1, dtype=syn.dtype)], dim=1)
+    real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
+    syn = torch.cat([syn, syn.new_ones(len(syn), 1)], dim=1)
     kernel = syn @ syn.T
     penalty = ridge * kernel.detach().trace()
-    system = kernel + penalty * torch.eye(len(syn), dtype=syn.dtype)
+    system = kernel + penalty * torch.eye(len(syn)).to(kernel)
     return real @ syn.T @ torch.linalg.solve(system, syn_representations)
 
 
@@ -79,4 +79,4 @@ def outer_step(
     train_student(student, images, representations)
     if student.age == max_age:
         pool[drawn] = new_student(build, images.dtype)
-    return float(loss)
+    return loss.item()

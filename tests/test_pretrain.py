@@ -1,3 +1,4 @@
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,12 @@ import timm
 import torch
 from torch import nn
 
-from lightly_distill import pretrain as module
 from lightly_distill.device import resolve_device
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.pretrain import pretrain
+
+# By name, because the package also has a function `pretrain`, which hides its module.
+module = importlib.import_module("lightly_distill.pretrain")
 
 STUDENT = "convnet_4_8"
 

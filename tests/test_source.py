@@ -80,6 +80,7 @@ def test_every_kind_of_dataset_gives_the_same_images(images: Tensor) -> None:
         "with label": Made(lambda i: (images[i] / 255, i)),
         "with filename": Made(lambda i: (pillow(images[i]), i, f"{i}.png")),
         "row": Made(lambda i: {"label": i, "img": pillow(images[i])}),
+        "row with a mask": Made(lambda i: {"mask": torch.zeros(1, 8, 8), "image": pillow(images[i])}),
         "row, other name": Made(lambda i: {"label": torch.tensor(i), "scan": pillow(images[i]), "text": "a"}),
         "tensor dataset": torch.utils.data.TensorDataset(images),
         "subset": Subset(Made(lambda i: (images[i % N], 0), 3 * N), list(range(N, 2 * N))),

@@ -127,6 +127,13 @@ def test_a_parquet_folder_gives_its_splits_and_only_reads_the_one_asked_for(tmp_
         open_source(folder)
 
 
+def test_a_broken_second_file_is_told_by_its_cause(tmp_path: Path, images: Tensor) -> None:
+    folder = write_parquet(tmp_path / "set", images)
+    (folder / "data" / "train-00001-of-00002.parquet").write_bytes(b"broken")
+    with pytest.raises(UsageError, match=r"set.* cannot be read: .*Parquet file size is 6 bytes"):
+        open_source(folder)
+
+
 def test_a_parquet_file_is_a_source_with_or_without_the_metadata_of_hugging_face(
     tmp_path: Path, images: Tensor
 ) -> None:

@@ -39,8 +39,10 @@ def tiny_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 @pytest.mark.parametrize(("spec", "row"), [("", 0), ("#train", 0), ("#test", 1)])
 def test_a_split_is_mapped_to_the_train_argument(
-    spec: str, row: int, tiny_cifar: np.ndarray, capsys: pytest.CaptureFixture[str]
+    spec: str, row: int, tiny_cifar: np.ndarray, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check = CIFAR10._check_integrity
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: print("Files already downloaded") or check(self))
     opened = open_source(f"torchvision:CIFAR10{spec}")
     assert opened.name == f"torchvision:CIFAR10{spec or '#train'}"
     assert np.array_equal(opened.read(torch.arange(2)).flatten(1).numpy(), tiny_cifar[row])
@@ -85,6 +87,9 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         UsageError, match=f"torchvision cannot provide 'CIFAR10' in '{tmp_path}': <urlopen error no route"
     ):
         open_source("torchvision:CIFAR10")
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
+    with pytest.raises(UsageError, match=r"'EMNIST' in .*: <urlopen error no route"):  # download is its base class's
+        open_source("torchvision:EMNIST#letters")
 
 
 def test_without_a_data_folder_the_users_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
