@@ -2,7 +2,7 @@
 
     README.md                         the dataset card
     data/train-00000-of-00001.parquet image (PNG, for eyes), pixels (float32), representation (float32), source_index
-    lightly_distill.json              format version, shape, normalisation, provenance, metrics, sha256 of each other file
+    lightly_distill.json              format version, shape, normalisation, provenance, metrics, hashes
     preview.png                       the grid of images
 
 Nothing is read but JSON and parquet, and nothing before the JSON has been checked.
@@ -83,7 +83,9 @@ def find(folder: Path) -> Path:
         if (candidate / FACTS).is_file():
             return candidate
     if not folder.exists():
-        raise UsageError(f"There is no synthetic set at {folder}: no such folder. (Sets on the Hub cannot be loaded yet.)")
+        raise UsageError(
+            f"There is no synthetic set at {folder}: no such folder. (Sets on the Hub cannot be loaded yet.)"
+        )
     raise UsageError(f"{folder} holds no synthetic set: there is no {FACTS} in it, nor in its folder 'set'.")
 
 
@@ -197,8 +199,8 @@ def _write_files(synthetic: "SyntheticSet", folder: Path) -> None:
 def _table(synthetic: "SyntheticSet") -> pa.Table:
     """Makes the table with the schema metadata by which `datasets` knows pictures and array shapes.
 
-    Without it plain `load_dataset` would give nested lists. The layout is what `datasets` itself writes for the features
-    Image, Array3D and List; a test compares.
+    Without it plain `load_dataset` would give nested lists. The layout is what `datasets` itself writes for
+    the features Image, Array3D and List; a test compares.
     """
     _, channels, height, width = synthetic.images.shape
     images, representations = (

@@ -27,8 +27,8 @@ def text(synthetic: "SyntheticSet") -> str:
     return f"""{_HEADER}
 # A synthetic set of {count} images
 
-{count} learned images of {width}x{height} pixels, each with a learned representation of {synthetic.dim} numbers. Distilled from
-unlabelled images and a self-supervised model with
+{count} learned images of {width}x{height} pixels, each with a learned representation of {synthetic.dim} numbers.
+Distilled from unlabelled images and a self-supervised model with
 [KRR-ST](https://arxiv.org/abs/2310.06511), so that pre-training a small backbone on them takes minutes.
 
 ![The images](preview.png)
@@ -39,8 +39,9 @@ synthetic = SyntheticSet.load("path/to/this/folder")
 backbone = pretrain("mobilenetv3_small_100", synthetic)  # a timm model, ready to fine-tune
 ```
 
-The column `pixels` holds the images exactly (float32, normalised, beyond what a screen can show); `image` is for eyes.
-Images for a backbone trained on this set are normalised with mean {_short(synthetic.mean)} and std {_short(synthetic.std)}.
+The column `pixels` holds the images exactly (float32, normalised, beyond what a screen can show); `image` is for
+eyes. Images for a backbone trained on this set are normalised with mean {_short(synthetic.mean)} and
+std {_short(synthetic.std)}.
 
 | | |
 |---|---|

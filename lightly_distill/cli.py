@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from lightly_distill.config import PRESETS, DistillConfig, did_you_mean, make_config
 from lightly_distill.errors import UsageError
@@ -46,14 +46,16 @@ class _Parser(ArgumentParser):
         sys.exit(2)
 
 
-def build_parser() -> ArgumentParser:
-    """Builds the parser of all commands."""
+def build_parser(preset: str | None = None) -> ArgumentParser:
+    """Builds the parser of all commands; a preset gives `distill` its defaults."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, (about, arguments, _) in COMMANDS.items():
         command = _Parser(description=about)
         arguments(command)
+        if preset is not None and name == "distill":
+            command.set_defaults(_flat(PRESETS[preset]))
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         commands.add_subcommand(name, command, help=about)
     return parser
@@ -101,10 +103,8 @@ def _parse(argv: Sequence[str]) -> Namespace:
         sys.exit(2)
     preset = parsed[parsed.command].get("preset")
     if preset is not None:
-        # a preset gives defaults, so that options and files still have the last word
-        command = parser._subcommands_action._name_parser_map[parsed.command]
-        command.set_defaults(_flat(PRESETS[preset]))
-        parsed = parser.parse_args(argv)
+        # read again over the preset, so that options and files have the last word
+        parsed = build_parser(preset).parse_args(argv)
     return parsed
 
 
@@ -116,7 +116,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _distill_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options, as a run writes it.")
+    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
     parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
     parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Output folder.")
@@ -132,7 +132,9 @@ def _distill(options: Namespace) -> None:
     stage = DistillationStage(options.target, config=make_config(**settings))
     synthetic = stage.run(options.data, out=options.out, resume=options.resume, overwrite=options.overwrite)
     losses = synthetic.provenance["heldout_loss"]
-    print(f"Outer loss on held-out real images: {losses['initial']:.4g} at the start, {losses['final']:.4g} at the end.")
+    print(
+        f"Outer loss on held-out real images: {losses['initial']:.4g} at the start, {losses['final']:.4g} at the end."
+    )
     print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
 
 
@@ -147,7 +149,8 @@ def _pretrain(options: Namespace) -> None:
     settings = {name: value for name, value in options.as_dict().items() if name not in {"set", "debug"}}
     pretrain(synthetic=SyntheticSet.load(options.set), **settings)
     weights = options.out / "model.safetensors"
-    print(f"Wrote {options.out}. Use it: timm.create_model('{options.student}', num_classes=0, checkpoint_path='{weights}')")
+    print(f"Wrote {options.out}. To use it:")
+    print(f"  timm.create_model('{options.student}', num_classes=0, checkpoint_path='{weights}')")
 
 
 def _inspect_arguments(parser: ArgumentParser) -> None:

@@ -133,7 +133,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
         if measure or state.step % config.log_every == 0:
             seconds, since = (time.perf_counter() - since) / len(window), time.perf_counter()
-            row = {"step": state.step, "loss": sum(window) / len(window), "seconds_per_step": seconds}
+            row: dict[str, Any] = {"step": state.step, "loss": sum(window) / len(window), "seconds_per_step": seconds}
             if measure:
                 row["heldout_loss"] = held_out_loss(state, held_out, config)
                 since = time.perf_counter()

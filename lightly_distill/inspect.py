@@ -20,7 +20,7 @@ def describe(folder: Path) -> str:
     visible = (synthetic.displayable() % 255 != 0).float().mean()
     lines = {
         "images": f"{count} of {channels}x{height}x{width}, float32, normalised "
-        f"(mean {images.mean():.3f}, std {images.std(correction=0):.3f}, range {images.min():.2f} to {images.max():.2f})",
+        f"(mean {images.mean():.3f}, std {images.std(correction=0):.3f}, {images.min():.2f} to {images.max():.2f})",
         "on a screen": f"{float(visible):.0%} of the values within what 8 bits can show",
         "representations": f"{synthetic.dim} numbers each (mean {representations.mean():.3f}, "
         f"std {representations.std(correction=0):.3f})",

@@ -38,9 +38,9 @@ def kernel_ridge(
 ) -> Prediction:
     """Predicts target representations of real images by kernel ridge regression.
 
-    A constant feature 1 is appended to the features (the bias). The dual form is solved when there are no more synthetic
-    images than features, else the primal one; both give the same prediction. Kernel and solve run in `dtype` even
-    under autocast: a bf16 kernel is useless at a ridge of 1e-6.
+    A constant feature 1 is appended to the features (the bias). The dual form is solved when there are no more
+    synthetic images than features, else the primal one; both give the same prediction. Kernel and solve run in `dtype`
+    even under autocast: a bf16 kernel is useless at a ridge of 1e-6.
 
     Source: KRR-ST, Lee et al., ICLR 2024, arXiv:2310.06511, equation 6.
 
@@ -90,8 +90,8 @@ def _solve(matrix_NN: Tensor, rhs_ND: Tensor, penalty: Tensor) -> tuple[Tensor, 
         if residual <= RESIDUAL_LIMIT:
             return solution_ND, jitters, residual
     raise DistillError(
-        f"The ridge system of size {len(matrix_NN)} cannot be solved, even with {1 + JITTERS[-1]:.0f} times the penalty "
-        f"(relative residual {residual:.2g}): raise ridge.strength, or set ridge.dtype to float64."
+        f"The ridge system of size {len(matrix_NN)} cannot be solved, even with {1 + JITTERS[-1]:.0f} times the "
+        f"penalty (relative residual {residual:.2g}): raise ridge.strength, or set ridge.dtype to float64."
     )
 
 

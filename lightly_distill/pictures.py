@@ -35,7 +35,9 @@ def image_grid(images: Tensor, *, columns: int | None = None, limit: int = 100, 
     rows, gap = -(-count // columns), max(2, side // 16)
     canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=np.uint8)
     for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = (place * (size + gap) + gap for place, size in zip(divmod(number, columns), (height, width), strict=True))
+        top, left = (
+            place * (size + gap) + gap for place, size in zip(divmod(number, columns), (height, width), strict=True)
+        )
         canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas)
 
@@ -70,7 +72,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         smooth = np.convolve(padded, np.ones(window) / window, mode="valid")
         axis.plot(steps, smooth, color=COLOURS[5], linewidth=2, label="real batches (one student each)")
     if held:
-        steps, values = zip(*held, strict=True)
+        steps, values = (np.array(column, dtype=float) for column in zip(*held, strict=True))
         label = f"held-out real images (mean of the pool): {values[0]:.3g} to {values[-1]:.3g}"
         axis.plot(steps, values, "o-", color=COLOURS[6], linewidth=1.5, markersize=5, label=label)
     axis.set_yscale("log")
@@ -98,7 +100,9 @@ def accuracy_bars(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path
     lowest = min(np.mean(values) for probe in table.values() for values in probe.values())
     for number, arm in enumerate(arms):
         means = [100 * float(np.mean(table[probe][arm])) for probe in table]
-        spreads = [100 * float(np.std(table[probe][arm], ddof=1)) if len(table[probe][arm]) > 1 else 0 for probe in table]
+        spreads = [
+            100 * float(np.std(table[probe][arm], ddof=1)) if len(table[probe][arm]) > 1 else 0 for probe in table
+        ]
         places = np.arange(len(table)) + (number - (len(arms) - 1) / 2) * step
         bars = axis.bar(places, means, step * 0.92, color=COLOURS[number % len(COLOURS)], label=arm)
         if any(spreads):

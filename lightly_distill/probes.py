@@ -17,7 +17,7 @@ def features(backbone: nn.Module, images: Tensor) -> np.ndarray:
     """Returns the features of normalised images (n, 3, H, W), shape (n, p), in eval mode."""
     device = next(backbone.parameters()).device
     training = backbone.training
-    parts = [backbone.eval()(chunk.to(device)).float().cpu() for chunk in images.split(CHUNK)]
+    parts = [backbone.eval()(chunk.to(device)).float().cpu() for chunk in torch.split(images, CHUNK)]
     backbone.train(training)
     return torch.cat(parts).numpy()
 

@@ -56,7 +56,7 @@ class RealImages:
             table = _draw_crops(shape, seeding.generator(self._seed, "views"))
         kept = []
         for crops in table:
-            chunks = torch.arange(len(self._source)).split(CHUNK)
+            chunks = torch.split(torch.arange(len(self._source)), CHUNK)
             views = (
                 crop_and_flip(images, crops[indices])
                 for indices, images in zip(chunks, self._source.stream(chunks), strict=True)
@@ -88,7 +88,9 @@ class RealImages:
         if self._views == 0:
             representations = self._kept[0, indices]
         else:
-            representations = represent(self._target, images.split(CHUNK), device=self._device, total=len(indices))
+            representations = represent(
+                self._target, torch.split(images, CHUNK), device=self._device, total=len(indices)
+            )
         return RealBatch(self.normalise(images), representations.to(self._device))
 
     def batches(self, first_step: int, last_step: int) -> Iterator[RealBatch]:

@@ -1,10 +1,10 @@
 """The output folder of a run: configuration, measurements, checkpoints, pictures, and the set itself.
 
-    config.yaml        what was run, in full; `--config` takes it back
-    metrics.jsonl      one row every `log_every` steps
-    checkpoints/       what `--resume` needs
-    pictures/          before and after, loss curve
-    set/               the synthetic set
+config.yaml        what was run, in full; `--config` takes it back
+metrics.jsonl      one row every `log_every` steps
+checkpoints/       what `--resume` needs
+pictures/          before and after, loss curve
+set/               the synthetic set
 """
 
 import json
@@ -99,7 +99,7 @@ class RunFolder:
         changed = differences(_fixed(facts["settings"]), _fixed(self._settings))
         if changed:
             raise UsageError(
-                f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones, or another --out."
+                f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones or another --out."
             )
         log = self.path / "metrics.jsonl"
         rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []

@@ -115,7 +115,9 @@ class DistillationStage:
             provenance={
                 **facts,
                 "versions": _versions(),
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+                "device": torch.cuda.get_device_name(device)
+                if device.type == "cuda"
+                else platform.processor() or "cpu",
                 "steps": state.step,
                 "heldout_loss": {"initial": state.initial_loss, "final": run.rows[-1].get("heldout_loss")},
                 "ridge_jitters": state.jitters,

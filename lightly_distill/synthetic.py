@@ -101,7 +101,8 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
 def _check(name: str, value: Tensor, ndim: int, dtype: torch.dtype) -> None:
     if value.ndim != ndim or value.dtype != dtype:
         raise UsageError(
-            f"The {name} of a synthetic set are {dtype} with {ndim} dimensions; got {value.dtype}, shape {tuple(value.shape)}."
+            f"The {name} of a synthetic set are {dtype} with {ndim} dimensions; got {value.dtype}, "
+            f"shape {tuple(value.shape)}."
         )
     if not value.isfinite().all():
         raise UsageError(f"The {name} of a synthetic set must be finite; got NaN or infinity.")

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-
-torch.set_num_threads(1)  # the tests' tensors are small, and threads of several processes on few cores wait for each other
+torch.set_num_threads(
+    1
+)  # the tests' tensors are small, and threads of several processes on few cores wait for each other
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

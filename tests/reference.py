@@ -1,7 +1,7 @@
 """KRR-ST as plainly as it can be written: the oracle of the tests and the other side of the benchmark.
 
-Lee et al., ICLR 2024, arXiv:2310.06511, Algorithm 1. Float64 by default, full batch, nothing kept, no tricks. The caller
-draws the random numbers, so that both sides can be given the same.
+Lee et al., ICLR 2024, arXiv:2310.06511, Algorithm 1. Float64 by default, full batch, nothing kept, no tricks. The
+caller draws the random numbers, so that both sides can be given the same.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def outer_step(
     max_age: int,
     build: Callable[[], tuple[nn.Module, nn.Module]],
 ) -> float:
-    """One outer step of Algorithm 1: the target sees the real batch, X_s and Y_s move, the drawn student moves or dies."""
+    """One outer step of Algorithm 1: the target sees the batch, X_s and Y_s move, the drawn student moves or dies."""
     student = pool[drawn]
     with torch.no_grad():
         truth = target(real)

@@ -18,7 +18,9 @@ def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 5, tensors(2.0), {"jitters": 1, "loss": 0.1 + 0.2})
     again, facts = checkpoint.load_newest(tmp_path)
     assert facts == {"step": 5, "jitters": 1, "loss": 0.1 + 0.2}
-    assert all(torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in tensors(2.0).items())
+    assert all(
+        torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in tensors(2.0).items()
+    )
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
@@ -48,10 +50,12 @@ def test_a_failed_write_leaves_the_old_one_and_no_partial_file(
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = checkpoint.save(tmp_path, 1, tensors(1.0), {})
     path.write_bytes(path.read_bytes()[:-7] if content is None else content)
-    with pytest.raises(DistillError, match=r"step-00000001.safetensors is damaged .*delete it to go on from the one before"):
+    with pytest.raises(
+        DistillError, match=r"step-00000001.safetensors is damaged .*delete it to go on from the one before"
+    ):
         checkpoint.load_newest(tmp_path)
 
 
 def test_nothing_to_resume_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no checkpoint in .* Start without --resume"):
+    with pytest.raises(UsageError, match=r"no checkpoint in .* Start without --resume"):
         checkpoint.load_newest(tmp_path)

@@ -149,7 +149,9 @@ def test_nan_stops_the_run_before_the_update_and_names_step_and_student(where: s
                 self.frozen = state.representations.detach().clone()
 
     memory = Poison()
-    with pytest.raises(DistillError, match=r"Stopped before the update of step 3, student \d \(tiny, age \d\): The feat"):
+    with pytest.raises(
+        DistillError, match=r"Stopped before the update of step 3, student \d \(tiny, age \d\): The feat"
+    ):
         distill(state, real, config, memory)
     assert torch.equal(state.representations, memory.frozen)
     assert state.step == 2 and max(memory.saved) == 0  # the good checkpoint is the newest one

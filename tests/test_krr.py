@@ -9,7 +9,9 @@ from lightly_distill.krr import kernel_ridge
 from lightly_distill.seeding import generator
 
 
-def problem(m: int, p: int, b: int = 6, d: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def problem(
+    m: int, p: int, b: int = 6, d: int = 4, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
     g = generator(0, "krr", m, p)
     real, syn, reps = (torch.randn(*s, generator=g, dtype=dtype) for s in ((b, p), (m, p), (m, d)))
     return real, syn.requires_grad_(), reps.requires_grad_()
@@ -50,8 +52,8 @@ def test_the_penalty_carries_no_gradient() -> None:
     biased = torch.cat([syn, torch.ones(4, 1, dtype=torch.float64)], dim=1)
     kernel = biased @ biased.T
     system = kernel + 0.5 * kernel.trace() * torch.eye(4, dtype=torch.float64)  # here the trace does carry gradient
-    with_trace = torch.cat([real, torch.ones(6, 1, dtype=torch.float64)], dim=1) @ biased.T @ torch.linalg.solve(
-        system, reps
+    with_trace = (
+        torch.cat([real, torch.ones(6, 1, dtype=torch.float64)], dim=1) @ biased.T @ torch.linalg.solve(system, reps)
     )
     torch.testing.assert_close(values, with_trace)
     ours, other = (loss_and_gradients(v, syn)[1] for v in (values, with_trace))

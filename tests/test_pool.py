@@ -12,9 +12,7 @@ from lightly_distill.pool import StudentPool
 from lightly_distill.seeding import generator
 
 
-def make_pool(
-    seed: int = 0, dropout: float = 0.0, **options: float
-) -> tuple[StudentPool, Tensor, Tensor]:
+def make_pool(seed: int = 0, dropout: float = 0.0, **options: float) -> tuple[StudentPool, Tensor, Tensor]:
     g = generator(7, "pool")
     images, reps = torch.randn(6, 3, 8, 8, generator=g), torch.randn(6, 5, generator=g)
     config = PoolConfig(**{"size": 4, "max_age": 6, **options})

@@ -32,7 +32,9 @@ class SSLModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        )
         self.projection_head = nn.Linear(6, 99)
 
 
@@ -147,7 +149,11 @@ def test_resuming_with_another_setting_source_or_target_is_refused_by_name(folde
         (DistillationStage(target=SSLModel(), **{**OPTIONS, "steps": 8}), folder, r"config.steps: 6 -> 8"),
         (DistillationStage(target=SSLModel(), **{**OPTIONS, "num_images": 9}), folder, r"config.num_images: 8 -> 9"),
         (DistillationStage(target=other, **OPTIONS), folder, r"target.sha256: \w+ -> \w+\)"),
-        (DistillationStage(target=SSLModel(), **OPTIONS), tiny.images(39), r"source.fingerprint: .*source.images: 40 -> 39"),
+        (
+            DistillationStage(target=SSLModel(), **OPTIONS),
+            tiny.images(39),
+            r"source.fingerprint: .*source.images: 40 -> 39",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             stage.run(data, out=out, resume=True)
@@ -180,7 +186,7 @@ def test_overwrite_replaces_a_run_and_leaves_other_files(folder: Path, tmp_path:
 
 
 def test_options_are_checked_when_the_stage_is_made() -> None:
-    with pytest.raises(UsageError, match="Unknown option 'num_image'. Did you mean 'num_images'"):
+    with pytest.raises(UsageError, match=r"Unknown option 'num_image'. Did you mean 'num_images'"):
         DistillationStage(target=SSLModel(), num_image=5)
     with pytest.raises(UsageError, match="either config or preset and options"):
         DistillationStage(target=SSLModel(), config=DistillConfig(), seed=1)
@@ -204,9 +210,9 @@ def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
 
 
 def test_a_mixed_pool_of_timm_students_runs(folder: Path) -> None:
-    synthetic = DistillationStage(target=SSLModel(), **{**OPTIONS, "student": "convnet_4_4,test_vit"}, image_size=32).run(
-        folder
-    )
+    synthetic = DistillationStage(
+        target=SSLModel(), **{**OPTIONS, "student": "convnet_4_4,test_vit"}, image_size=32
+    ).run(folder)
     assert synthetic.images.shape[-1] == 32
 
 

@@ -198,7 +198,11 @@ def test_a_failure_in_mid_write_leaves_the_old_set_whole(
 @pytest.mark.parametrize(
     ("images", "representations", "message"),
     [
-        (torch.zeros(3, 3, 8), torch.zeros(3, 4), r"images of a synthetic set are torch.float32 with 4 dim.*\(3, 3, 8\)"),
+        (
+            torch.zeros(3, 3, 8),
+            torch.zeros(3, 4),
+            r"images of a synthetic set are torch.float32 with 4 dim.*\(3, 3, 8\)",
+        ),
         (torch.zeros(3, 3, 8, 8).double(), torch.zeros(3, 4), "got torch.float64"),
         (torch.zeros(3, 3, 8, 8), torch.zeros(2, 4), "'images': 3, 'representations': 2"),
         (torch.zeros(0, 3, 8, 8), torch.zeros(0, 4), "at least one"),
@@ -206,9 +210,7 @@ def test_a_failure_in_mid_write_leaves_the_old_set_whole(
         (torch.full((3, 3, 8, 8), float("nan")), torch.zeros(3, 4), "images of a synthetic set must be finite"),
     ],
 )
-def test_tensors_that_are_no_set_are_refused(
-    images: torch.Tensor, representations: torch.Tensor, message: str
-) -> None:
+def test_tensors_that_are_no_set_are_refused(images: torch.Tensor, representations: torch.Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SyntheticSet(images, representations, mean=MEAN, std=STD)
 

@@ -1,14 +1,16 @@
 """`lightly-distill demo`: the whole story on scikit-learn's handwritten digits, in minutes on a laptop CPU."""
 
 import json
-import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import timm
 import torch
 from lightly.loss import BarlowTwinsLoss
 from lightly.models.modules import BarlowTwinsProjectionHead
-from lightly.transforms import SimCLRTransform
+from lightly.transforms.simclr_transform import SimCLRTransform
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -16,25 +18,35 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import trange
 
 from lightly_distill import DistillationStage, SyntheticSet, pictures, pretrain, seeding
-from lightly_distill.errors import UsageError
 from lightly_distill.probes import features, knn_accuracy, linear_accuracy
+from lightly_distill.run_folder import RunFolder
+from lightly_distill.students import student_builder
+from lightly_distill.targets import represent
 
 SIZE = 32  # pixels
 TRAIN = 1297  # digits for everything but the last measurement; the other 500 are held out
-LABELS = 100  # labelled digits of the probes
-ARMS = ("scratch", "random", "distilled")
+LABELS = 50  # labelled digits of the probes
+REPEATS = 8  # disjoint draws of those labels, averaged
 
-_logger = logging.getLogger(__name__)
+TARGET, TARGET_EPOCHS = "resnet10t", 30
+STUDENT, PRETRAIN_EPOCHS = "convnet_16_32_64", 500
+SETTINGS: dict[str, Any] = {
+    "num_images": 20,
+    "steps": 600,
+    "batch_size": 256,
+    "pool": {"size": 30, "max_age": 150},
+}
+
+Transform = Callable[[Any], Any]
+Accuracies = dict[str, dict[str, float]]  # arm to probe to accuracy in [0, 1]
 
 
 class Views(Dataset[list[Tensor]]):
     """Two random views of each image, as any Lightly script has them."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, transform: Transform) -> None:
         self._images = [to_pil_image(image) for image in images]
-        self._transform = SimCLRTransform(
-            input_size=SIZE, min_scale=0.5, hf_prob=0.0, rr_prob=0.5, rr_degrees=15, cj_prob=0.5, gaussian_blur=0.2
-        )
+        self._transform = transform
 
     def __len__(self) -> int:
         return len(self._images)
@@ -47,29 +59,31 @@ class Views(Dataset[list[Tensor]]):
 class BarlowTwins(nn.Module):
     """The model of Lightly's Barlow Twins example, with a timm backbone."""
 
-    def __init__(self, backbone: nn.Module, width: int) -> None:
+    def __init__(self, backbone: nn.Module, width: Any) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection_head = BarlowTwinsProjectionHead(width, 512, 128)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns projections (B, 128) of images (B, 3, H, W)."""
         projected: Tensor = self.projection_head(self.backbone(x))
         return projected
 
 
-def train_target(images: Tensor, backbone: str, epochs: int, seed: int) -> BarlowTwins:
+def train_target(images: Tensor, transform: Transform, *, backbone: str, epochs: int, seed: int) -> BarlowTwins:
     """Trains a small target as an ordinary Lightly script does.
 
     Args:
         images: uint8, shape (n, 3, H, W).
+        transform: Lightly transform, one image to two views.
         backbone: timm name.
         epochs: Passes over the images.
         seed: Of weights and views.
     """
     with seeding.global_seed(seed, "demo", "target"):
         network = timm.create_model(backbone, num_classes=0)
-        model = BarlowTwins(network, network.num_features).train()
-        loader = DataLoader(Views(images), batch_size=128, shuffle=True, drop_last=True, num_workers=2)
+        model = BarlowTwins(network, network.head_hidden_size).train()
+        loader = DataLoader(Views(images, transform), batch_size=128, shuffle=True, drop_last=True, num_workers=2)
         optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * len(loader))
         criterion = BarlowTwinsLoss()
@@ -82,3 +96,102 @@ def train_target(images: Tensor, backbone: str, epochs: int, seed: int) -> Barlo
                 schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3g}")
     return model
+
+
+def load_images(seed: int) -> tuple[Tensor, Tensor]:
+    """Returns the digits as RGB of SIZE pixels, uint8, and their labels, in an order of the seed."""
+    digits = load_digits()
+    small = torch.from_numpy(digits.images / 16 * 255).byte()[:, None].expand(-1, 3, -1, -1)
+    order = torch.randperm(len(small), generator=seeding.generator(seed, "demo", "split"))
+    return resize(small, [SIZE, SIZE])[order], torch.from_numpy(digits.target)[order]
+
+
+def run(out: Path, *, seed: int = 0, overwrite: bool = False) -> Accuracies:
+    """Runs the demo.
+
+    Args:
+        out: Output folder.
+        seed: Root of every random draw.
+        overwrite: Replace an old demo in `out`.
+
+    Returns:
+        Accuracy on held-out digits by arm and probe.
+
+    Raises:
+        UsageError: If the folder is in use.
+    """
+    RunFolder.check(out, resume=False, overwrite=overwrite)
+    images, labels = load_images(seed)
+    print(f"{len(images)} real images: handwritten digits of scikit-learn, {TRAIN} for training, the rest held out.")
+    transform = SimCLRTransform(
+        input_size=SIZE, min_scale=0.5, hf_prob=0.0, rr_prob=0.5, rr_degrees=15, cj_prob=0.5, gaussian_blur=0.2
+    )
+    model = train_target(images[:TRAIN], transform, backbone=TARGET, epochs=TARGET_EPOCHS, seed=seed)
+
+    # what a script adds to its own training, as in the README
+    stage = DistillationStage(target=model, student=STUDENT, seed=seed, **SETTINGS)
+    synthetic = stage.run(images[:TRAIN], out=out, overwrite=overwrite)
+
+    accuracies = compare(stage, synthetic, images, labels, seed)
+    synthetic.metrics = {"accuracy": accuracies, "labels": LABELS}
+    synthetic.save(out / "set", overwrite=True)
+    _report(accuracies, synthetic, out)
+    return accuracies
+
+
+def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, labels: Tensor, seed: int) -> Accuracies:
+    """Measures the student from scratch, pre-trained on the real images that the set started from, and on the set."""
+    start = images[synthetic.source_index]
+    arms = {
+        "scratch": None,
+        "random real images": SyntheticSet(
+            _normalise(start, synthetic),
+            represent(stage.target, [start], device="cpu"),
+            mean=synthetic.mean,
+            std=synthetic.std,
+        ),
+        "distilled": synthetic,
+    }
+    accuracies = {}
+    for name, arm in arms.items():
+        if arm is None:
+            with seeding.global_seed(seed, "pretrain", "init"):  # the weights that `pretrain` starts from
+                backbone = student_builder(STUDENT, SIZE)()
+        else:
+            backbone = pretrain(STUDENT, arm, epochs=PRETRAIN_EPOCHS, seed=seed, device="cpu")
+        accuracies[name] = probe(features(backbone, _normalise(images, synthetic)), labels.numpy())
+    return accuracies
+
+
+def probe(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Returns kNN and linear accuracy on the held-out digits, averaged over draws of LABELS training digits."""
+    results: dict[str, list[float]] = {"kNN": [], "linear": []}
+    for start in range(0, REPEATS * LABELS, LABELS):
+        few = slice(start, start + LABELS)
+        task = (found[few], labels[few], found[TRAIN:], labels[TRAIN:])
+        results["kNN"].append(knn_accuracy(*task))
+        results["linear"].append(linear_accuracy(*task))
+    return {name: float(np.mean(values)) for name, values in results.items()}
+
+
+def _normalise(images: Tensor, synthetic: SyntheticSet) -> Tensor:
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (synthetic.mean, synthetic.std))
+    return (images.float() / 255 - mean) / std
+
+
+def _report(accuracies: Accuracies, synthetic: SyntheticSet, out: Path) -> None:
+    probes = list(next(iter(accuracies.values())))
+    losses = synthetic.provenance["heldout_loss"]
+    print(f"\nOuter loss on held-out digits: {losses['initial']:.3f} at the start, {losses['final']:.3f} at the end.")
+    print(
+        f"Accuracy on {1797 - TRAIN} held-out digits, {LABELS} labels (mean of {REPEATS} draws), student {STUDENT}:\n"
+    )
+    width = max(map(len, accuracies))
+    print(" " * width, *(f"{name:>8}" for name in probes))
+    for arm, values in accuracies.items():
+        print(f"{arm:<{width}}", *(f"{100 * values[name]:7.1f}%" for name in probes))
+    table = {name: {arm: [values[name]] for arm, values in accuracies.items()} for name in probes}
+    title = f"{len(synthetic)} images, {LABELS} labels, {STUDENT}"
+    pictures.accuracy_bars(table, out / "pictures" / "accuracy.png", title)
+    (out / "results.json").write_text(json.dumps(accuracies, indent=2) + "\n")
+    print(f"\nPictures: {out / 'pictures'}   The set: {out / 'set'}   More: lightly-distill inspect {out}")

@@ -4,8 +4,8 @@
 
 Both sides start from the same images, representations and students and take the same steps: target on the real batch
 (the reference: in every step; ours: kept from before), ridge, gradient, AdamW, one SGD step of the student. The
-reference is timed in float32, which is twice as kind to it as its float64; losses are compared with float64 at the first
-step, and side by side after it. Times are medians; peak memory is the process's (a child process for each side).
+reference is timed in float32, which is twice as kind to it as its float64. Losses are compared with float64 at the
+first step, and side by side after it. Times are medians; peak memory is that of a child process for each side.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def target_model(setting: Setting) -> nn.Module:
 def start(setting: Setting, device: str) -> tuple[Tensor, Tensor, Tensor, nn.Module]:
     """Synthetic images and representations, the real batch, the target."""
     g = generator(0, "benchmark")
-    images, real = (torch.randn(n, 3, setting.size, setting.size, generator=g) for n in (setting.num_images, setting.batch_size))
+    images, real = (
+        torch.randn(n, 3, setting.size, setting.size, generator=g) for n in (setting.num_images, setting.batch_size)
+    )
     target = target_model(setting)
     with torch.no_grad():
         representations = torch.cat([target(chunk) for chunk in images.split(250)])
@@ -165,7 +167,9 @@ def main() -> None:
     options = parser.parse_args()
     names = list(SETTINGS) if options.setting == "all" else [options.setting]
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
-    print(f"{'setting':<8} {'reference':>12} {'ours':>12} {'ratio':>7} {'memory':>19} {'loss gap':>10} {'to float64':>11}")
+    print(
+        f"{'setting':<8} {'reference':>12} {'ours':>12} {'ratio':>7} {'memory':>19} {'loss gap':>10} {'to float64':>11}"
+    )
     for name in names:
         row = measure(name, options.steps, options.device)
         print(

@@ -1,0 +1,189 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from torchvision.transforms.functional import to_pil_image
+
+from lightly_distill import SyntheticSet
+from lightly_distill.cli import main
+
+TARGET = "helper_target:make"
+SMALL = [
+    "--student",
+    "convnet_4_4",
+    "--num-images",
+    "8",
+    "--steps",
+    "4",
+    "--batch-size",
+    "16",
+    "--pool.size",
+    "2",
+    "--pool.max-age",
+    "3",
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of images and a module that has a target."""
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(tiny.images(40)):
+        to_pil_image(image).save(tmp_path / "photos" / f"{number:02d}.png")
+    (tmp_path / "helper_target.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def distill(*more: str, data: str = "photos", out: str = "run") -> int:
+    return main(["distill", "--data", data, "--target", TARGET, "--out", out, *SMALL, *more])
+
+
+def test_distill_pretrain_and_inspect_work_one_after_the_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill() == 0
+    assert "Outer loss on held-out real images:" in capsys.readouterr().out
+    assert main(["pretrain", "--set", "run", "--student", "convnet_4_4", "--epochs", "2", "--out", "student"]) == 0
+    assert "timm.create_model('convnet_4_4'" in capsys.readouterr().out
+    assert {path.name for path in Path("student").iterdir()} == {"model.safetensors", "config.json"}
+    assert main(["inspect", "run"]) == 0
+    told = capsys.readouterr().out
+    assert "8 of 3x8x8" in told and "photos, 40 images" in told
+
+
+def test_a_runs_configuration_is_taken_back(place: Path) -> None:
+    assert distill("--seed", "3", "--source-views", "random", "--outer.lr-images", "0.02") == 0
+    assert main(["distill", "--config", "run/config.yaml", "--out", "again"]) == 0
+    first, again = SyntheticSet.load("run"), SyntheticSet.load("again")
+    assert torch.equal(first.images, again.images) and first.provenance["config"] == again.provenance["config"]
+    assert main(["distill", "--config", "run/config.yaml", "--out", "other", "--seed", "4"]) == 0
+    config = yaml.safe_load(Path("other/config.yaml").read_text())
+    assert (config["seed"], config["source_views"], config["outer"]["lr_images"]) == (4, "random", 0.02)
+
+
+def test_a_preset_gives_defaults_and_options_have_the_last_word(place: Path) -> None:
+    small = [*SMALL, "--image-size", "8"]
+    command = ["distill", "--data", "photos", "--target", TARGET, "--out", "run", "--preset", "cifar", *small]
+    assert main(command) == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (config["source_views"], config["outer"]["lr_images"], config["pool"]["lr"]) == ("random", 1e-4, 0.1)
+    assert (config["num_images"], config["steps"], config["pool"]["max_age"]) == (8, 4, 3)
+
+
+def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill() == 0
+    assert distill() == 2
+    assert "is not empty: go on with --resume" in capsys.readouterr().err
+    assert distill("--resume") == 0
+    assert distill("--overwrite", "--seed", "1") == 0
+    assert SyntheticSet.load("run").provenance["config"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["distill", "--num-imgs", "5"], 2, "Unknown option --num-imgs. Did you mean '--num-images'?"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--steps", "many"], 2, "steps"),
+        (
+            ["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--steps", "-5"],
+            2,
+            "steps must be a positive",
+        ),
+        (["distill", "--data", "photos", "--out", "x"], 2, "target"),
+        (["distill", "--data", "phtos", "--target", TARGET, "--out", "x"], 2, "photos"),
+        (["distill", "--data", "photos", "--target", "tim:resnet18", "--out", "x"], 2, "Did you mean 'timm:resnet18'?"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--student", "resnet81"], 2, "resnet18"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--preset", "cifr"], 2, "cifar"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--device", "cuda:7"], 2, "cuda:7"),
+        (
+            ["distill", "--data", "photos", "--target", TARGET, "--out", "x", *SMALL, "--num-images", "50"],
+            2,
+            "fewer than",
+        ),
+        (["pretrain", "--set", "nowhere", "--student", "convnet_4_4", "--out", "x"], 2, "no such folder"),
+        (["inspect", "photos"], 2, "photos holds no synthetic set"),
+        (["inspct", "photos"], 2, "inspct"),
+        ([], 2, None),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_it(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str | None
+) -> None:
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    if message is not None:
+        lines = [line for line in error.splitlines() if "error:" in line]
+        assert len(lines) == 1 and message in lines[0] and "Traceback" not in error
+    assert not Path("x").exists()
+
+
+def test_a_failure_in_mid_run_is_one_line_and_debug_shows_where(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--pool.lr", "1e30"]
+    assert distill(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "diverged" in error and "pool.lr" in error and "Traceback" not in error
+    with pytest.raises(Exception, match="diverged"):
+        distill(*arguments, "--debug", out="debug")
+
+
+def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, words in (
+        ("distill", ["--num-images", "Number of synthetic images", "--pool.max-age", "torchvision:NAME", "--resume"]),
+        ("pretrain", ["--set", "Passes over the set", "--weight-decay"]),
+        ("inspect", ["Synthetic set"]),
+        ("demo", ["--seed"]),
+    ):
+        assert main([command, "--help"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert all(word in told for word in words), command
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env={**os.environ})
+
+
+def test_importing_imports_no_adapter_library(tmp_path: Path) -> None:
+    code = (
+        "import sys, json, lightly_distill, lightly_distill.cli; "
+        "print(json.dumps([n for n in ('lightly', 'timm', 'datasets', 'pytorch_lightning', "
+        "'lightly_distill_integrations') if n in sys.modules]))"
+    )
+    result = run_python(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == []
+
+
+def test_the_program_and_the_module_are_the_same(place: Path) -> None:
+    program = Path(sys.executable).parent / "lightly-distill"
+    for command in ([str(program)], [sys.executable, "-m", "lightly_distill"]):
+        result = subprocess.run([*command, "inspect", "photos"], capture_output=True, text=True)
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == [
+            "lightly-distill: error: photos holds no synthetic set: there is no lightly_distill.json in it, "
+            "nor in its folder 'set'."
+        ]
+
+
+def test_each_entry_point_loads_and_offers_what_its_protocol_says() -> None:
+    from lightly_distill import integrations
+
+    for group, needed in (
+        ("targets", ["load", "find_encoder"]),
+        ("students", ["build", "save"]),
+        ("sources", ["open"]),
+    ):
+        names = integrations.available(group)  # type: ignore[arg-type]
+        assert names
+        for name in names:
+            adapter = integrations.get(group, name)  # type: ignore[arg-type]
+            assert all(callable(getattr(adapter, function)) for function in needed)
