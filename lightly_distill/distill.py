@@ -1,5 +1,6 @@
 """The method, top to bottom: KRR-ST, Algorithm 1 (Lee et al., ICLR 2024, arXiv:2310.06511)."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,8 @@ from lightly_distill.krr import kernel_ridge
 from lightly_distill.pool import Slot, StudentBuilder, StudentPool
 from lightly_distill.real import RealImages
 from lightly_distill.step import RealBatch, kernel_pass, outer_gradient
+
+_logger = logging.getLogger(__name__)
 
 MEASUREMENTS = 10  # of the held-out loss, over the whole run, besides the one at the start
 
@@ -120,7 +123,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         recorder.log({"step": 0, "heldout_loss": state.initial_loss})
         recorder.checkpoint(state)
 
-    progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step")
+    progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=None)
     window, since = [], time.perf_counter()
     for batch in real.batches(state.step, config.steps):
         slot = state.pool.draw(state.step)
@@ -139,6 +142,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
                 since = time.perf_counter()
             recorder.log(row)
             progress.set_postfix(loss=f"{row['loss']:.4g}")
+            if measure and progress.disable:  # no terminal: tell now and then instead
+                _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
             window = []
         if state.step % config.checkpoint_every == 0 or state.step == config.steps:
             recorder.checkpoint(state)

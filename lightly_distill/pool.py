@@ -84,7 +84,7 @@ class StudentPool:
         """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread."""
         generator = seeding.generator(self.seed, "warm-up")
         ages = torch.randint(1, self.config.max_age + 1, (len(self.slots),), generator=generator).tolist()
-        with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", leave=False) as progress:
+        with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", disable=None) as progress:
             for slot, age in zip(self.slots, ages, strict=True):
                 for _ in range(age):
                     self._train(slot, images, representations)

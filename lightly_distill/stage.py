@@ -2,13 +2,13 @@
 
 import logging
 import platform
-import resource
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from lightly_distill import config as settings
@@ -92,7 +92,10 @@ class DistillationStage:
         folder = Path(out) if out is not None else None
         RunFolder.check(folder, resume=resume, overwrite=overwrite)
         source = open_source(dataset, image_size=config.image_size)
-        students = [(name, student_builder(name, source.image_size)) for name in config.students]
+        students = [
+            (name, student_builder(name, source.image_size, batch_size=min(2, config.num_images)))
+            for name in config.students
+        ]
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
 
         started = time.perf_counter()
@@ -161,5 +164,9 @@ def _peak_memory(device: torch.device) -> int:
     """Returns the most bytes held so far: on the device if it is a GPU, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Unix only
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -14,12 +14,13 @@ from lightly_distill.protocols import StudentAdapter
 DEFAULT_ADAPTER = "timm"
 
 
-def student_builder(name: str, image_size: int) -> Callable[[], nn.Module]:
+def student_builder(name: str, image_size: int, *, batch_size: int = 2) -> Callable[[], nn.Module]:
     """Resolves a student's name and checks that it can be trained on images of this size.
 
     Args:
         name: `ADAPTER:NAME`, or `NAME` for a timm model.
         image_size: Height and width of the images, in pixels.
+        batch_size: Images of the check, 1 or 2; batch norm over a single value cannot be trained on one.
 
     Returns:
         Builds a freshly initialised student, images `(B, 3, image_size, image_size)` to features `(B, p)`. It draws
@@ -32,7 +33,7 @@ def student_builder(name: str, image_size: int) -> Callable[[], nn.Module]:
     build = partial(adapter.build, plain_name, image_size)
     with torch.random.fork_rng(devices=[]):
         model = build()
-        images = torch.rand(2, 3, image_size, image_size)
+        images = torch.rand(batch_size, 3, image_size, image_size)
         for mode in (True, False):
             _check(name, model.train(mode), images)
     return build

@@ -220,3 +220,12 @@ def test_somebody_else_pretrains_from_the_folder(folder: Path, tmp_path: Path) -
     DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path)
     backbone = pretrain(STUDENT, SyntheticSet.load(tmp_path), epochs=3)
     assert backbone(torch.zeros(2, 3, 8, 8)).shape == (2, 16)
+
+
+def test_a_set_of_one_image_is_made_or_refused_by_name(folder: Path) -> None:
+    one = {**OPTIONS, "num_images": 1}
+    assert len(DistillationStage(target=SSLModel(), **one).run(folder)) == 1
+    with pytest.raises(
+        UsageError, match="'resnet10t' fails in training mode on images of 8x8: Expected more than 1 value"
+    ):
+        DistillationStage(target=SSLModel(), **{**one, "student": "resnet10t"}).run(folder)

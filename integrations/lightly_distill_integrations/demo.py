@@ -87,7 +87,7 @@ def train_target(images: Tensor, transform: Transform, *, backbone: str, epochs:
         optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * len(loader))
         criterion = BarlowTwinsLoss()
-        for _ in (bar := trange(epochs, desc="Training the target with Lightly", unit="epoch")):
+        for _ in (bar := trange(epochs, desc="Training the target with Lightly", unit="epoch", disable=None)):
             for first, second in loader:
                 loss = criterion(model(first), model(second))
                 optimizer.zero_grad()
