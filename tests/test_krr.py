@@ -46,6 +46,14 @@ def test_gradients_equal_finite_differences_of_a_frozen_penalty(m: int) -> None:
     assert torch.autograd.gradcheck(values, (syn, reps), atol=1e-6)
 
 
+@pytest.mark.parametrize(("m", "size"), [(5, 5), (9, 9), (10, 9), (40, 9)])
+def test_the_smaller_of_the_two_systems_is_solved(m: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    solve, sizes = krr._solve, []
+    monkeypatch.setattr(krr, "_solve", lambda matrix, *rest: sizes.append(len(matrix)) or solve(matrix, *rest))
+    kernel_ridge(*problem(m, p=8))
+    assert sizes == [size]
+
+
 def test_the_penalty_carries_no_gradient() -> None:
     real, syn, reps = problem(4, p=8)
     values = kernel_ridge(real, syn, reps, ridge=0.5, dtype=torch.float64).values

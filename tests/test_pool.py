@@ -115,6 +115,21 @@ def test_a_restored_pool_goes_on_as_the_old_one_bit_for_bit() -> None:
         assert torch.equal(weights(a.student), weights(b.student)) and torch.equal(weights(a.head), weights(b.head))
 
 
+def test_dropout_draws_anew_at_each_step_and_for_each_student() -> None:
+    pool, images, reps = make_pool(dropout=0.5, lr=1e-30)  # a rate at which no weight moves: only dropout differs
+    masks = []
+
+    def watch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        masks.append(bytes((output == 0).numpy()))
+
+    for slot in pool.slots[:2]:
+        slot.student.load_state_dict(pool.slots[0].student.state_dict())
+        slot.student[4].register_forward_hook(watch)
+        for _ in range(3):
+            pool.advance(slot, images, reps)
+    assert len(set(masks)) == 6
+
+
 def test_training_leaves_the_synthetic_set_and_the_global_generator_alone() -> None:
     pool, images, reps = make_pool()
     images.requires_grad_()
