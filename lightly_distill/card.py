@@ -54,23 +54,45 @@ Lee et al., *Self-Supervised Dataset Distillation for Transfer Learning*, ICLR 2
 
 
 def facts(synthetic: "SyntheticSet") -> dict[str, str]:
-    """Returns what is recorded of a set's origin, each as one line for people."""
+    """Returns what is recorded of a set's origin, each as one line for people; what is not recorded is left out."""
     known = synthetic.provenance
-    source, target, config = (known.get(part, {}) for part in ("source", "target", "config"))
-    losses = known.get("heldout_loss", {})
-    lines: dict[str, Any] = {
-        "source": source and f"{source['name']}, {source['images']} images, fingerprint {source['fingerprint'][:12]}",
-        "target": target and f"{target['name']}, sha256 {target['sha256'][:12]}",
-        "student": config.get("student"),
-        "outer steps": known.get("steps"),
-        "outer loss, held-out images": losses.get("final")
-        and f"{losses['initial']:.4g} at the start, {losses['final']:.4g} at the end",
-        "seed": config.get("seed"),
-        "time": known.get("seconds") and f"{known['seconds']:.0f} s on {known['device']}",
-        "peak memory": known.get("peak_memory_bytes") and f"{known['peak_memory_bytes'] / 2**30:.1f} GiB",
-        "versions": ", ".join(f"{name} {number}" for name, number in known.get("versions", {}).items()),
+    source, target, config, losses = (_part(known, name) for name in ("source", "target", "config", "heldout_loss"))
+    lines = {
+        "source": _join(source.get("name"), _unit(source.get("images"), "images"), _hash(source.get("fingerprint"))),
+        "target": _join(target.get("name"), _hash(target.get("sha256"))),
+        "student": _join(config.get("student")),
+        "outer steps": _join(known.get("steps")),
+        "outer loss, held-out images": _join(
+            _unit(_number(losses.get("initial")), "at the start"), _unit(_number(losses.get("final")), "at the end")
+        ),
+        "seed": _join(config.get("seed")),
+        "time": _join(_unit(_number(known.get("seconds")), "s"), known.get("device")),
+        "peak memory": _join(_unit(_number(known.get("peak_memory_bytes"), 2**30), "GiB")),
+        "versions": _join(*(f"{name} {number}" for name, number in _part(known, "versions").items())),
     }
-    return {name: str(value) for name, value in lines.items() if value not in (None, "", {})}
+    return {name: value for name, value in lines.items() if value}
+
+
+def _part(known: dict[str, Any], name: str) -> dict[str, Any]:
+    part = known.get(name)
+    return part if isinstance(part, dict) else {"name": part}
+
+
+def _join(*parts: Any) -> str:
+    # one line, and no cell border, whatever the name of a source is
+    return " ".join(", ".join(str(part) for part in parts if part is not None).replace("|", "/").split())
+
+
+def _unit(value: Any, unit: str) -> str | None:
+    return None if value is None else f"{value} {unit}"
+
+
+def _number(value: Any, scale: float = 1.0) -> str | None:
+    return f"{value / scale:.4g}" if isinstance(value, (int, float)) else None
+
+
+def _hash(value: Any) -> str | None:
+    return None if value is None else f"hash {str(value)[:12]}"
 
 
 def _short(values: tuple[float, ...]) -> str:

@@ -132,9 +132,8 @@ def _distill(options: Namespace) -> None:
     stage = DistillationStage(options.target, config=make_config(**settings))
     synthetic = stage.run(options.data, out=options.out, resume=options.resume, overwrite=options.overwrite)
     losses = synthetic.provenance["heldout_loss"]
-    print(
-        f"Outer loss on held-out real images: {losses['initial']:.4g} at the start, {losses['final']:.4g} at the end."
-    )
+    if losses["initial"] is not None:
+        print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
     print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
 
 

@@ -1,5 +1,6 @@
 """The result: synthetic images, a target representation of each, and where they come from."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightly_distill import artifact
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
 
 
 class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     """A small set of learned images, each with a learned target representation.
 
     Args:
-        images: Float32, shape (m, 3, H, W), in normalised pixel space: unbounded, see `mean` and `std`.
-        representations: Float32, shape (m, d).
+        images: float32, shape (m, 3, H, W), in normalised pixel space: unbounded, see `mean` and `std`.
+        representations: float32, shape (m, d).
         mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
         std: As `mean`.
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
@@ -39,24 +40,26 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         provenance: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> None:
+        _check("images", images, ("m", "C", "H", "W"), torch.float32)
+        _check("representations", representations, ("m", "d"), torch.float32)
         if source_index is None:
             source_index = torch.full((len(images),), -1)
-        _check("images", images, 4, torch.float32)
-        _check("representations", representations, 2, torch.float32)
-        _check("source_index", source_index, 1, torch.int64)
+        _check("source_index", source_index, ("m",), torch.int64)
         counts = {"images": len(images), "representations": len(representations), "source_index": len(source_index)}
-        if len(set(counts.values())) > 1 or not len(images):
-            raise UsageError(f"A synthetic set has as many of each, at least one; got {counts}.")
+        if len(set(counts.values())) > 1:
+            raise UsageError(f"A synthetic set has as many of each; got {counts}.")
         if images.shape[1] != 3 or len(mean) != 3 or len(std) != 3:
             raise UsageError(
                 f"A synthetic set has 3 channels; got images of shape {tuple(images.shape)}, mean {list(mean)}, "
                 f"std {list(std)}."
             )
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise UsageError(f"mean and std must be finite, and std positive; got mean {list(mean)}, std {list(std)}.")
         self.images = images.detach()
         self.representations = representations.detach()
         self.source_index = source_index
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
+        self.mean: tuple[float, ...] = tuple(float(value) for value in mean)
+        self.std: tuple[float, ...] = tuple(float(value) for value in std)
         self.provenance = provenance or {}
         self.metrics = metrics or {}
 
@@ -81,7 +84,19 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         return ((self.images.cpu() * std + mean) * 255).round().clamp(0, 255).byte()
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes the set as a folder, which is also the layout of a Hugging Face dataset; see `artifact.write`."""
+        """Writes the set as a folder, which is also the layout of a Hugging Face dataset.
+
+        Args:
+            folder: New or empty folder.
+            overwrite: Replace the set that is there. It stays whole until the new one is complete.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UsageError: If the folder is taken, or the provenance or metrics are not JSON.
+            DistillError: If the set cannot be written; no partial folder stays.
+        """
         return artifact.write(self, Path(folder), overwrite=overwrite)
 
     @classmethod
@@ -95,14 +110,20 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             UsageError: If there is no set.
             DistillError: If the set is damaged, or of a newer format.
         """
-        return cls(**artifact.read(artifact.find(Path(folder))))
+        place = artifact.find(Path(folder))
+        try:
+            return cls(**artifact.read(place))
+        except UsageError as error:  # not the user's tensors: a file with the right hash and impossible numbers
+            raise DistillError(f"{place} holds no synthetic set: {error}") from error
 
 
-def _check(name: str, value: Tensor, ndim: int, dtype: torch.dtype) -> None:
-    if value.ndim != ndim or value.dtype != dtype:
+def _check(name: str, value: Tensor, shape: tuple[str, ...], dtype: torch.dtype) -> None:
+    expected = f"{dtype} of shape ({', '.join(shape)}), none of them 0"
+    if not isinstance(value, Tensor):
+        raise UsageError(f"The {name} of a synthetic set must be a tensor, {expected}; got {type(value).__name__}.")
+    if value.ndim != len(shape) or value.dtype != dtype or 0 in value.shape:
         raise UsageError(
-            f"The {name} of a synthetic set are {dtype} with {ndim} dimensions; got {value.dtype}, "
-            f"shape {tuple(value.shape)}."
+            f"The {name} of a synthetic set must be {expected}; got {value.dtype} of shape {tuple(value.shape)}."
         )
     if not value.isfinite().all():
         raise UsageError(f"The {name} of a synthetic set must be finite; got NaN or infinity.")

@@ -1,40 +1,121 @@
+import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from lightly_distill import pictures
 
 
+def read(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@pytest.fixture
+def photos(real_data: Path) -> Tensor:
+    file = pq.ParquetFile(next((real_data / "cifar10").glob("test-*.parquet")))
+    rows = next(file.iter_batches(batch_size=12)).to_pylist()
+    column = next(name for name, value in rows[0].items() if isinstance(value, dict))
+    arrays = [np.array(Image.open(io.BytesIO(row[column]["bytes"])).convert("RGB")) for row in rows]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
 def test_the_grid_shows_each_image_enlarged_in_its_place() -> None:
-    images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
-    for number in range(5):
-        images[number, 0] = 40 * (number + 1)
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     grid = np.asarray(pictures.image_grid(images, columns=3))
     gap, side = 4, 64
-    for number in range(5):
-        row, column = divmod(number, 3)
-        top, left = (place * (side + gap) + gap for place in (row, column))
+    assert grid.shape == (2 * (side + gap) + gap, 3 * (side + gap) + gap, 3)
+    for number, image in enumerate(images):
+        top, left = (place * (side + gap) + gap for place in divmod(number, 3))
         cell = grid[top : top + side, left : left + side]
-        assert (cell == [40 * (number + 1), 0, 0]).all()
-    assert (grid[:gap] == 255).all()
+        assert (cell == image.permute(1, 2, 0).numpy().repeat(8, 0).repeat(8, 1)).all()
+    assert (grid[:gap] == 255).all() and (grid[-side:, -side:] == 255).all()
 
 
-@pytest.mark.parametrize("spread", [1, 3])
-def test_each_picture_is_drawn(tmp_path: Path, spread: int) -> None:
-    images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8)
-    pictures.before_after(images, images.flip(0), tmp_path / "a.png")
-    rows = [{"step": s, "loss": 1 / (s + 1), "heldout_loss": 1.0 if s % 10 == 0 else None} for s in range(40)]
-    pictures.loss_curve(rows, tmp_path / "b.png")
-    pictures.accuracy_bars({"linear": {"scratch": [0.5] * spread, "distilled": [0.7] * spread}}, tmp_path / "c.png")
-    for name in "abc":
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            pixels = np.asarray(picture.convert("L"))
-        assert min(pixels.shape) > 300 and pixels.std() > 5
+def test_the_grid_of_large_or_many_images_stays_small() -> None:
+    assert pictures.image_grid(torch.zeros(1, 3, 512, 256, dtype=torch.uint8)).size == (64 + 8, 128 + 8)
+    assert pictures.image_grid(torch.zeros(500, 3, 8, 8, dtype=torch.uint8)).size == (10 * 68 + 4, 10 * 68 + 4)
 
 
-def test_a_run_of_one_step_has_a_curve(tmp_path: Path) -> None:
-    pictures.loss_curve([{"step": 0, "heldout_loss": 0.3}, {"step": 1, "loss": 0.2}], tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").exists()
+@pytest.mark.parametrize("count", [1, 12])
+def test_before_and_after_stand_side_by_side_pixel_by_pixel(photos: Tensor, tmp_path: Path, count: int) -> None:
+    before, after = photos[:count], photos[:count].flip(3)
+    pictures.before_after(before, after, tmp_path / "pair.png")
+    seen = read(tmp_path / "pair.png")
+    side = 512 if count == 1 else 128
+    left, right = (np.asarray(pictures.image_grid(images, scale_to=side)) for images in (before, after))
+    height, width, _ = left.shape
+    assert (seen[-height:, :width] == left).all() and (seen[-height:, -width:] == right).all()
+    assert (seen[:-height, :width] < 128).any() and (seen[:-height, -width:] < 128).any()  # the titles
+
+
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """The axes that are drawn."""
+    drawn: list[Axes] = []
+    make = pictures._axis
+
+    def remember(figure: object) -> Axes:
+        drawn.append(make(figure))  # type: ignore[arg-type]
+        return drawn[-1]
+
+    monkeypatch.setattr(pictures, "_axis", remember)
+    return drawn
+
+
+def test_the_loss_curve_tells_first_and_last_numbers(tmp_path: Path, axes: list[Axes]) -> None:
+    rows = [{"step": s, "loss": 1 / (s + 1), "heldout_loss": 0.9 - s / 100 if s % 20 == 0 else None} for s in range(41)]
+    pictures.loss_curve(rows, tmp_path / "loss.png")
+    assert read(tmp_path / "loss.png").std() > 5
+    (axis,) = axes
+    batches, mean, held = axis.lines
+    assert np.size(batches.get_xdata()) == np.size(mean.get_xdata()) == 41
+    assert held.get_xdata() == pytest.approx([0, 20, 40]) and held.get_ydata() == pytest.approx([0.9, 0.7, 0.5])
+    assert axis.get_title("left") == "Outer loss, held-out images: 0.9 to 0.5"
+    assert axis.get_yscale() == "log" and "log scale" in axis.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"step": 0, "heldout_loss": 0.3}, {"step": 1, "loss": 0.2}],
+        [{"step": 1, "loss": 0.0}, {"step": 2, "loss": 1.0}],
+    ],
+)
+def test_a_run_of_hardly_a_step_has_a_curve(tmp_path: Path, axes: list[Axes], rows: list[dict[str, float]]) -> None:
+    pictures.loss_curve(rows, tmp_path / "curve.png")
+    assert axes[0].get_yscale() == "linear" and (tmp_path / "curve.png").exists()
+
+
+def test_the_running_mean_is_as_long_as_its_values_and_keeps_a_constant() -> None:
+    for window in (1, 2, 3, 7):
+        assert pictures._running_mean(np.full(9, 2.0), window) == pytest.approx(np.full(9, 2.0))
+    assert pictures._running_mean(np.arange(9.0), 3)[1:-1] == pytest.approx(np.arange(1.0, 8.0))
+
+
+def test_bars_show_means_and_deviations_of_each_arm(tmp_path: Path, axes: list[Axes]) -> None:
+    table = {"linear": {"scratch": [0.4, 0.5], "distilled": [0.6, 0.62]}, "knn": {"distilled": [0.7, 0.7]}}
+    pictures.accuracy_bars(table, tmp_path / "bars.png", "Digits")
+    assert read(tmp_path / "bars.png").std() > 5
+    (axis,) = axes
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx([45, 61, 70])  # type: ignore[attr-defined]
+    assert [text.get_text() for text in axis.texts] == ["45.0", "61.0", "70.0"]
+    assert [text.xy[1] for text in axis.texts] == pytest.approx([45 + 50**0.5, 61 + 2**0.5, 70])  # type: ignore[attr-defined]
+    assert axis.get_legend_handles_labels()[1] == ["scratch", "distilled"]
+    assert "2 seeds" in axis.get_xlabel() and axis.get_title("left") == "Digits"
+    assert axis.get_ylabel() == "accuracy in %" and axis.get_ylim()[0] == 0
+
+
+def test_an_axis_that_does_not_start_at_zero_says_so(tmp_path: Path, axes: list[Axes]) -> None:
+    pictures.accuracy_bars({"linear": {"random": [0.9], "distilled": [0.95]}}, tmp_path / "bars.png")
+    (axis,) = axes
+    assert axis.get_ylabel() == "accuracy in % (axis starts at 80)" and axis.get_ylim()[0] == 80
+    assert max(axis.get_yticks()) <= 100 and "seeds" not in axis.get_xlabel()
