@@ -14,9 +14,9 @@ ConfigT = TypeVar("ConfigT")
 class OuterConfig:
     """How the synthetic images and representations are stepped (AdamW, linear decay)."""
 
-    lr_images: float = 1e-2
+    lr_images: float = 2e-2
     """Initial learning rate of the synthetic images, in normalised pixel units a step."""
-    lr_representations: float = 1e-2
+    lr_representations: float = 2e-2
     """Initial learning rate of the synthetic representations."""
     final_lr: float = 1e-3
     """Learning rate of the last step, as a fraction of the initial one."""
@@ -31,10 +31,11 @@ class OuterConfig:
 class PoolConfig:
     """The pool of online students and how each is trained on the synthetic set (SGD)."""
 
-    size: int = 10
-    """Number of students, l in the paper."""
-    max_age: int = 1000
-    """Training steps after which a student is replaced by a fresh one, T in the paper."""
+    size: int = 20
+    """Number of students, l in the paper. A short run wants many: images fitted to few networks fit only those."""
+    max_age: int = 300
+    """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as
+    the pre-training on the finished set will take."""
     lr: float = 0.1
     """SGD learning rate of the students."""
     momentum: float = 0.9

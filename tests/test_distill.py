@@ -62,7 +62,7 @@ def test_the_loop_equals_the_plain_reference_over_resets_of_the_pool() -> None:
     losses = []
     for step, batch in enumerate(real.batches(0, config.steps)):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * (1 - (1 - 1e-3) * step / config.steps)
+            group["lr"] = 2e-2 * (1 - (1 - 1e-3) * step / config.steps)
         drawn = twin.pool.draw(step).index
         if pool[drawn].age >= 4:  # left by the warm-up at age T: one outer step, no more training
             pool[drawn].age -= 1
