@@ -33,7 +33,7 @@ class PoolConfig:
 
     size: int = 20
     """Number of students, l in the paper. A short run wants many: images fitted to few networks fit only those."""
-    max_age: int = 300
+    max_age: int = 150
     """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as
     the pre-training on the finished set will take."""
     lr: float = 0.1

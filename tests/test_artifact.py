@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from synthetic_sets import MEAN, STD, make_set, same_bits
 
 from lightly_distill import DistillError, SyntheticSet, UsageError, artifact, parquet
+from synthetic_sets import MEAN, STD, make_set, same_bits
 
 
 @pytest.fixture

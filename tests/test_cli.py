@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import yaml
 from torchvision.transforms.functional import to_pil_image
 
+import tiny
 from lightly_distill import SyntheticSet
 from lightly_distill.cli import main
 

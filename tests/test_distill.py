@@ -1,11 +1,11 @@
 from typing import Any
 
 import pytest
-import reference
-import tiny
 import torch
 from torch import Tensor, nn
 
+import reference
+import tiny
 from lightly_distill.config import DistillConfig
 from lightly_distill.distill import DistillState, distill, held_out_loss
 from lightly_distill.errors import DistillError

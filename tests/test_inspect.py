@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic_sets import MEAN, STD, make_set
 
 from lightly_distill import SyntheticSet, UsageError
 from lightly_distill.inspect import describe, describe_set
+from synthetic_sets import MEAN, STD, make_set
 
 
 def test_sizes_statistics_origin_and_pictures_are_told(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 import pytest
-import reference
 import torch
 from torch import Tensor
 
+import reference
 from lightly_distill import krr
 from lightly_distill.errors import DistillError
 from lightly_distill.krr import kernel_ridge

@@ -1,11 +1,11 @@
 from collections import Counter
 
 import pytest
-import reference
-import tiny
 import torch
 from torch import Tensor, nn
 
+import reference
+import tiny
 from lightly_distill.config import PoolConfig
 from lightly_distill.errors import DistillError
 from lightly_distill.pool import StudentPool

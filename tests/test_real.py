@@ -1,8 +1,8 @@
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
 from lightly_distill.real import PAD, RealImages, crop_and_flip

@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import yaml
 from datasets import Dataset as HuggingFaceDataset
@@ -12,6 +11,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 
+import tiny
 from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
 
 STUDENT = "convnet_4_4"

@@ -1,9 +1,9 @@
 import pytest
-import reference
-import tiny
 import torch
 from torch import Tensor, nn
 
+import reference
+import tiny
 from lightly_distill.errors import DistillError
 from lightly_distill.seeding import generator, global_seed
 from lightly_distill.step import RealBatch, kernel_pass, outer_gradient

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic_sets import MEAN, STD, make_set, same_bits
 from torch.utils.data import DataLoader
 
 from lightly_distill import DistillError, SyntheticSet, UsageError
+from synthetic_sets import MEAN, STD, make_set, same_bits
 
 
 def test_save_and_load_give_every_bit_back(tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ LABELS = 100  # labelled digits of the probes
 REPEATS = 8  # disjoint draws of those labels, averaged
 
 TARGET, TARGET_EPOCHS = "resnet10t", 30
-STUDENT, PRETRAIN_EPOCHS = "convnet_16_32_64", 500
+STUDENT, PRETRAIN_EPOCHS = "convnet_16_32_64", 60
 SETTINGS: dict[str, Any] = {
     "num_images": 20,
-    "steps": 600,
+    "steps": 800,
     "batch_size": 256,
-    "pool": {"size": 30, "max_age": 150},
+    "pool": {"size": 30, "max_age": 60},  # as many steps as the pre-training takes
 }
 
 Transform = Callable[[Any], Any]

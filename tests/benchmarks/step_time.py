@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import reference
-
 from lightly_distill.config import PoolConfig
 from lightly_distill.pool import StudentPool
 from lightly_distill.seeding import generator, global_seed

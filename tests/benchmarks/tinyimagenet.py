@@ -14,11 +14,11 @@ from pathlib import Path
 import timm
 import torch
 from lightly.transforms import SimCLRTransform
-from lightly_distill_integrations.demo import BarlowTwins, train_target
 from safetensors.torch import load_file, save_file
 
 from lightly_distill import DistillationStage
 from lightly_distill.source import open_source
+from lightly_distill_integrations.demo import BarlowTwins, train_target
 
 BACKBONE = "resnet10t"
 

@@ -1,8 +1,9 @@
 import pytest
 import timm
 import torch
-from lightly_distill_integrations import convnets
 from torch import nn
+
+from lightly_distill_integrations import convnets
 
 
 def test_the_papers_convnet_has_8192_features_at_32_pixels() -> None:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
 from datasets import Image as ImageFeature
-from lightly_distill_integrations import hf_datasets
 from PIL import Image
 from torch import Tensor
 
 from lightly_distill import seeding
 from lightly_distill.errors import UsageError
 from lightly_distill.source import open_source
+from lightly_distill_integrations import hf_datasets
 
 N, S = 6, 8
 

@@ -12,11 +12,11 @@ from lightly.models.modules import (
     MaskedVisionTransformerTIMM,
     SimCLRProjectionHead,
 )
-from lightly_distill_integrations import lightly_models
 from torch import Tensor, nn
 
 from lightly_distill.errors import UsageError
 from lightly_distill.targets import as_target
+from lightly_distill_integrations import lightly_models
 
 IMAGES = torch.rand(2, 3, 32, 32)
 

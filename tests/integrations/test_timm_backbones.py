@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from lightly_distill_integrations import timm_backbones
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill_integrations import timm_backbones
 
 METADATA = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 32, 32], "seed": 7}
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightly_distill_integrations import torchvision_datasets
 from torchvision.datasets import CIFAR10, FakeData
 
 from lightly_distill.errors import UsageError
 from lightly_distill.source import open_source
+from lightly_distill_integrations import torchvision_datasets
 
 
 @pytest.fixture(autouse=True)
