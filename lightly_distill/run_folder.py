@@ -82,6 +82,10 @@ class RunFolder:
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
 
+    def last(self, name: str) -> Any:
+        """Returns the newest measurement of this name, or None."""
+        return next((row[name] for row in reversed(self.rows) if name in row), None)
+
     def checkpoint(self, state: DistillState) -> None:
         """Writes the state of the run."""
         if self.path is not None:
@@ -102,10 +106,18 @@ class RunFolder:
                 f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones or another --out."
             )
         log = self.path / "metrics.jsonl"
-        rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        self.rows = [row for row in rows if row["step"] <= facts["step"]]
+        lines = log.read_text().splitlines() if log.exists() else []
+        self.rows = [row for row in map(_row, lines) if row is not None and row["step"] <= facts["step"]]
         log.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         return tensors, facts
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except ValueError:  # cut off when the run was killed
+        return None
+    return row
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,12 +100,13 @@ class DistillationStage:
 
         started = time.perf_counter()
         facts = _facts(source, target, config)
-        real = RealImages(source, target, config, device)
         run = RunFolder(folder, facts)
+        saved = run.load_checkpoint() if resume else None
+        real = RealImages(source, target, config, device)
         state = DistillState.start(real, students, config)
         initial = state.images.detach().clone()
-        if resume:
-            state.restore(*run.load_checkpoint())
+        if saved is not None:
+            state.restore(*saved)
         run.begin(overwrite=overwrite, config={"data": source.name, "target": target.name, **facts["config"]})
         distill(state, real, config, run)
 
@@ -122,7 +123,7 @@ class DistillationStage:
                 if device.type == "cuda"
                 else platform.processor() or "cpu",
                 "steps": state.step,
-                "heldout_loss": {"initial": state.initial_loss, "final": run.rows[-1].get("heldout_loss")},
+                "heldout_loss": {"initial": state.initial_loss, "final": run.last("heldout_loss")},
                 "ridge_jitters": state.jitters,
                 "seconds": round(time.perf_counter() - started, 1),
                 "peak_memory_bytes": _peak_memory(device),

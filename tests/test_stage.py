@@ -129,7 +129,7 @@ def test_an_interrupted_run_resumes_to_the_same_set(
         interrupt(patch, at=4)
         DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as log:  # a row that was written after the checkpoint
-        log.write('{"step": 5, "loss": 1.0}\n')
+        log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')  # and one that a kill cut off
     resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.images, straight.images)
     assert torch.equal(resumed.representations, straight.representations)
