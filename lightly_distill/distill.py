@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from lightly_distill.errors import DistillError
 from lightly_distill.krr import kernel_ridge
 from lightly_distill.pool import Slot, StudentBuilder, StudentPool
 from lightly_distill.real import RealImages
-from lightly_distill.step import RealBatch, kernel_pass, outer_gradient
+from lightly_distill.step import RealBatch, kernel_pass, outer_gradient, require_finite
 
 _logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     """
     precision = _precision(config, state.images.device)
     held_out = real.held_out()
-    if state.step == 0:
+    if state.initial_loss is None and not any(slot.age for slot in state.pool.slots):  # not a resumed run
         with precision():
             state.pool.warm_up(state.images, state.representations)
         state.initial_loss = held_out_loss(state, held_out, config)
@@ -134,6 +134,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         progress.update()
 
         measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
+        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+            recorder.checkpoint(state)
         if measure or state.step % config.log_every == 0:
             seconds, since = (time.perf_counter() - since) / len(window), time.perf_counter()
             row: dict[str, Any] = {"step": state.step, "loss": sum(window) / len(window), "seconds_per_step": seconds}
@@ -145,14 +147,12 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
             if measure and progress.disable:  # no terminal: tell now and then instead
                 _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
             window = []
-        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-            recorder.checkpoint(state)
     progress.close()
 
 
 def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:
     """Steps X_s and Y_s down the gradient of the outer loss of one student; returns the loss."""
-    try:
+    with _named(f"Stopped before the update of step {state.step + 1}", slot):
         gradient = outer_gradient(
             slot.student,
             state.images,
@@ -161,9 +161,6 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
             ridge=config.ridge.strength,
             dtype=getattr(torch, config.ridge.dtype),
         )
-    except DistillError as error:
-        who = f"step {state.step + 1}, student {slot.index} ({slot.name}, age {slot.age})"
-        raise DistillError(f"Stopped before the update of {who}: {error}") from error
     state.images.grad, state.representations.grad = gradient.images, gradient.representations
     decay = 1 - (1 - config.outer.final_lr) * state.step / config.steps
     rates = (config.outer.lr_images, config.outer.lr_representations)
@@ -180,10 +177,14 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
         return None
     losses = []
     for slot in state.pool.slots:
-        with kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
+        who = _named(f"Stopped at the measurement after step {state.step}", slot)
+        with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
+            real_BF, syn_MF = slot.student(held_out.images), slot.student(state.images)
+            require_finite("features of the held-out images", real_BF)
+            require_finite("features of the synthetic images", syn_MF)
             prediction = kernel_ridge(
-                slot.student(held_out.images),
-                slot.student(state.images),
+                real_BF,
+                syn_MF,
                 state.representations,
                 ridge=config.ridge.strength,
                 dtype=getattr(torch, config.ridge.dtype),
@@ -192,6 +193,16 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
     return sum(losses) / len(losses)
 
 
+@contextmanager
+def _named(when: str, slot: Slot) -> Iterator[None]:
+    """Adds step and student to an error."""
+    try:
+        yield
+    except DistillError as error:
+        raise DistillError(f"{when}, student {slot.index} ({slot.name}, age {slot.age}): {error}") from error
+
+
 def _precision(config: DistillConfig, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     enabled = config.precision == "bf16"
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    # without the cache: it would keep bf16 copies of weights that the warm-up changes under the same context
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)

@@ -1,5 +1,7 @@
 """Kernel ridge regression from synthetic to real images: pure functions, tensors in and out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +64,7 @@ def kernel_ridge(
         )
     if real_BF.ndim != 2 or syn_MF.ndim != 2 or real_BF.shape[1] != syn_MF.shape[1]:
         raise ValueError(f"Features must be (B, F) and (M, F); got {tuple(real_BF.shape)} and {tuple(syn_MF.shape)}.")
-    with torch.autocast(syn_MF.device.type, enabled=False):
+    with full_precision(syn_MF.device):
         real_BF, syn_MF, syn_MD = real_BF.detach().to(dtype), syn_MF.to(dtype), syn_MD.to(dtype)
         # trace of the kernel with its bias; detached, because the penalty follows the features and does not train them
         penalty = ridge * (syn_MF.detach().square().sum() + len(syn_MF))
@@ -75,6 +77,18 @@ def kernel_ridge(
             weights_FD, jitters, residual = _solve(syn_MF.T @ syn_MF, syn_MF.T @ syn_MD, penalty)
             values = real_BF @ weights_FD
     return Prediction(values, jitters, residual)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Turns autocast and TF32 off: the gradient of `kernel_ridge` must be computed inside too."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _with_bias(features: Tensor) -> Tensor:

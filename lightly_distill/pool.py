@@ -1,5 +1,6 @@
 """The pool of online students, each at another point of its training on the synthetic set."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from lightly_distill import seeding
 from lightly_distill.config import PoolConfig
 from lightly_distill.errors import DistillError
+
+_logger = logging.getLogger(__name__)
 
 StudentBuilder = Callable[[], nn.Module]
 
@@ -84,6 +87,7 @@ class StudentPool:
         """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread."""
         generator = seeding.generator(self.seed, "warm-up")
         ages = torch.randint(1, self.config.max_age + 1, (len(self.slots),), generator=generator).tolist()
+        _logger.info("Warming up %d students: %d training steps", len(ages), sum(ages))
         with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", disable=None) as progress:
             for slot, age in zip(self.slots, ages, strict=True):
                 for _ in range(age):

@@ -44,5 +44,9 @@ def global_seed(seed: int, *path: str | int, device: torch.device | None = None)
     """
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, *path))
+        # not torch.manual_seed: it would seed the other CUDA devices too, which nobody restores
+        torch.default_generator.manual_seed(derive(seed, *path))
+        for cuda in devices:
+            with torch.cuda.device(cuda):
+                torch.cuda.manual_seed(derive(seed, *path))
         yield

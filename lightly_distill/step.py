@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_distill.errors import DistillError
-from lightly_distill.krr import RIDGE, kernel_ridge
+from lightly_distill.krr import RIDGE, full_precision, kernel_ridge
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,20 @@ def outer_gradient(
         with torch.no_grad():
             real_BF = student(real.images)
         syn_MF = student(images)
-        _require_finite("features of the real images", real_BF)
-        _require_finite("features of the synthetic images", syn_MF)
+        require_finite("features of the real images", real_BF)
+        require_finite("features of the synthetic images", syn_MF)
         prediction = kernel_ridge(real_BF, syn_MF, representations, ridge=ridge, dtype=dtype)
         loss = F.mse_loss(prediction.values, real.representations.to(dtype))
-        # the solve's own backward pass must not fall under the caller's autocast
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):  # the backward pass of the solve
             grad_images, grad_representations = torch.autograd.grad(loss, [images, representations])
-    _require_finite("outer loss", loss)
-    _require_finite("gradient of the synthetic images", grad_images)
-    _require_finite("gradient of the synthetic representations", grad_representations)
+    require_finite("outer loss", loss)
+    require_finite("gradient of the synthetic images", grad_images)
+    require_finite("gradient of the synthetic representations", grad_representations)
     return OuterGradient(loss.detach(), grad_images, grad_representations, prediction.jitters)
 
 
-def _require_finite(what: str, value: Tensor) -> None:
+def require_finite(what: str, value: Tensor) -> None:
+    """Raises a DistillError that names `what` if a number of `value` is NaN or infinite."""
     # one reduction instead of a mask as large as the tensor; the sum of finite float32 features does not overflow here
     if not torch.isfinite(value.detach().sum(dtype=torch.float32)):
-        raise DistillError(f"The {what} are not all finite")
+        raise DistillError(f"NaN or infinity in the {what}; lower outer.lr_images or pool.lr.")

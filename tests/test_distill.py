@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import reference
 import tiny
 from lightly_distill.config import DistillConfig
-from lightly_distill.distill import DistillState, distill, held_out_loss
+from lightly_distill.distill import DistillState, _precision, distill, held_out_loss
 from lightly_distill.errors import DistillError
 from lightly_distill.real import RealImages
 from lightly_distill.seeding import global_seed
@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(views: int | str
     distill(straight, real, config, memory)
     births = [sum(count["births"] for count in facts["slots"]) for _, facts in memory.saved.values()]
     reset = next(step for step in range(1, 12) if births[step] > births[step - 1])
-    for stop in (1, 7, reset):  # in mid-epoch, at its end, exactly at a reset of the pool
+    for stop in (0, 1, 7, reset):  # before the first step, in mid-epoch, at its end, exactly at a reset of the pool
         resumed, real = make(config, dropout=0.2)
         resumed.restore(*memory.saved[stop])
         torch.manual_seed(123)
@@ -150,7 +150,8 @@ def test_nan_stops_the_run_before_the_update_and_names_step_and_student(where: s
 
     memory = Poison()
     with pytest.raises(
-        DistillError, match=r"Stopped before the update of step 3, student \d \(tiny, age \d\): The feat"
+        DistillError,
+        match=r"Stopped before the update of step 3, student \d \(tiny, age \d\): NaN or infinity in the feat",
     ):
         distill(state, real, config, memory)
     assert torch.equal(state.representations, memory.frozen)
@@ -177,6 +178,21 @@ def test_bf16_runs_and_stays_near_fp32() -> None:
         rows[precision] = memory.rows
     assert rows["bf16"][1]["loss"] != rows["fp32"][1]["loss"]
     assert rows["bf16"][0]["heldout_loss"] == pytest.approx(rows["fp32"][0]["heldout_loss"], rel=0.3)
+
+
+def test_a_warm_up_in_bf16_sees_the_weights_of_each_step() -> None:
+    config = tiny.config(precision="bf16", pool={"size": 1, "max_age": 40})
+    pools = []
+    for _ in range(2):
+        state, _ = make(config)
+        pools.append(state.pool)
+    with _precision(config, torch.device("cpu"))():
+        pools[0].warm_up(state.images, state.representations)
+    while pools[1].slots[0].age < pools[0].slots[0].age:
+        with _precision(config, torch.device("cpu"))():  # a context for each step, so that nothing can be kept
+            pools[1]._train(pools[1].slots[0], state.images, state.representations)
+    assert pools[0].slots[0].age > 1
+    assert torch.equal(pools[0].slots[0].student[0].weight, pools[1].slots[0].student[0].weight)
 
 
 def test_a_batch_of_one_real_image_and_a_set_of_one_image_run() -> None:

@@ -66,9 +66,9 @@ def test_the_student_comes_back_as_it_was_after_an_error() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("real", "features of the real images are not all finite"),
-        ("images", "features of the synthetic images are not all finite"),
-        ("truth", "outer loss are not all finite"),
+        ("real", "NaN or infinity in the features of the real images; lower"),
+        ("images", "NaN or infinity in the features of the synthetic images; lower"),
+        ("truth", "NaN or infinity in the outer loss; lower"),
     ],
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,6 +1,7 @@
 """`lightly-distill demo`: the whole story on scikit-learn's handwritten digits, in minutes on a laptop CPU."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 256,
     "pool": {"size": 30, "max_age": 60},  # as many steps as the pre-training takes
 }
+
+_logger = logging.getLogger(__name__)
 
 Transform = Callable[[Any], Any]
 Accuracies = dict[str, dict[str, float]]  # arm to probe to accuracy in [0, 1]
@@ -88,7 +91,7 @@ def train_target(images: Tensor, transform: Transform, *, backbone: str, epochs:
         optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * len(loader))
         criterion = BarlowTwinsLoss()
-        for _ in (bar := trange(epochs, desc="Training the target with Lightly", unit="epoch", disable=None)):
+        for epoch in (bar := trange(epochs, desc="Training the target with Lightly", unit="epoch", disable=None)):
             for first, second in loader:
                 loss = criterion(model(first), model(second))
                 optimizer.zero_grad()
@@ -96,6 +99,8 @@ def train_target(images: Tensor, transform: Transform, *, backbone: str, epochs:
                 optimizer.step()
                 schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3g}")
+            if bar.disable and (epoch + 1) % 5 == 0:  # no terminal: tell now and then instead
+                _logger.info("Target: epoch %d of %d, loss %.3g", epoch + 1, epochs, loss.item())
     return model
 
 
