@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ from lightly_distill.errors import UsageError
 from lightly_distill.inspect import describe
 from lightly_distill.pretrain import pretrain
 from lightly_distill.stage import DistillationStage
+from lightly_distill.students import find_adapter
 from lightly_distill.synthetic import SyntheticSet
 
 PROGRAM = "lightly-distill"
 Preset = Literal["cifar", "tinyimagenet", "imagenet64"]
 
 SOURCE_HELP = (
-    "Real images: a folder (with or without class folders), a folder or file of parquet or Arrow, a Hub dataset id, or "
+    "Real images: a folder (with or without class folders), a folder or file of parquet or Arrow, a saved Hugging "
+    "Face dataset, a Hub dataset id, or "
     "torchvision:NAME; a split is chosen with #split. Names are looked up in $LIGHTLY_DISTILL_DATA too."
 )
 TARGET_HELP = (
@@ -146,10 +149,10 @@ def _pretrain_arguments(parser: ArgumentParser) -> None:
 
 def _pretrain(options: Namespace) -> None:
     settings = {name: value for name, value in options.as_dict().items() if name not in {"set", "debug"}}
-    pretrain(synthetic=SyntheticSet.load(options.set), **settings)
-    weights = options.out / "model.safetensors"
+    backbone = pretrain(synthetic=SyntheticSet.load(options.set), **settings)
+    adapter, name = find_adapter(options.student)
     print(f"Wrote {options.out}. To use it:")
-    print(f"  timm.create_model('{options.student}', num_classes=0, checkpoint_path='{weights}')")
+    print(textwrap.indent(adapter.how_to_load(backbone, name, str(options.out)), "    "))
 
 
 def _inspect_arguments(parser: ArgumentParser) -> None:

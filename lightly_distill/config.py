@@ -1,8 +1,9 @@
 """The settings of a distillation: small frozen dataclasses, checked when they are made, saved with every result."""
 
 import difflib
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from lightly_distill.errors import UsageError
@@ -23,7 +24,8 @@ class OuterConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "lr_images", "lr_representations")
-        if not 0 <= self.final_lr <= 1:
+        _positive(self, "final_lr", least=0)
+        if self.final_lr > 1:
             raise UsageError(f"outer.final_lr is a fraction of the initial rate, from 0 to 1; got {self.final_lr}.")
 
 
@@ -45,6 +47,7 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "size", "max_age", "lr")
+        _positive(self, "momentum", "weight_decay", least=0)
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,13 @@ class DistillConfig:
         if self.image_size is not None:
             _positive(self, "image_size")
         _one_of("precision", self.precision, ("fp32", "bf16"))
-        if self.source_views != "random" and not (isinstance(self.source_views, int) and self.source_views >= 0):
-            raise UsageError(f"source_views must be a number of views or 'random'; got {self.source_views!r}.")
-        if not (isinstance(self.holdout, int) and self.holdout >= 0):
-            raise UsageError(f"holdout must be a number of images, 0 for none; got {self.holdout!r}.")
+        _positive(self, "holdout", "seed", least=0)
+        views = self.source_views
+        if views != "random" and (isinstance(views, bool) or not isinstance(views, int) or views < 0):
+            raise UsageError(f"source_views must be a number of views or 'random'; got {views!r}.")
+        for name in ("student", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} must be a name; got {getattr(self, name)!r}.")
         if not all(self.students):
             raise UsageError(f"student must be a timm name or several, comma separated; got '{self.student}'.")
 
@@ -199,14 +205,17 @@ def did_you_mean(name: str, known: Any) -> str:
     return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(names)}."
 
 
-def _positive(config: Any, *names: str) -> None:
+def _positive(config: Any, *names: str, least: float | None = None) -> None:
+    """Refuses what is not a finite number of the field's kind above 0, or of at least `least`."""
     part = {"OuterConfig": "outer.", "PoolConfig": "pool.", "RidgeConfig": "ridge."}.get(type(config).__name__, "")
-    kinds = {f.name: f.type for f in fields(config)}
+    kinds = get_type_hints(type(config))
     for name in names:
         value = getattr(config, name)
-        whole = kinds[name] in (int, "int") or name == "image_size"
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
-            raise UsageError(f"{part}{name} must be a positive {'whole ' if whole else ''}number; got {value!r}.")
+        whole = kinds[name] is not float
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not (value > 0 if least is None else value >= least):
+            bound = "a positive" if least is None else f"at least {least}, a"
+            raise UsageError(f"{part}{name} must be {bound} {'whole ' if whole else ''}number; got {value!r}.")
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -134,8 +134,6 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         progress.update()
 
         measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
-        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-            recorder.checkpoint(state)
         if measure or state.step % config.log_every == 0:
             seconds, since = (time.perf_counter() - since) / len(window), time.perf_counter()
             row: dict[str, Any] = {"step": state.step, "loss": sum(window) / len(window), "seconds_per_step": seconds}
@@ -147,6 +145,9 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
             if measure and progress.disable:  # no terminal: tell now and then instead
                 _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
             window = []
+        # after the measurement, which fails on a student that is not finite: such a state is not kept
+        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+            recorder.checkpoint(state)
     progress.close()
 
 

@@ -82,13 +82,16 @@ def kernel_ridge(
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Turns autocast and TF32 off: the gradient of `kernel_ridge` must be computed inside too."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul: Any = torch.backends.cuda.matmul
+    # torch 2.9 brought a new name, and refuses a mixture of both
+    flag, off = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, flag)
+    setattr(matmul, flag, off)
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        setattr(matmul, flag, before)
 
 
 def _with_bias(features: Tensor) -> Tensor:

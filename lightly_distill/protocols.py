@@ -35,6 +35,10 @@ class StudentAdapter(Protocol):
         """Writes `model.safetensors` and the library's own `config.json` into an existing folder."""
         ...
 
+    def how_to_load(self, model: nn.Module, name: str, folder: str) -> str:
+        """Returns the lines of Python that bring back what `save` wrote."""
+        ...
+
 
 class SourceAdapter(Protocol):
     """Opens real images."""

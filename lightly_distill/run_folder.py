@@ -8,7 +8,9 @@ set/               the synthetic set
 """
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from lightly_distill.distill import DistillState
 from lightly_distill.errors import UsageError
 
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "pictures", "set")
-# settings that may change between a run and its resumption: they do not change the result
+# settings that may change between a run and its resumption
 FREE_TO_CHANGE = ("device", "log_every", "checkpoint_every")
 
 
@@ -38,6 +40,8 @@ class RunFolder:
         self.path = path
         self._settings = dict(settings)
         self.rows: list[dict[str, Any]] = []
+        self.seconds_before = 0.0  # of earlier sessions of a resumed run
+        self._started = time.perf_counter()
 
     @staticmethod
     def check(path: Path | None, *, resume: bool, overwrite: bool) -> None:
@@ -62,6 +66,9 @@ class RunFolder:
                 f"The output folder {path} is not empty: go on with --resume, replace its run with --overwrite, "
                 "or choose another name."
             )
+        above = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UsageError(f"The output folder {path} cannot be written to: no permission in {above}.")
 
     def begin(self, *, overwrite: bool, config: Mapping[str, Any]) -> None:
         """Makes the folder, removes an old run where asked to, and writes the configuration."""
@@ -89,7 +96,8 @@ class RunFolder:
     def checkpoint(self, state: DistillState) -> None:
         """Writes the state of the run."""
         if self.path is not None:
-            facts = {**state.facts(), "settings": self._settings}
+            seconds = self.seconds_before + time.perf_counter() - self._started
+            facts = {**state.facts(), "settings": self._settings, "seconds": seconds}
             checkpoint.save(self.path / "checkpoints", state.step, state.tensors(), facts)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -105,6 +113,7 @@ class RunFolder:
             raise UsageError(
                 f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones or another --out."
             )
+        self.seconds_before = facts["seconds"]
         log = self.path / "metrics.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
         self.rows = [row for row in map(_row, lines) if row is not None and row["step"] <= facts["step"]]
@@ -123,4 +132,6 @@ def _row(line: str) -> dict[str, Any] | None:
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
     plain["config"] = {name: value for name, value in plain["config"].items() if name not in FREE_TO_CHANGE}
+    for part in ("source", "target"):
+        plain[part].pop("name")  # how it was written; the fingerprint tells what it is
     return plain

@@ -91,6 +91,7 @@ class DistillationStage:
         device = resolve_device(config.device)
         folder = Path(out) if out is not None else None
         RunFolder.check(folder, resume=resume, overwrite=overwrite)
+        target.to(device)
         source = open_source(dataset, image_size=config.image_size)
         students = [
             (name, student_builder(name, source.image_size, batch_size=min(2, config.num_images)))
@@ -99,6 +100,8 @@ class DistillationStage:
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
 
         started = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
         facts = _facts(source, target, config)
         run = RunFolder(folder, facts)
         saved = run.load_checkpoint() if resume else None
@@ -125,7 +128,7 @@ class DistillationStage:
                 "steps": state.step,
                 "heldout_loss": {"initial": state.initial_loss, "final": run.last("heldout_loss")},
                 "ridge_jitters": state.jitters,
-                "seconds": round(time.perf_counter() - started, 1),
+                "seconds": round(run.seconds_before + time.perf_counter() - started, 1),
                 "peak_memory_bytes": _peak_memory(device),
             },
         )

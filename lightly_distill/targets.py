@@ -105,6 +105,7 @@ class Target(nn.Module):
             size = self.input_size or _PROBE_SIZE
             images = torch.rand(4, len(self.mean), size, size, generator=torch.Generator().manual_seed(0))
             tensors = [(self.name, self(images.to(self._mean.device)))]
+            self.dim = None  # a map's length may differ at the size of the real images
         for key, tensor in tensors:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,10 @@ def test_distill_pretrain_and_inspect_work_one_after_the_other(place: Path, caps
     assert distill() == 0
     assert "Outer loss on held-out real images:" in capsys.readouterr().out
     assert main(["pretrain", "--set", "run", "--student", "convnet_4_4", "--epochs", "2", "--out", "student"]) == 0
-    assert "timm.create_model('convnet_4_4'" in capsys.readouterr().out
+    recipe = "".join(line[4:] + "\n" for line in capsys.readouterr().out.splitlines() if line.startswith("    "))
+    loaded: dict[str, Any] = {}
+    exec(recipe, loaded)  # what was printed does what it says
+    assert loaded["backbone"](torch.zeros(2, 3, 8, 8)).shape == (2, 16)
     assert {path.name for path in Path("student").iterdir()} == {"model.safetensors", "config.json"}
     assert main(["inspect", "run"]) == 0
     told = capsys.readouterr().out
@@ -179,7 +183,7 @@ def test_each_entry_point_loads_and_offers_what_its_protocol_says() -> None:
 
     for group, needed in (
         ("targets", ["load", "find_encoder"]),
-        ("students", ["build", "save"]),
+        ("students", ["build", "save", "how_to_load"]),
         ("sources", ["open"]),
     ):
         names = integrations.available(group)  # type: ignore[arg-type]

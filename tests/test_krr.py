@@ -125,6 +125,29 @@ def test_under_bf16_autocast_the_solve_stays_float32(m: int) -> None:
     assert (values - truth).norm() < 1e-2 * truth.norm()
 
 
+def test_tf32_is_off_in_the_ridge_and_as_it_was_after_it() -> None:
+    torch.set_float32_matmul_precision("high")  # as Lightning tells its users
+    try:
+        with krr.full_precision(torch.device("cpu")):
+            matmul = torch.backends.cuda.matmul
+            inside = matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+        assert inside in ("ieee", False) and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_with_tf32_allowed_the_ridge_is_that_of_float64() -> None:
+    real, syn, reps = (tensor.cuda() for tensor in ill_conditioned())
+    truth = kernel_ridge(real, syn, reps, dtype=torch.float64).values
+    torch.set_float32_matmul_precision("high")
+    try:
+        values = kernel_ridge(real.float(), syn.float(), reps.float()).values
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (values - truth).norm() < 1e-2 * truth.norm()
+
+
 def test_jitter_rescues_a_system_that_cholesky_refuses_and_is_counted() -> None:
     # in float32, 30 copies of a feature vector of norm 1e4 swamp a penalty of 1e-9 of the trace
     syn = (torch.ones(30, 64) * 1e3 + torch.randn(30, 64, generator=generator(0, "jitter")) * 1e-2).requires_grad_()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -25,3 +26,14 @@ def test_the_global_generator_is_seeded_inside_and_restored_outside() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     with global_seed(0, "student", 1):
         assert torch.equal(nn.Linear(3, 3).weight, first)
+
+
+@pytest.mark.gpu
+def test_the_generators_of_cuda_are_restored_too() -> None:
+    torch.cuda.manual_seed_all(5)
+    before = torch.cuda.get_rng_state_all()
+    for device in (None, torch.device("cuda")):
+        with global_seed(0, "student", device=device):
+            torch.rand(3, device="cuda")
+            torch.cuda.set_rng_state_all(before) if device is None else None
+        assert all(torch.equal(a, b) for a, b in zip(torch.cuda.get_rng_state_all(), before, strict=True))

@@ -278,3 +278,9 @@ def test_a_module_that_itself_misses_a_module_is_told_as_such(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DistillError, match="cannot be imported: No module named 'not_installed_at_all'"):
         load_target("half_installed:build")
+
+
+def test_the_fingerprint_of_a_function_leaves_it_free_to_answer_other_sizes() -> None:
+    target = as_target(lambda images: images.flatten(1), name="flat")
+    assert target.weights_sha256() == target.weights_sha256()
+    assert target(torch.zeros(2, 3, 8, 8)).shape == (2, 192)

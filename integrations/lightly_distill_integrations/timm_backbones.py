@@ -74,6 +74,18 @@ def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
     Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def how_to_load(model: nn.Module, name: str, folder: str) -> str:
+    """Returns the lines of Python that load what `save` wrote into `folder`."""
+    lines = ["import timm"]
+    if convnets.register(name):
+        lines.append(f"from lightly_distill_integrations import convnets; convnets.register({name!r})")
+    built_with: Any = model.build_arguments
+    arguments = "".join(f", {key}={value}" for key, value in built_with.items())
+    weights = str(Path(folder, "model.safetensors"))
+    lines.append(f"backbone = timm.create_model({name!r}, num_classes=0{arguments}, checkpoint_path={weights!r})")
+    return "\n".join(lines)
+
+
 def load(spec: str) -> nn.Module:
     """Loads a model with weights, without its head.
 

@@ -9,12 +9,14 @@ first step, and side by side after it. Times are medians; peak memory is that of
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import resource
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +115,6 @@ def run(side: str, setting: Setting, steps: int, device: str) -> dict[str, Any]:
 
 def _exact_loss(student: nn.Module, images: Tensor, representations: Tensor, real: Tensor, target: nn.Module) -> float:
     """The first loss in float64, features included."""
-    import copy
-
     with torch.no_grad():
         twin = copy.deepcopy(student).double().eval()
         features = [torch.cat([twin(c.double()) for c in x.split(100)]).cpu() for x in (real, images)]
@@ -127,20 +127,12 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _child(side: str, setting: Setting, steps: int, device: str, queue: Any) -> None:
-    queue.put(run(side, setting, steps, device))
-
-
 def measure(name: str, steps: int, device: str) -> dict[str, Any]:
     """Runs both sides of a setting, each in a process of its own, and compares them."""
-    context = multiprocessing.get_context("spawn")
     results = {}
     for side in ("reference", "ours"):
-        queue = context.Queue()
-        process = context.Process(target=_child, args=(side, SETTINGS[name], steps, device, queue))
-        process.start()
-        results[side] = queue.get()
-        process.join()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+            results[side] = child.submit(run, side, SETTINGS[name], steps, device).result()
     ours, plain = results["ours"], results["reference"]
     gap = max(abs(a - b) / b for a, b in zip(ours["losses"], plain["losses"], strict=True))
     medians = {side: statistics.median(result["seconds"][1:] or result["seconds"]) for side, result in results.items()}

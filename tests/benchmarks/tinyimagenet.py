@@ -32,11 +32,11 @@ def main() -> None:
     options = parser.parse_args()
 
     source = open_source("tinyimagenet100-32#train")
-    images = source.read(torch.arange(len(source))[:: len(source) // 10_000][:10_000])
+    images = source.read(torch.arange(len(source))[:: max(1, len(source) // 10_000)][:10_000])
     weights = options.out / "target.safetensors"
     if weights.exists():
         network = timm.create_model(BACKBONE, num_classes=0)
-        model = BarlowTwins(network, network.num_features)
+        model = BarlowTwins(network, network.head_hidden_size)
         model.load_state_dict(load_file(weights))
     else:
         options.out.mkdir(parents=True, exist_ok=True)
