@@ -145,7 +145,7 @@ def test_nan_stops_the_run_before_the_update_and_names_step_and_student(where: s
                 slot = state.pool.draw(2)  # the student of the third step
                 tensor = slot.student[0].weight if where == "student" else state.images
                 with torch.no_grad():
-                    tensor.view(-1)[0] = float("nan")
+                    tensor[(0,) * tensor.ndim] = float("nan")
                 self.frozen = state.representations.detach().clone()
 
     memory = Poison()

@@ -96,6 +96,7 @@ def run(side: str, setting: Setting, steps: int, device: str) -> dict[str, Any]:
             pool.advance(slot, images, representations)
             return float(gradient.loss)
     else:
+        slot.student.to(memory_format=torch.contiguous_format)  # torch's default, as a plain script has it
         plain = [reference.Student(slot.student, slot.head, slot.optimizer, slot.age)]
 
         def step() -> float:
