@@ -197,9 +197,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not np.isfinite(low) or not np.isfinite(high):
         raise UnusableImage("NaN pixels")
     limits = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
-    full = next((limit for limit in limits if low >= 0 and high <= limit), None)
-    if full is None:
-        values, full = values - low, (high - low) or 1
+    full = next((float(limit) for limit in limits if low >= 0 and high <= limit), 0.0)
+    if not full:  # of no common range: from its own darkest to its brightest
+        values, full = values - low, float(high - low) or 1.0
     return Image.fromarray((values * (255 / full)).round().astype(np.uint8))
 
 
