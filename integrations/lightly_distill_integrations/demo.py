@@ -210,9 +210,7 @@ def _report(accuracies: Accuracies, synthetic: SyntheticSet, out: Path) -> None:
     probes = list(next(iter(accuracies.values())))
     losses = synthetic.provenance["heldout_loss"]
     print(f"\nOuter loss on held-out digits: {losses['initial']:.3f} at the start, {losses['final']:.3f} at the end.")
-    print(
-        f"Accuracy on {1797 - TRAIN} held-out digits, {LABELS} labels, mean of {PRETRAININGS} pre-trainings of {STUDENT}:\n"
-    )
+    print(f"Accuracy on {1797 - TRAIN} held-out digits, {LABELS} labels, {PRETRAININGS} pre-trainings of {STUDENT}:\n")
     width = max(map(len, accuracies))
     print(" " * width, *(f"{name:>8}" for name in probes))
     for arm, values in accuracies.items():
