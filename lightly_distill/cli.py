@@ -14,7 +14,9 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightly_distill.config import PRESETS, DistillConfig, did_you_mean, make_config
 from lightly_distill.errors import UsageError
 from lightly_distill.inspect import describe
+from lightly_distill.locate import locate
 from lightly_distill.pretrain import pretrain
+from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.students import find_adapter
 from lightly_distill.synthetic import SyntheticSet
@@ -132,6 +134,9 @@ def _distill_arguments(parser: ArgumentParser) -> None:
 def _distill(options: Namespace) -> None:
     own = {"config", "data", "target", "out", "preset", "resume", "overwrite", "debug"}
     settings = {name: value for name, value in options.as_dict().items() if name not in own}
+    # what is quickly seen to be wrong comes before the target, which may be a download
+    RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
+    locate(options.data)
     stage = DistillationStage(options.target, config=make_config(**settings))
     synthetic = stage.run(options.data, out=options.out, resume=options.resume, overwrite=options.overwrite)
     losses = synthetic.provenance["heldout_loss"]

@@ -191,3 +191,15 @@ def test_each_entry_point_loads_and_offers_what_its_protocol_says() -> None:
         for name in names:
             adapter = integrations.get(group, name)  # type: ignore[arg-type]
             assert all(callable(getattr(adapter, function)) for function in needed)
+
+
+def test_a_wrong_source_or_folder_is_told_before_the_target_is_loaded(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "costly_target.py").write_text("def make():\n    raise RuntimeError('the target was loaded')\n")
+    (place / "used").mkdir()
+    (place / "used" / "notes.txt").write_text("mine")
+    for data, out, message in (("phtos", "run", "photos"), ("photos", "used", "is not empty")):
+        assert main(["distill", "--data", data, "--target", "costly_target:make", "--out", out, *SMALL]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "was loaded" not in error
