@@ -3,7 +3,11 @@
 Importing this imports no adapter and starts no download.
 """
 
+from typing import Any
+
+from lightly_distill import integrations
 from lightly_distill.config import DistillConfig, OuterConfig, PoolConfig, RidgeConfig
+from lightly_distill.encoders import register_target
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.pretrain import pretrain
 from lightly_distill.stage import DistillationStage
@@ -15,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DistillConfig",
     "DistillError",
+    "DistillationCallback",
     "DistillationStage",
     "OuterConfig",
     "PoolConfig",
@@ -23,4 +28,12 @@ __all__ = [
     "UsageError",
     "as_target",
     "pretrain",
+    "register_target",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # a subclass of PyTorch Lightning's Callback, which takes seconds to import
+    if name == "DistillationCallback":
+        return integrations.get("callbacks", "pytorch_lightning").DistillationCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,7 +59,7 @@ def facts(synthetic: "SyntheticSet") -> dict[str, str]:
     source, target, config, losses = (_part(known, name) for name in ("source", "target", "config", "heldout_loss"))
     lines = {
         "source": _join(source.get("name"), _unit(source.get("images"), "images"), _hash(source.get("fingerprint"))),
-        "target": _join(target.get("name"), _hash(target.get("sha256"))),
+        "target": _join(target.get("name"), _encoder(target), _hash(target.get("sha256"))),
         "student": _join(config.get("student")),
         "outer steps": _join(known.get("steps")),
         "outer loss, held-out images": _join(
@@ -71,6 +71,13 @@ def facts(synthetic: "SyntheticSet") -> dict[str, str]:
         "versions": _join(*(f"{name} {number}" for name, number in _part(known, "versions").items())),
     }
     return {name: value for name, value in lines.items() if value}
+
+
+def _encoder(target: dict[str, Any]) -> str | None:
+    encoder = target.get("encoder")
+    if encoder in (None, target.get("name")):
+        return target.get("reason") or None
+    return f"{encoder} ({target['reason']})" if target.get("reason") else str(encoder)
 
 
 def _part(known: dict[str, Any], name: str) -> dict[str, Any]:

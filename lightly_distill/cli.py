@@ -1,5 +1,6 @@
 """The command line: `lightly-distill COMMAND --help` tells what each does."""
 
+import dataclasses
 import importlib
 import logging
 import sys
@@ -20,6 +21,7 @@ from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.students import find_adapter
 from lightly_distill.synthetic import SyntheticSet
+from lightly_distill.targets import load_target
 
 PROGRAM = "lightly-distill"
 Preset = Literal["cifar", "tinyimagenet", "imagenet64"]
@@ -30,8 +32,9 @@ SOURCE_HELP = (
     "torchvision:NAME; a split is chosen with #split. Names are looked up in $LIGHTLY_DISTILL_DATA too."
 )
 TARGET_HELP = (
-    "The self-supervised model: timm:NAME, timm:NAME@weights.safetensors, or pkg.module:callable, a function that "
-    "returns a model."
+    "The self-supervised model: a checkpoint (.ckpt, .pt, .pth, .safetensors), timm:NAME or torchvision:NAME, "
+    "timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, or pkg.module:callable, a function that "
+    "returns a model. No code in a file is run."
 )
 
 
@@ -124,6 +127,22 @@ def _distill_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
     parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
     parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
+    parser.add_argument(
+        "--target-class",
+        type=str | None,
+        default=None,
+        metavar="CLASS",
+        help="pkg.module:Class of the model in a checkpoint, or a function that returns it, where the weights do not "
+        "tell: those of ResNets do.",
+    )
+    parser.add_argument(
+        "--target-encoder",
+        type=str | None,
+        default=None,
+        metavar="PATH",
+        help="Attribute path of the encoder inside the model, such as student_backbone. Default: the one that its "
+        "method is evaluated with, where the model is made as Lightly's examples are.",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Output folder.")
     parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
     parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in --out.")
@@ -132,12 +151,14 @@ def _distill_arguments(parser: ArgumentParser) -> None:
 
 
 def _distill(options: Namespace) -> None:
-    own = {"config", "data", "target", "out", "preset", "resume", "overwrite", "debug"}
-    settings = {name: value for name, value in options.as_dict().items() if name not in own}
+    fields = {field.name for field in dataclasses.fields(DistillConfig)}
+    settings = {name: value for name, value in options.as_dict().items() if name in fields}
     # what is quickly seen to be wrong comes before the target, which may be a download
     RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
     locate(options.data)
-    stage = DistillationStage(options.target, config=make_config(**settings))
+    config = make_config(**settings)
+    target = load_target(options.target, options.target_encoder, options.target_class)
+    stage = DistillationStage(target, config=config)
     synthetic = stage.run(options.data, out=options.out, resume=options.resume, overwrite=options.overwrite)
     losses = synthetic.provenance["heldout_loss"]
     if losses["initial"] is not None:

@@ -30,21 +30,21 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes lists of items to one size; what a `DataLoader` takes for a dataset."""
+    """Decodes lists of items to images of `image_size` pixels a side; what a `DataLoader` takes for a dataset."""
 
-    def __init__(self, items: Items, size: int) -> None:
-        self.items, self.size = items, size
+    def __init__(self, items: Items, image_size: int) -> None:
+        self.items, self.image_size = items, image_size
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitems__(self, indices: list[int]) -> Decoded:
         """Decodes these items, up to the first that is a fault of the dataset."""
-        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        images = torch.empty(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
         decoded = Decoded(images, [], {})
         for index in indices:
             try:
-                images[len(decoded.kept)] = self.items.decode(index, self.size)
+                images[len(decoded.kept)] = self.items.decode(index, self.image_size)
                 decoded.kept.append(index)
             except UnusableImage as reason:
                 decoded.skipped[index] = str(reason)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightly_distill.errors import DistillError
 
-Group = Literal["targets", "students", "sources"]
+Group = Literal["targets", "students", "sources", "callbacks"]
 
 
 def available(group: Group) -> dict[str, EntryPoint]:
@@ -21,7 +21,7 @@ def get(group: Group, name: str) -> Any:
     """Imports one adapter.
 
     Args:
-        group: `targets`, `students` or `sources`.
+        group: `targets`, `students`, `sources` or `callbacks`.
         name: Name of the entry point, such as `timm`.
 
     Raises:

@@ -1,8 +1,25 @@
 """What an adapter offers. An adapter is a module (or an object) with these functions; see `integrations.py`."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class FoundEncoder(NamedTuple):
+    """The encoder inside a model.
+
+    Attributes:
+        encoder: Maps images to `(B, d)`, a map `(B, d, H, W)` or tokens `(B, N, d)`. Attributes `mean`, `std`
+            (sequences of 3 floats) and `input_size` (pixels), if any, are the normalisation and the only size that it
+            expects.
+        path: Attribute path inside the model, such as `teacher.backbone`; empty for the model itself.
+        reason: Why it is this one, in a few words.
+    """
+
+    encoder: "nn.Module | Callable[[Tensor], Any]"
+    path: str
+    reason: str
 
 
 class TargetAdapter(Protocol):
@@ -12,12 +29,8 @@ class TargetAdapter(Protocol):
         """Returns the model that stands after `NAME:` in a target specification, with its weights."""
         ...
 
-    def find_encoder(self, model: nn.Module) -> "nn.Module | None":
-        """Returns the module from images to representations inside `model`, or None if the model is not this library's.
-
-        Must not change `model`. The result may return `(B, d)`, a map `(B, d, H, W)` or tokens `(B, N, d)`.
-        Attributes `mean`, `std` (sequences of 3 floats) on the result, if any, are the normalisation it expects.
-        """
+    def find_encoder(self, model: nn.Module) -> FoundEncoder | None:
+        """Returns the encoder inside `model`, or None if the model is not this library's. Must not change `model`."""
         ...
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,14 @@ class RunFolder:
     Args:
         path: The folder, or None to keep nothing on disk.
         settings: Everything that decides the result: configuration, source and target with their fingerprints.
+        log: Is given each row of measurements too.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, settings: Mapping[str, Any], log: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         self.path = path
+        self._log = log
         self._settings = dict(settings)
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0  # of earlier sessions of a resumed run
@@ -85,6 +89,8 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
         self.rows.append(row)
+        if self._log is not None:
+            self._log(row)
         if self.path is not None:
             with open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -132,6 +138,6 @@ def _row(line: str) -> dict[str, Any] | None:
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
     plain["config"] = {name: value for name, value in plain["config"].items() if name not in FREE_TO_CHANGE}
-    for part in ("source", "target"):
-        plain[part].pop("name")  # how it was written; the fingerprint tells what it is
+    plain["source"].pop("name")  # how it was written; the fingerprint tells what it is
+    plain["target"] = {"sha256": plain["target"]["sha256"]}
     return plain

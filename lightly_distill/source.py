@@ -115,10 +115,8 @@ class _LazySource(Source):
         return decoded.images
 
 
-def open_source(
-    data: Any, *, image_size: int | None = None, memory_limit: int | None = None, num_workers: int = 2
-) -> Source:
-    """Opens and decodes real images.
+def find_images(data: Any, *, image_size: int | None = None) -> Source | Decoder:
+    """Finds real images and their size; looks at no more than the first few.
 
     Args:
         data: `SCHEME:NAME`, a path or a Hub dataset id, each with `#SPLIT` if wanted; see `locate`. Or a dataset whose
@@ -126,12 +124,12 @@ def open_source(
             (N, C, H, W), or an array of that shape or with channels last: uint8, or floating point in [0, 1]. An open
             source is returned as it is.
         image_size: S, in pixels. Default: the shorter side of the first usable image, at most 64.
-        memory_limit: Bytes that decoded images may take; beyond, they are decoded again when asked for. Default: half
-            of the memory that is free.
-        num_workers: Processes that decode, where that takes long.
+
+    Returns:
+        What `open_source` takes; its `image_size` is S.
 
     Raises:
-        UsageError: If there is no such source, no usable image in it, or an item that is no image.
+        UsageError: If there is no such source, or one of the first items is no image.
     """
     if isinstance(data, Source):
         if image_size not in (None, data.image_size):
@@ -143,10 +141,30 @@ def open_source(
         raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
     data, name = locate(data) if isinstance(data, (str, Path)) else (data, type(data).__name__)
     items = steady_items(data, name)
-    decoder = Decoder(items, image_size or _own_size(items))
+    return Decoder(items, image_size or _own_size(items))
+
+
+def open_source(
+    data: Any, *, image_size: int | None = None, memory_limit: int | None = None, num_workers: int = 2
+) -> Source:
+    """Opens and decodes real images.
+
+    Args:
+        data: As for `find_images`, or what that returned.
+        image_size: As for `find_images`.
+        memory_limit: Bytes that decoded images may take; beyond, they are decoded again when asked for. Default: half
+            of the memory that is free.
+        num_workers: Processes that decode, where that takes long.
+
+    Raises:
+        UsageError: If there is no such source, no usable image in it, or an item that is no image.
+    """
+    decoder = data if isinstance(data, Decoder) else find_images(data, image_size=image_size)
+    if isinstance(decoder, Source):
+        return decoder
     if memory_limit is None:
         memory_limit = psutil.virtual_memory().available // 2
-    shape = (len(items), 3, decoder.size, decoder.size)
+    shape = (len(decoder), 3, decoder.image_size, decoder.image_size)
     fits = torch.Size(shape).numel() <= memory_limit
     memory = torch.empty(shape, dtype=torch.uint8) if fits else None
     return _first_pass(decoder, memory, num_workers)
@@ -179,9 +197,9 @@ def _first_pass(decoder: Decoder, memory: Tensor | None, num_workers: int) -> So
             kept += decoded.kept
             skipped |= decoded.skipped
             progress.update(len(decoded.kept) + len(decoded.skipped))
-    digest.update(f"{len(kept)}x3x{decoder.size}x{decoder.size}".encode())
+    digest.update(f"{len(kept)}x3x{decoder.image_size}x{decoder.image_size}".encode())
     counts = _report(items, skipped)
-    facts = (items.name, decoder.size, digest.hexdigest(), counts)
+    facts = (items.name, decoder.image_size, digest.hexdigest(), counts)
     if memory is not None:
         return _MemorySource(memory[: len(kept)], *facts)
     return _LazySource(decoder, torch.tensor(kept), num_workers, *facts)

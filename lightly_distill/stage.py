@@ -4,6 +4,7 @@ import logging
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from lightly_distill.config import DistillConfig
 from lightly_distill.device import resolve_device
 from lightly_distill.distill import DistillState, distill
 from lightly_distill.errors import UsageError
+from lightly_distill.pool import StudentBuilder
 from lightly_distill.real import RealImages
 from lightly_distill.run_folder import RunFolder
-from lightly_distill.source import Source, open_source
+from lightly_distill.source import Source, find_images, open_source
 from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target, as_target, load_target
@@ -34,7 +36,8 @@ class DistillationStage:
         target: The self-supervised model of the script (its encoder is found, see `as_target`; the model itself is not
             changed), a `Target`, a function from images to representations, or a specification such as
             `timm:resnet18@weights.safetensors`.
-        encoder: The encoder inside the model or its attribute path, where it cannot be told.
+        encoder: The encoder inside the model or its attribute path, where it cannot be told or is to be another; with a
+            specification, the path.
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
         config: All settings at once, instead of preset and options.
         options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`, `steps=5000`, `seed=0`;
@@ -61,15 +64,24 @@ class DistillationStage:
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
         self.config = config or settings.make_config(preset, **options)
-        if isinstance(target, str):
-            if encoder is not None:
-                raise UsageError("encoder= goes with a model; a target specification names its encoder itself.")
-            self.target = load_target(target)
-        else:
-            self.target = as_target(target, encoder)
+        self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
+
+    def check(
+        self, dataset: Any, *, out: str | Path | None = None, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
+        resolve_device(self.config.device)
+        RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
+        self._students(find_images(dataset, image_size=self.config.image_size).image_size)
 
     def run(
-        self, dataset: Any, *, out: str | Path | None = None, resume: bool = False, overwrite: bool = False
+        self,
+        dataset: Any,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        log: Callable[[dict[str, Any]], None] | None = None,
     ) -> SyntheticSet:
         """Distils a dataset.
 
@@ -79,6 +91,7 @@ class DistillationStage:
             out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing.
             resume: Go on from the newest checkpoint in `out`.
             overwrite: Replace an old run in `out`.
+            log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`.
 
         Returns:
             The synthetic set, on the CPU, with its provenance.
@@ -92,25 +105,23 @@ class DistillationStage:
         folder = Path(out) if out is not None else None
         RunFolder.check(folder, resume=resume, overwrite=overwrite)
         target.to(device)
-        source = open_source(dataset, image_size=config.image_size)
-        students = [
-            (name, student_builder(name, source.image_size, batch_size=min(2, config.num_images)))
-            for name in config.students
-        ]
+        images = find_images(dataset, image_size=config.image_size)
+        students = self._students(images.image_size)  # before all images are read
+        source = open_source(images)
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
 
         started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
         facts = _facts(source, target, config)
-        run = RunFolder(folder, facts)
+        run = RunFolder(folder, facts, log)
         saved = run.load_checkpoint() if resume else None
         real = RealImages(source, target, config, device)
         state = DistillState.start(real, students, config)
         initial = state.images.detach().clone()
         if saved is not None:
             state.restore(*saved)
-        run.begin(overwrite=overwrite, config={"data": source.name, "target": target.name, **facts["config"]})
+        run.begin(overwrite=overwrite, config={"data": source.name, **target.options, **facts["config"]})
         distill(state, real, config, run)
 
         synthetic = SyntheticSet(
@@ -138,6 +149,10 @@ class DistillationStage:
             _logger.info("Wrote %s", folder)
         return synthetic
 
+    def _students(self, image_size: int) -> list[tuple[str, StudentBuilder]]:
+        batch_size = min(2, self.config.num_images)
+        return [(name, student_builder(name, image_size, batch_size=batch_size)) for name in self.config.students]
+
 
 def _facts(source: Source, target: Target, config: DistillConfig) -> dict[str, Any]:
     return {
@@ -148,7 +163,12 @@ def _facts(source: Source, target: Target, config: DistillConfig) -> dict[str, A
             "image_size": source.image_size,
             "skipped": dict(source.skipped),
         },
-        "target": {"name": target.name, "sha256": target.weights_sha256()},
+        "target": {
+            "name": target.name,
+            "encoder": target.encoder_name,
+            "reason": target.reason,
+            "sha256": target.weights_sha256(),
+        },
         "config": settings.to_dict(config),
     }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from lightly_distill.encoders import encoder_name, find_encoder, load_model
+from lightly_distill.encoders import candidates, encoder_name, find_encoder, load_model
 from lightly_distill.errors import DistillError, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +33,9 @@ class Target(nn.Module):
     Args:
         encoder: Normalised images to representations. Frozen here, so it must be nobody else's.
         name: Where it comes from, for provenance and messages.
+        encoder_name: Which module of the model it is, such as `SimCLR.backbone`.
+        reason: Why it is this one.
+        options: What brings it back on the command line, by option.
         mean: Of each channel, in units of [0, 1].
         std: Of each channel, in units of [0, 1].
         input_size: Height and width, in pixels, to which images are resized first; None takes them as they are.
@@ -49,12 +52,18 @@ class Target(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         input_size: int | None = None,
+        encoder_name: str | None = None,
+        reason: str = "",
+        options: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(encoder, nn.Module):
             encoder.requires_grad_(False)
         self.encoder = encoder
         self.name = name
+        self.encoder_name = encoder_name or name
+        self.reason = reason
+        self.options = options or {"target": name}
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.input_size = input_size
@@ -128,7 +137,11 @@ class Target(nn.Module):
     def _pool(self, output: Any, images_shape: torch.Size) -> Tensor:
         told = f"The target {self.name}, given images of shape {tuple(images_shape)}, returned"
         if not isinstance(output, Tensor):
-            raise DistillError(f"{told} {_describe(output)}, expected a tensor (B, d). Name its encoder with encoder=.")
+            parts = f" of its parts: {candidates(self.encoder)}" if isinstance(self.encoder, nn.Module) else ""
+            raise DistillError(
+                f"{told} {_describe(output)}, expected a tensor (B, d). Name its encoder with encoder= "
+                f"(--target-encoder){parts}."
+            )
         shape = tuple(output.shape)
         if not output.is_floating_point():
             raise DistillError(f"{told} a tensor of {output.dtype}, shape {shape}; expected floating point.")
@@ -172,38 +185,46 @@ def as_target(
     """
     if isinstance(model, Target):
         return model
-    found = find_encoder(model, encoder)
-    name = name or encoder_name(model, found)
+    choice = find_encoder(model, encoder)
+    found, where = choice.encoder, encoder_name(model, choice)
     if isinstance(found, nn.Module):
         try:
             found = copy.deepcopy(found)
         except Exception as error:  # generators, non-leaf tensors, locks: each fails in its own way
             raise UsageError(
-                f"The encoder {name} cannot be copied: {_first_line(error)} Name a part of it with encoder=."
+                f"The encoder {where} cannot be copied: {_first_line(error)} Name a part of it with encoder=."
             ) from error
-    _logger.info("Target: %s", name)
+    _logger.info("Target: %s (%s).", where, choice.reason)
     return Target(
         found,
-        name=name,
+        name=name or where,
+        encoder_name=where,
+        reason=choice.reason,
         mean=mean if mean is not None else _own_statistics(found, "mean", IMAGENET_MEAN),
         std=std if std is not None else _own_statistics(found, "std", IMAGENET_STD),
         input_size=input_size if input_size is not None else _own_size(found),
     )
 
 
-def load_target(spec: str) -> Target:
+def load_target(spec: str, encoder: str | None = None, target_class: str | None = None) -> Target:
     """Loads a target model with its weights.
 
     Args:
-        spec: `timm:NAME` for published weights, `timm:NAME@FILE` for weights in a file, `NAME:...` of any other
-            installed adapter, or `pkg.module:callable` for a function without arguments that returns a model.
-            The working directory counts as a place for modules.
+        spec: `timm:NAME` or `torchvision:NAME` for published weights, `timm:NAME@FILE` or `torchvision:NAME@FILE` for
+            weights in a file, a checkpoint (`.ckpt`, `.pt`, `.pth`, `.safetensors`), `NAME:...` of any other installed
+            adapter, or `pkg.module:callable` for a function without arguments that returns a model. The working
+            directory counts as a place for modules. A file is never read in a way that could run its code.
+        encoder: Attribute path of the encoder inside the model, where it cannot be told or is to be another.
+        target_class: `pkg.module:Class` of the model in a checkpoint, where it cannot be told from the weights.
 
     Raises:
         UsageError: If the specification is none of these, or names something that is not there.
         DistillError: If the weights cannot be had or the function fails.
     """
-    return as_target(load_model(spec), name=spec)
+    target = as_target(load_model(spec, target_class), encoder, name=spec)
+    given = {"target": spec, "target_encoder": encoder, "target_class": target_class}
+    target.options = {option: value for option, value in given.items() if value is not None}
+    return target
 
 
 def represent(

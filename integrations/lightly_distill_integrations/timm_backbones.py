@@ -3,23 +3,19 @@
 import copy
 import difflib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg, load_state_dict
-from torch import Tensor, nn
+from timm.models import get_pretrained_cfg
+from torch import nn
 
 from lightly_distill.errors import DistillError, UsageError
-from lightly_distill_integrations import convnets
+from lightly_distill.protocols import FoundEncoder
+from lightly_distill_integrations import checkpoints, convnets
 
-_logger = logging.getLogger(__name__)
-
-_HEADS = ("fc.", "head.", "classifier.")
-_WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 # Which constructor arguments make a name work at an image size; found once by trying.
 _arguments: dict[tuple[str, int], dict[str, Any]] = {}
 
@@ -90,8 +86,9 @@ def load(spec: str) -> nn.Module:
     """Loads a model with weights, without its head.
 
     Args:
-        spec: `NAME` for the weights that timm publishes, or `NAME@FILE` for a `.safetensors`, `.pt` or `.pth` file.
-            A `config.json` beside the file, as `save` writes it, gives image size and normalisation.
+        spec: `NAME` for the weights that timm publishes, or `NAME@FILE` for a checkpoint; names in the file may have a
+            prefix (`backbone.vit.`). A `config.json` beside the file, as `save` writes it, gives image size and
+            normalisation.
 
     Raises:
         UsageError: If the name is unknown or the file is not there or not of this model.
@@ -113,7 +110,7 @@ def load(spec: str) -> nn.Module:
     return model
 
 
-def find_encoder(model: nn.Module) -> nn.Module | None:
+def find_encoder(model: nn.Module) -> FoundEncoder | None:
     """Returns a copy of a timm model without its head, or None if the model is not timm's.
 
     The copy carries `mean` and `std`, and `input_size` where it takes images of one size only.
@@ -125,8 +122,7 @@ def find_encoder(model: nn.Module) -> nn.Module | None:
     encoder.mean = tuple(encoder.pretrained_cfg["mean"])
     encoder.std = tuple(encoder.pretrained_cfg["std"])
     encoder.input_size = fixed_size(encoder)
-    found: nn.Module = encoder
-    return found
+    return FoundEncoder(encoder, "", "a model of timm, without head")
 
 
 def is_timm(model: nn.Module) -> bool:
@@ -186,36 +182,13 @@ def _find_arguments(name: str, image_size: int) -> dict[str, Any]:
 
 
 def _load_file(name: str, path: Path) -> nn.Module:
-    if path.suffix not in _WEIGHT_FILES or not path.is_file():
-        raise UsageError(f"'{path}' is not a file of weights; expected one ending in {', '.join(_WEIGHT_FILES)}.")
+    weights = checkpoints.read(path)
     try:
-        weights: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **_config_beside(path))
-    except Exception as error:  # a damaged file fails in many ways
-        raise UsageError(f"The weights in '{path}' cannot be read: {_first_line(error)}") from error
-    own = model.state_dict()
-    head = sorted(key for key in weights if key not in own and key.startswith(_HEADS))
-    if head:
-        _logger.info("Left the head in %s aside: %s", path, ", ".join(head))
-        weights = {key: tensor for key, tensor in weights.items() if key not in head}
-    _check_keys(name, path, own, weights)
-    model.load_state_dict(weights)
+    except Exception as error:  # a configuration that somebody has edited
+        raise UsageError(f"The configuration beside '{path}' does not fit '{name}': {_first_line(error)}") from error
+    weights.fill(model, name, strict=True)
     return model
-
-
-def _check_keys(name: str, path: Path, own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    problems = {
-        "missing": [key for key in own if key not in weights],
-        "unexpected": [key for key in weights if key not in own],
-        "of another shape": [key for key in own if key in weights and own[key].shape != weights[key].shape],
-    }
-    told = [
-        f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-        for what, keys in problems.items()
-        if keys
-    ]
-    if told:
-        raise UsageError(f"The weights in '{path}' are not those of '{name}'; {'; '.join(told)}.")
 
 
 def _config_beside(path: Path) -> dict[str, Any]:

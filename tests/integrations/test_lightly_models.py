@@ -14,7 +14,7 @@ from lightly.models.modules import (
 )
 from torch import Tensor, nn
 
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.targets import as_target
 from lightly_distill_integrations import lightly_models
 
@@ -65,14 +65,16 @@ def test_dino_is_represented_by_its_teacher_although_its_head_cannot_be_copied()
 )
 def test_an_encoder_is_found_by_each_of_the_names_that_lightly_uses(name: str) -> None:
     encoder = nn.Conv2d(3, 4, 3)
-    assert lightly_models.find_encoder(Model(**{name: encoder, "head": nn.Flatten()})) is encoder
+    found = lightly_models.find_encoder(Model(**{name: encoder, "head": nn.Flatten()}))
+    assert found is not None and found.encoder is encoder and found.path == name
 
 
-def test_backbone_comes_before_a_teacher_and_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_backbone_comes_before_a_teacher_and_the_choice_is_explained(caplog: pytest.LogCaptureFixture) -> None:
     model = Model(backbone=nn.Conv2d(3, 4, 3), teacher_backbone=nn.Conv2d(3, 5, 3))
     with caplog.at_level(logging.INFO):
-        assert lightly_models.find_encoder(model) is model.backbone
-    assert "its 'backbone', as Lightly evaluates it (passed over: teacher_backbone)" in caplog.text
+        target = as_target(model)
+    assert target.reason == "its 'backbone', as Lightly evaluates it; passed over: teacher_backbone"
+    assert f"Target: Model.backbone ({target.reason})." in caplog.text
 
 
 def test_masked_transformer_is_called_without_a_mask_and_at_its_own_size() -> None:
@@ -115,8 +117,10 @@ def test_tokens_of_a_model_with_class_token_are_averaged_without_it() -> None:
 @pytest.mark.parametrize("wrapper", ["module", "_orig_mod"])
 def test_wrapped_models_are_looked_into(wrapper: str) -> None:
     backbone = nn.Conv2d(3, 4, 3)
-    assert lightly_models.find_encoder(Model(**{wrapper: Model(backbone=backbone)})) is backbone
-    assert lightly_models.find_encoder(Model(backbone=Model(**{wrapper: backbone}))) is backbone
+    outer = lightly_models.find_encoder(Model(**{wrapper: Model(backbone=backbone)}))
+    assert outer is not None and outer.encoder is backbone and outer.path == f"{wrapper}.backbone"
+    inner = lightly_models.find_encoder(Model(backbone=Model(**{wrapper: backbone})))
+    assert inner is not None and inner.encoder is backbone and inner.path == f"backbone.{wrapper}"
 
 
 @pytest.mark.parametrize(
@@ -133,8 +137,47 @@ def test_models_that_are_not_lightlys_are_left_to_others(model: Callable[[], nn.
         assert lightly_models.find_encoder(model()) is None
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"trunk": resnet, "projection_head": lambda: nn.Linear(512, 9)},
+        {"trunk": resnet, "top": lambda: SimCLRProjectionHead(512, 512, 128)},
+        {"trunk": resnet, "trunk_momentum": resnet},
+    ],
+    ids=["name", "lightly-head", "momentum"],
+)
+def test_a_method_whose_encoder_has_an_unknown_name_is_refused_with_its_parts(
+    parts: dict[str, Callable[[], nn.Module]],
+) -> None:
+    model = Model(**{name: make() for name, make in parts.items()})
+    message = (
+        r"^The encoder of Model cannot be told: it has none of backbone, .*\. Name it with encoder= "
+        r"\(--target-encoder\); of its parts: trunk \(2, 512, 1, 1\), .*\.$"
+    )
+    with pytest.raises(UsageError, match=message):
+        as_target(model)
+    assert as_target(model, "trunk")(IMAGES).shape == (2, 512)
+
+
+def test_the_parts_are_told_when_the_whole_returns_several_things() -> None:
+    class Pair(Model):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return self.trunk(images), images
+
+    message = r"returned a tuple of .* Name its encoder with encoder= \(--target-encoder\) of its parts: trunk \(2, 4, "
+    with pytest.raises(DistillError, match=message):
+        as_target(Pair(trunk=nn.Conv2d(3, 4, 3)))(IMAGES)
+
+
+def test_a_torchvision_backbone_inside_is_taken_without_its_classifier() -> None:
+    target = as_target(Model(backbone=torchvision.models.resnet18()))
+    assert target(IMAGES).shape == (2, 512)
+    assert target.encoder_name == "Model.backbone" and "without head" in target.reason
+    assert as_target(torchvision.models.resnet18())(IMAGES).shape == (2, 512)
+
+
 def test_loading_by_name_says_what_to_give_instead() -> None:
-    with pytest.raises(UsageError, match=r"'lightly:simclr' cannot be loaded by name: .*pkg\.module:callable"):
+    with pytest.raises(UsageError, match=r"'simclr' is not a file of weights; expected one ending in \.ckpt"):
         lightly_models.load("simclr")
 
 

@@ -1,0 +1,202 @@
+"""Weights out of checkpoint files, matched to a model by name, without running anything in the file."""
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lightly_distill.encoders import CHECKPOINTS
+from lightly_distill.errors import UsageError
+
+_logger = logging.getLogger(__name__)
+
+# Names under which Lightly's scripts keep an encoder, and why it is the one to take, best first: a model with
+# `backbone` and `teacher_backbone` is evaluated by its `backbone` (Lightly's benchmarks), one without `backbone` by
+# its teacher (DINO, iBOT, CAPI, I-JEPA).
+ENCODERS = {
+    "backbone": "as Lightly evaluates it",
+    "teacher_backbone": "the teacher, which averages the student and is what the method evaluates",
+    "target_encoder": "the target encoder, which averages the encoder and is what the method evaluates",
+    "encoder": "as Lightly evaluates it",
+    "student_backbone": "there is no teacher",
+    "features": "as in old versions of Lightly",
+}
+_HEADS = ("fc", "head", "heads", "classifier", "linear")  # a classifier's last layers, in timm, torchvision, Lightly
+_HOLDERS = ("state_dict", "model", "model_state_dict")  # under which scripts save the weights
+_WRAPPERS = ("_orig_mod", "module")  # torch.compile, DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is in a file of weights.
+
+    Attributes:
+        path: The file.
+        tensors: By name, without what `torch.compile` and DistributedDataParallel add to names.
+        hyper_parameters: As Lightning's `save_hyperparameters` leaves them; plain values only.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, model_class: Callable[..., Any]) -> nn.Module:
+        """Builds a model, given those of the hyper-parameters that it takes.
+
+        Raises:
+            UsageError: If it fails, or returns no module.
+        """
+        name = getattr(model_class, "__qualname__", str(model_class))
+        try:
+            taken = inspect.signature(model_class).parameters
+            takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+            given = {key: value for key, value in self.hyper_parameters.items() if takes_all or key in taken}
+            model = model_class(**given)
+        except Exception as error:  # somebody else's code
+            raise UsageError(
+                f"{name} cannot be built with the hyper-parameters in '{self.path}' "
+                f"({', '.join(self.hyper_parameters) or 'it has none'}): {type(error).__name__}: {first_line(error)} "
+                "Give a function without arguments that returns the model."
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"{name} returned {type(model).__name__}, expected a model.")
+        return model
+
+    def fill(self, model: nn.Module, name: str, *, strict: bool) -> None:
+        """Loads the weights into a model, whatever prefix they have in the file.
+
+        Where several prefixes fit, the one that comes first in `ENCODERS` is taken. What is left over is logged.
+
+        Args:
+            model: Is changed.
+            name: For messages.
+            strict: Whether weights under the same prefix that the model does not have are an error, but for a head.
+
+        Raises:
+            UsageError: If a weight is missing or of another shape, or, if `strict`, there is one too many.
+        """
+        own = model.state_dict()
+        prefix, keys = self._match(model, own)
+        found = {key: self.tensors[there] for key, there in keys.items() if there in self.tensors}
+        used = {keys[key] for key in found}
+        over = [key for key in self.tensors if key not in used]
+        beside = without_head({key.removeprefix(prefix): self.tensors[key] for key in over if key.startswith(prefix)})
+        problems = {
+            "missing": [key for key in own if key not in found],
+            "unexpected": list(beside) if strict else [],
+            "of another shape": [key for key in found if found[key].shape != own[key].shape],
+        }
+        told = [f"{what}: {_few(names)}" for what, names in problems.items() if names]
+        if told:
+            under = f" under '{prefix}'" if prefix else ""
+            raise UsageError(f"The weights in '{self.path}'{under} are not those of '{name}'; {'; '.join(told)}.")
+        model.load_state_dict(found)
+        _logger.info("Loaded %d tensors of %s%s.", len(found), self.path, f" under '{prefix}'" if prefix else "")
+        self.report_left_over(used)
+
+    def report_left_over(self, used: Iterable[str]) -> None:
+        """Logs the names that are not among `used`, in groups."""
+        used = set(used)
+        over = [key for key in self.tensors if key not in used]
+        if over:
+            _logger.info("Left over in %s: %s.", self.path, groups(over))
+
+    def _match(self, model: nn.Module, own: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
+        """Returns the best prefix, and the name in the file for each name of the model."""
+        children = [child for child, _ in model.named_children()]
+        spellings = [{key: key for key in own}]
+        if not isinstance(model, nn.Sequential):  # Lightly's examples slice a ResNet: `backbone.0.weight` is its conv1
+            spellings.append({key: _numbered(key, children) for key in own})
+        best: tuple[tuple[int, int, int], str, dict[str, str]] = ((1, 0, 0), "", spellings[0])
+        for spelling in spellings:
+            for prefix in self._prefixes(spelling.values()):
+                keys = {key: prefix + there for key, there in spelling.items()}
+                fitting = sum(self._shape(there) == own[key].shape for key, there in keys.items())
+                best = min(best, ((-fitting, _rank(prefix), len(prefix)), prefix, keys), key=lambda one: one[0])
+        return best[1], best[2]
+
+    def _prefixes(self, names: Iterable[str]) -> set[str]:
+        ends = list(names)
+        found = set()
+        for end in (*ends[:2], *ends[-2:]):  # one could be missing
+            found |= {key[: -len(end)] for key in self.tensors if key == end or key.endswith(f".{end}")}
+        return found
+
+    def _shape(self, name: str) -> torch.Size | None:
+        return self.tensors[name].shape if name in self.tensors else None
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint of PyTorch Lightning, a state dict of torch, or safetensors.
+
+    Raises:
+        UsageError: If there is no such file, it is damaged, or it holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if path.suffix not in CHECKPOINTS or not path.is_file():
+        raise UsageError(f"'{path}' is not a file of weights; expected one ending in {', '.join(CHECKPOINTS)}.")
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # a damaged file fails in many ways
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise UsageError(
+                f"'{path}' holds more than tensors and plain values, and reading that would run code from the file. "
+                "If you made it yourself, save the weights alone: torch.save(model.state_dict(), 'weights.pt')."
+            ) from error
+        raise UsageError(f"The weights in '{path}' cannot be read: {first_line(error)}") from error
+    weights: Any = content
+    hyper_parameters: dict[str, Any] = {}
+    if isinstance(content, Mapping):
+        hyper_parameters = dict(content.get("hyper_parameters") or {})
+        weights = next((content[name] for name in _HOLDERS if isinstance(content.get(name), Mapping)), content)
+    if isinstance(weights, Tensor) or not isinstance(weights, Mapping):
+        raise UsageError(f"'{path}' holds {type(weights).__name__}, expected weights by name.")
+    tensors = {_unwrapped(str(key)): value for key, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UsageError(f"'{path}' holds no weights; it has {', '.join(map(str, list(weights)[:8])) or 'nothing'}.")
+    return Checkpoint(path, tensors, hyper_parameters)
+
+
+def groups(names: Iterable[str]) -> str:
+    """Returns how many names there are by first part, such as `projection_head (4 tensors)`."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{name} ({count} tensor{'s' if count > 1 else ''})" for name, count in counts.items())
+
+
+def without_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights of a classifier without those of its last layers."""
+    return {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in _HEADS}
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's text, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def _numbered(key: str, children: list[str]) -> str:
+    first, dot, rest = key.partition(".")
+    return f"{children.index(first)}{dot}{rest}" if first in children else key
+
+
+def _rank(prefix: str) -> int:
+    order = list(ENCODERS)
+    return min((order.index(part) for part in prefix.split(".") if part in order), default=len(order))
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"

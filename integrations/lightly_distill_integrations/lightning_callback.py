@@ -1,0 +1,163 @@
+"""The distillation stage as a callback of PyTorch Lightning."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import distributed
+
+from lightly_distill.config import make_config
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.stage import DistillationStage
+from lightly_distill.synthetic import SyntheticSet
+
+_LONGEST_STAGE = timedelta(days=30)  # for which the other processes wait
+_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+class DistillationCallback(Callback):
+    """Distils the model that a `Trainer` trains, after `fit` or each few epochs, from the images it trains on.
+
+    The set, its pictures and measurements are written to a folder, and the losses to the trainer's loggers. Training
+    goes on as if nothing had happened: the model, its mode, and all random states come back as they were. With several
+    processes the first runs the stage, on its own device, and the others wait.
+
+    Args:
+        out: Folder of the run; with `every_n_epochs`, of the runs, one `epoch-N` each. It may not hold a run already.
+            Default: `distilled` in the trainer's `log_dir`, or in `default_root_dir` if it has none.
+        every_n_epochs: Run after each so many epochs too, not only after `fit`.
+        dataset: Real images, where they are not those of the trainer's training data; see `DistillationStage.run`.
+        encoder: The encoder inside the model or its attribute path, where it cannot be told.
+        options: Preset and settings of `DistillationStage`, such as `student="resnet18"`, `num_images=1000`.
+
+    Attributes:
+        synthetic: The newest synthetic set, in the first process; None before there is one.
+
+    Raises:
+        UsageError: If an option is unknown or out of range. When training starts: if the encoder, the images or the
+            students cannot be used, the folder is taken, or the strategy shards the model.
+
+    Example:
+        >>> trainer = Trainer(max_epochs=100, callbacks=[DistillationCallback(student="resnet18", num_images=1000)])
+        >>> trainer.fit(model, dataloader)
+    """
+
+    def __init__(
+        self,
+        *,
+        out: str | Path | None = None,
+        every_n_epochs: int | None = None,
+        dataset: Any = None,
+        encoder: str | None = None,
+        **options: Any,
+    ) -> None:
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise UsageError(f"every_n_epochs must be a positive whole number; got {every_n_epochs!r}.")
+        make_config(**options)  # refuses a wrong one now
+        self.synthetic: SyntheticSet | None = None
+        self._out = None if out is None else Path(out)
+        self._every_n_epochs = every_n_epochs
+        self._dataset = dataset
+        self._encoder = encoder
+        self._options = options
+        self._distilled_at: int | None = None  # epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses what cannot work before the training, which is long."""
+        strategy = type(trainer.strategy).__name__
+        if strategy in _SHARDING:
+            raise UsageError(f"{strategy} shards the model, which the stage needs whole: train with strategy='ddp'.")
+        # asked in every process: with loggers, they agree on it
+        self._out = self._out or Path(trainer.log_dir or trainer.default_root_dir, "distilled")
+
+        def check() -> None:
+            stage = self._stage(trainer, pl_module)
+            stage.check(self._images(trainer), out=self._folder(trainer.current_epoch + 1))
+
+        _in_first_process(trainer, check)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs the stage if it is time."""
+        if self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+            self._distil(trainer, pl_module, trainer.current_epoch + 1)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs the stage, unless the last epoch did."""
+        if self._distilled_at != trainer.current_epoch:
+            self._distil(trainer, pl_module, trainer.current_epoch)
+
+    def _distil(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
+        self._distilled_at = epochs
+
+        def log(row: dict[str, Any]) -> None:
+            values = {f"distill/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=row["step"])
+
+        def run() -> None:
+            stage = self._stage(trainer, pl_module)
+            self.synthetic = stage.run(self._images(trainer), out=self._folder(epochs), log=log)
+            for logger in trainer.loggers:
+                logger.save()
+
+        _in_first_process(trainer, run)
+
+    def _stage(self, trainer: Trainer, pl_module: LightningModule) -> DistillationStage:
+        device = trainer.strategy.root_device
+        options = {"device": str(device) if device.type == "cuda" else "cpu", **self._options}
+        return DistillationStage(pl_module, encoder=self._encoder, **options)
+
+    def _folder(self, epochs: int) -> Path:
+        assert self._out is not None  # since the start of training
+        return self._out / f"epoch-{epochs}" if self._every_n_epochs else self._out
+
+    def _images(self, trainer: Trainer) -> Any:
+        if self._dataset is not None:
+            return self._dataset
+        loader = trainer.train_dataloader
+        dataset = getattr(loader, "dataset", None)
+        if dataset is None:
+            raise UsageError(
+                f"The training data is {type(loader).__name__}, not one DataLoader with a dataset: name the real "
+                "images with DistillationCallback(dataset=...)."
+            )
+        return dataset
+
+
+def _in_first_process(trainer: Trainer, function: Callable[[], None]) -> None:
+    """Calls a function in the first process while the others wait, however long it takes; a failure ends all."""
+    error: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            with _untouched(), torch.inference_mode(False), torch.enable_grad():
+                function()
+        except Exception as failure:  # the waiting processes are told first
+            error = failure
+    if trainer.world_size > 1:
+        # a group of its own: the trainer's gives up after half an hour, and NCCL would hold the device meanwhile
+        group: Any = distributed.new_group(backend="gloo", timeout=_LONGEST_STAGE)
+        failed = torch.tensor([int(error is not None)])
+        distributed.broadcast(failed, src=0, group=group)
+        distributed.destroy_process_group(group)
+        if failed.item() and error is None:
+            raise DistillError("The distillation failed in the first process; its message says why.")
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def _untouched() -> Iterator[None]:
+    """Restores Python's, NumPy's and torch's random states after the block."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
