@@ -23,6 +23,7 @@ Encoder = Callable[[Tensor], Any]
 Finder = TypeVar("Finder", bound=Callable[[nn.Module], "nn.Module | None"])
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
+_OURS = "lightly_distill_integrations."
 _CHECKPOINT_ADAPTER = "lightly"  # reads a checkpoint that is given without a name in front
 _PROBE_SIZES = (32, 64, 224)  # pixels, tried in turn on each part of a model
 _MAX_CANDIDATES = 8
@@ -58,8 +59,8 @@ def find_encoder(model: "nn.Module | Encoder", encoder: "str | nn.Module | None"
     Args:
         model: A model of any library, or a function. Is not changed.
         encoder: The module itself, or the path of an attribute of the model. By default the functions of
-            `register_target` are asked, then the installed target adapters in the order of their names; where none
-            knows the model, the model is its own encoder.
+            `register_target` are asked, then the installed target adapters, third parties' first; where none knows the
+            model, the model is its own encoder.
 
     Raises:
         UsageError: If `encoder` names no module of the model, or an adapter cannot tell.
@@ -133,7 +134,9 @@ def load_model(spec: str, target_class: str | None = None) -> Any:
 
 
 def _ask_adapters(model: Any) -> FoundEncoder | None:
-    for name in sorted(integrations.available("targets")):  # Lightly's before timm's
+    entries = integrations.available("targets")
+    # Third parties know their models best; of our own, Lightly's comes before timm's.
+    for name in sorted(entries, key=lambda name: (entries[name].value.startswith(_OURS), name)):
         adapter: TargetAdapter = integrations.get("targets", name)
         found = adapter.find_encoder(model)
         if found is not None:
