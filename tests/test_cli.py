@@ -203,3 +203,38 @@ def test_a_wrong_source_or_folder_is_told_before_the_target_is_loaded(
         assert main(["distill", "--data", data, "--target", "costly_target:make", "--out", out, *SMALL]) == 2
         error = capsys.readouterr().err
         assert message in error and "was loaded" not in error
+
+
+MODEL = """
+import torch
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1))
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
+"""
+
+
+def test_a_checkpoint_with_its_class_and_encoder_comes_back_from_the_written_configuration(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my_ssl.py").write_text(MODEL)
+    namespace: dict[str, Any] = {}
+    exec(MODEL, namespace)
+    torch.save({"state_dict": namespace["Mine"]().state_dict()}, "last.ckpt")
+    command = ["distill", "--data", "photos", "--target", "last.ckpt", "--out", "run", *SMALL]
+    assert main(command) == 2
+    assert "cannot be told from its weights (backbone (2 tensors), trunk (2 tensors))" in capsys.readouterr().err
+    assert main([*command, "--target-class", "my_ssl:Mine", "--target-encoder", "trunk"]) == 0
+    first = SyntheticSet.load("run")
+    assert first.dim == 4
+    assert first.provenance["target"]["encoder"] == "Mine.trunk"
+    assert main(["distill", "--config", "run/config.yaml", "--out", "again"]) == 0
+    again = SyntheticSet.load("again")
+    assert torch.equal(again.images, first.images) and again.provenance["target"] == first.provenance["target"]
+    assert main(["inspect", "run"]) == 0
+    assert "encoder Mine.trunk, reason named by the user" in capsys.readouterr().out
