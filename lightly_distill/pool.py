@@ -119,7 +119,8 @@ class StudentPool:
         if not torch.isfinite(loss):
             raise DistillError(
                 f"Student {slot.index} ({slot.name}) diverged at training step {slot.age + 1} on the synthetic set "
-                f"(loss {loss.item()}): lower pool.lr, now {self.config.lr}."
+                f"(loss {loss.item()}): lower pool.lr, now {self.config.lr}. The larger the target's representations "
+                f"(root mean square here: {representations.square().mean().sqrt().item():.3g}), the lower it must be."
             )
         slot.optimizer.step()
         slot.age += 1
