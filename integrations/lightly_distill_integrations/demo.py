@@ -35,7 +35,7 @@ STUDENT, PRETRAIN_EPOCHS = "convnet_16_32_64", 60
 PRETRAININGS = 4  # of each arm, averaged: single ones of a minute's recipe differ by a point or two
 SETTINGS: dict[str, Any] = {
     "num_images": 20,
-    "steps": 800,
+    "steps": 2000,
     "batch_size": 256,
     "pool": {"size": 30, "max_age": 60},  # as many steps as the pre-training takes
 }
