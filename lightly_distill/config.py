@@ -111,6 +111,10 @@ class DistillConfig:
                 raise UsageError(f"{name} must be a name; got {getattr(self, name)!r}.")
         if not all(self.students):
             raise UsageError(f"student must be a timm name or several, comma separated; got '{self.student}'.")
+        if self.pool.size < len(self.students):
+            raise UsageError(
+                f"pool.size must be at least {len(self.students)}, one for each student; got {self.pool.size}."
+            )
 
     @property
     def students(self) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -48,7 +50,7 @@ class DistillState:
         optimizer: AdamW over images and representations.
         step: Outer steps done.
         jitters: How often a ridge penalty had to grow.
-        initial_loss: Held-out loss before the first step, averaged over the pool.
+        initial: What `held_out_loss` returned before the first step; empty until then.
     """
 
     images: Tensor
@@ -58,7 +60,7 @@ class DistillState:
     optimizer: torch.optim.AdamW
     step: int = 0
     jitters: int = 0
-    initial_loss: float | None = None
+    initial: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -83,7 +85,7 @@ class DistillState:
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of the state, JSON-able."""
         _, counts = self.pool.state_dict()
-        return {"jitters": self.jitters, "initial_loss": self.initial_loss, "slots": counts}
+        return {"jitters": self.jitters, "initial": self.initial, "slots": counts}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Sets the state to what `tensors` and `facts` returned when it was saved."""
@@ -99,7 +101,7 @@ class DistillState:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.pool.load_state_dict(tensors, facts["slots"])
-        self.step, self.jitters, self.initial_loss = facts["step"], facts["jitters"], facts["initial_loss"]
+        self.step, self.jitters, self.initial = facts["step"], facts["jitters"], facts["initial"]
 
 
 def distill(state: DistillState, real: RealImages, config: DistillConfig, recorder: Recorder) -> None:
@@ -116,11 +118,11 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     """
     precision = _precision(config, state.images.device)
     held_out = real.held_out()
-    if state.initial_loss is None and not any(slot.age for slot in state.pool.slots):  # not a resumed run
+    if not state.initial:  # not a resumed run
         with precision():
             state.pool.warm_up(state.images, state.representations)
-        state.initial_loss = held_out_loss(state, held_out, config)
-        recorder.log({"step": 0, "heldout_loss": state.initial_loss})
+        state.initial = held_out_loss(state, held_out, config)
+        recorder.log({"step": 0, **state.initial})
         recorder.checkpoint(state)
 
     progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=None)
@@ -138,7 +140,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
             seconds, since = (time.perf_counter() - since) / len(window), time.perf_counter()
             row: dict[str, Any] = {"step": state.step, "loss": sum(window) / len(window), "seconds_per_step": seconds}
             if measure:
-                row["heldout_loss"] = held_out_loss(state, held_out, config)
+                row |= held_out_loss(state, held_out, config)
                 since = time.perf_counter()
             recorder.log(row)
             progress.set_postfix(loss=f"{row['loss']:.4g}")
@@ -172,11 +174,16 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
     return float(gradient.loss)
 
 
-def held_out_loss(state: DistillState, held_out: RealBatch | None, config: DistillConfig) -> float | None:
-    """Returns the outer loss on real images that no step has seen, averaged over the students of the pool."""
+def held_out_loss(state: DistillState, held_out: RealBatch | None, config: DistillConfig) -> dict[str, Any]:
+    """Measures the outer loss on real images that no step has seen.
+
+    Returns:
+        `heldout_loss`, the mean over the students of the pool, None without held-out images; in a pool of several
+        architectures also `heldout_loss_by_student`, the mean over the students of each, by name.
+    """
     if held_out is None:
-        return None
-    losses = []
+        return {"heldout_loss": None}
+    by_student: dict[str, list[float]] = {}
     for slot in state.pool.slots:
         who = _named(f"Stopped at the measurement after step {state.step}", slot)
         with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
@@ -190,8 +197,12 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
                 ridge=config.ridge.strength,
                 dtype=getattr(torch, config.ridge.dtype),
             )
-            losses.append(float(F.mse_loss(prediction.values, held_out.representations.to(prediction.values.dtype))))
-    return sum(losses) / len(losses)
+            loss = F.mse_loss(prediction.values, held_out.representations.to(prediction.values.dtype))
+            by_student.setdefault(slot.name, []).append(float(loss))
+    measured: dict[str, Any] = {"heldout_loss": fmean(chain(*by_student.values()))}
+    if len(by_student) > 1:
+        measured["heldout_loss_by_student"] = {name: fmean(losses) for name, losses in by_student.items()}
+    return measured
 
 
 @contextmanager

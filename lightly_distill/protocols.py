@@ -34,14 +34,25 @@ class TargetAdapter(Protocol):
         ...
 
 
+class StudentFacts(NamedTuple):
+    """What a student is at one image size: its number of parameters, and of features, p."""
+
+    parameters: int
+    features: int
+
+
 class StudentAdapter(Protocol):
-    """Builds student backbones of one library."""
+    """Builds student backbones of one library. `name` is what stands after `ADAPTER:`, with the library's options."""
 
     def build(self, name: str, image_size: int) -> nn.Module:
         """Returns a freshly initialised backbone, images `(B, 3, image_size, image_size)` to features `(B, p)`.
 
         Draws its weights from torch's global generator, which the caller seeds.
         """
+        ...
+
+    def list_students(self, image_size: int, pattern: str) -> dict[str, StudentFacts | None]:
+        """Returns the names that match a pattern with `*` and `?`; None for one that takes no images of this size."""
         ...
 
     def save(self, model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:

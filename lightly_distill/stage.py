@@ -137,7 +137,7 @@ class DistillationStage:
                 if device.type == "cuda"
                 else platform.processor() or "cpu",
                 "steps": state.step,
-                "heldout_loss": {"initial": state.initial_loss, "final": run.last("heldout_loss")},
+                "heldout_loss": _losses(state.initial, run),
                 "ridge_jitters": state.jitters,
                 "seconds": round(run.seconds_before + time.perf_counter() - started, 1),
                 "peak_memory_bytes": _peak_memory(device),
@@ -171,6 +171,14 @@ def _facts(source: Source, target: Target, config: DistillConfig) -> dict[str, A
         },
         "config": settings.to_dict(config),
     }
+
+
+def _losses(initial: dict[str, Any], run: RunFolder) -> dict[str, Any]:
+    """Returns the held-out loss at the start and at the end, in a mixed pool also of each architecture."""
+    first, last = initial.get("heldout_loss_by_student", {}), run.last("heldout_loss_by_student") or {}
+    losses = {"initial": initial["heldout_loss"], "final": run.last("heldout_loss")}
+    by_student = {name: {"initial": loss, "final": last.get(name)} for name, loss in first.items()}
+    return {**losses, "by_student": by_student} if by_student else losses
 
 
 def _draw(folder: Path, initial: torch.Tensor, synthetic: SyntheticSet, run: RunFolder) -> None:

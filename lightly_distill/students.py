@@ -18,7 +18,7 @@ def student_builder(name: str, image_size: int, *, batch_size: int = 2) -> Calla
     """Resolves a student's name and checks that it can be trained on images of this size.
 
     Args:
-        name: `ADAPTER:NAME`, or `NAME` for a timm model.
+        name: `ADAPTER:NAME`, or `NAME` for a timm model; options of the adapter follow, as in `resnet18:stem=small`.
         image_size: Height and width of the images, in pixels.
         batch_size: Images of the check, 1 or 2; batch norm over a single value cannot be trained on one.
 
@@ -40,13 +40,14 @@ def student_builder(name: str, image_size: int, *, batch_size: int = 2) -> Calla
 
 
 def find_adapter(name: str) -> tuple[StudentAdapter, str]:
-    """Splits a student's name into its adapter and the name there.
+    """Splits a student's name, `[ADAPTER:]NAME[:key=value]`, into its adapter and the rest.
 
     Raises:
         UsageError: If no such adapter is installed.
     """
     prefix, separator, rest = name.partition(":")
-    adapter, plain_name = (prefix, rest) if separator else (DEFAULT_ADAPTER, name)
+    is_option = "=" in rest.partition(":")[0]
+    adapter, plain_name = (prefix, rest) if separator and not is_option else (DEFAULT_ADAPTER, name)
     installed = sorted(integrations.available("students"))
     if adapter not in installed:
         nearest = difflib.get_close_matches(adapter, installed, n=1)

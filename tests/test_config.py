@@ -40,6 +40,7 @@ from lightly_distill.errors import UsageError
         ({"outer": {"lr_images": float("inf")}}, "outer.lr_images must be a positive number; got inf."),
         ({"source_views": "randm"}, "source_views must be a number of views or 'random'; got 'randm'."),
         ({"student": "resnet18,"}, "student must be a timm name or several, comma separated; got 'resnet18,'."),
+        ({"student": "a,b,c", "pool": {"size": 2}}, "pool.size must be at least 3, one for each student; got 2."),
         ({"pool": 5}, "Option 'pool' takes a PoolConfig or a mapping; got 5."),
         ({"preset": "cifar100"}, "Unknown preset 'cifar100'. Did you mean 'cifar'?"),
     ],

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -130,8 +131,37 @@ def test_the_loss_on_images_that_no_step_has_seen_falls() -> None:
     distill(state, real, config, memory)
     first, last = memory.rows[0]["heldout_loss"], memory.rows[-1]["heldout_loss"]
     assert last < 0.8 * first
-    assert first == state.initial_loss
-    assert last == held_out_loss(state, real.held_out(), config)
+    assert {"heldout_loss": first} == state.initial
+    assert {"heldout_loss": last} == held_out_loss(state, real.held_out(), config)
+
+
+def test_a_mixed_pool_is_measured_by_student_too_and_a_resumed_run_remembers_it() -> None:
+    config = tiny.config(steps=4, checkpoint_every=2, student="smooth,plain", pool={"size": 3, "max_age": 4})
+    students = [("smooth", tiny.student), ("plain", lambda: nn.Sequential(nn.AvgPool2d(4), nn.Flatten()))]
+    real = RealImages(open_source(tiny.images()), as_target(tiny.encoder()), config, torch.device("cpu"))
+    state = DistillState.start(real, students, config)
+    memory = Memory()
+    distill(state, real, config, memory)
+
+    by_student = [row["heldout_loss_by_student"] for row in memory.rows if "heldout_loss" in row]
+    assert len(by_student) == 5 and all(list(losses) == ["smooth", "plain"] for losses in by_student)
+    for row in memory.rows:  # the slots are smooth, plain, smooth
+        losses = row["heldout_loss_by_student"]
+        assert row["heldout_loss"] == pytest.approx((2 * losses["smooth"] + losses["plain"]) / 3)
+    assert by_student[0]["smooth"] != by_student[0]["plain"] and by_student[-1] != by_student[0]
+    only_plain = [slot for slot in state.pool.slots if slot.name == "plain"]
+    state.pool.slots = only_plain
+    alone = held_out_loss(state, real.held_out(), config)
+    assert alone == {"heldout_loss": by_student[-1]["plain"]}
+
+    resumed = DistillState.start(real, students, config)
+    tensors, facts = memory.saved[2]
+    resumed.restore(tensors, json.loads(json.dumps(facts)))  # as a checkpoint keeps them
+    again = Memory()
+    distill(resumed, real, config, again)
+    assert [row["step"] for row in again.rows] == [3, 4]
+    assert resumed.initial["heldout_loss_by_student"] == by_student[0]
+    assert again.rows[-1]["heldout_loss_by_student"] == by_student[-1]
 
 
 @pytest.mark.parametrize("where", ["student", "images"])

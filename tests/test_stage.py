@@ -211,11 +211,23 @@ def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
         DistillationStage(target=model, **OPTIONS).run(folder)
 
 
-def test_a_mixed_pool_of_timm_students_runs(folder: Path) -> None:
-    synthetic = DistillationStage(
-        target=SSLModel(), **{**OPTIONS, "student": "convnet_4_4,test_vit"}, image_size=32
-    ).run(folder)
+def test_a_mixed_pool_of_timm_students_runs_and_tells_the_loss_of_each(folder: Path, tmp_path: Path) -> None:
+    students = ["convnet_4_4", "test_resnet:stem=small", "test_vit"]
+    options = {**OPTIONS, "student": ",".join(students), "pool": {"size": 3, "max_age": 3}}
+    synthetic = DistillationStage(target=SSLModel(), **options, image_size=32).run(folder, out=tmp_path)
     assert synthetic.images.shape[-1] == 32
+    first, *_, last = (json.loads(line) for line in (tmp_path / "metrics.jsonl").open())
+    assert synthetic.provenance["heldout_loss"] == {
+        "initial": first["heldout_loss"],
+        "final": last["heldout_loss"],
+        "by_student": {
+            name: {
+                "initial": first["heldout_loss_by_student"][name],
+                "final": last["heldout_loss_by_student"][name],
+            }
+            for name in students
+        },
+    }
 
 
 def test_somebody_else_pretrains_from_the_folder(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightly_distill import integrations
 from lightly_distill.errors import UsageError
-from lightly_distill.students import feature_dim, student_builder
+from lightly_distill.students import feature_dim, find_adapter, student_builder
 
 
 def adapter_of(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
@@ -23,6 +23,25 @@ class Function(nn.Module):
 
     def forward(self, images: Tensor) -> object:
         return self.function(self, images)
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "rest"),
+    [
+        ("resnet18", "timm", "resnet18"),
+        ("timm:resnet18", "timm", "resnet18"),
+        ("resnet18:stem=small", "timm", "resnet18:stem=small"),
+        ("timm:resnet18:stem=small", "timm", "resnet18:stem=small"),
+        ("own:resnet18", "own", "resnet18"),
+        ("own:resnet18:a=b:c=d", "own", "resnet18:a=b:c=d"),
+    ],
+)
+def test_an_adapter_stands_before_the_name_and_options_after_it(
+    name: str, adapter: str, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integrations, "available", lambda group: {"own": None, "timm": None})
+    monkeypatch.setattr(integrations, "get", lambda group, name: name)
+    assert find_adapter(name) == (adapter, rest)
 
 
 @pytest.mark.parametrize("name", ["convnet_4_8", "timm:convnet_4_8"])

@@ -96,7 +96,7 @@ class DistillationCallback(Callback):
         self._distilled_at = epochs
 
         def log(row: dict[str, Any]) -> None:
-            values = {f"distill/{name}": value for name, value in row.items() if isinstance(value, int | float)}
+            values = {f"distill/{name}": value for name, value in _numbers(row).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=row["step"])
 
@@ -128,6 +128,17 @@ class DistillationCallback(Callback):
                 "images with DistillationCallback(dataset=...)."
             )
         return dataset
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a row; those of each student of a mixed pool under its name."""
+    flat: dict[str, float] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{inner}": number for inner, number in _numbers(value).items()}
+        elif isinstance(value, int | float):
+            flat[name] = value
+    return flat
 
 
 def _in_first_process(trainer: Trainer, function: Callable[[], None]) -> None:

@@ -9,22 +9,19 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg
 from torch import nn
 
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.protocols import FoundEncoder
-from lightly_distill_integrations import checkpoints, convnets
-
-# Which constructor arguments make a name work at an image size; found once by trying.
-_arguments: dict[tuple[str, int], dict[str, Any]] = {}
+from lightly_distill_integrations import checkpoints, convnets, small_stems, timm_fit
+from lightly_distill_integrations.timm_catalogue import list_students as list_students
 
 
 def build(name: str, image_size: int) -> nn.Module:
     """Builds a freshly initialised backbone without a head.
 
     Args:
-        name: Name of a timm model, or `convnet_<widths>[_in]`.
+        name: Name of a timm model, or `convnet_<widths>[_in]`; with `:stem=small` its stem is 3x3 without pooling.
         image_size: Height and width of the images, in pixels.
 
     Returns:
@@ -34,11 +31,15 @@ def build(name: str, image_size: int) -> nn.Module:
     Raises:
         UsageError: If timm does not know the name, or the model does not take images of this size.
     """
-    _check_known(name)
-    if (name, image_size) not in _arguments:
-        with torch.random.fork_rng(devices=[]):
-            _arguments[name, image_size] = _find_arguments(name, image_size)
-    return _create(name, _arguments[name, image_size])
+    name = _resolve(name)
+    try:
+        arguments = timm_fit.fit(name, image_size).arguments
+    except timm_fit.UnfitError as unfit:
+        raise timm_fit.refusal(name, image_size, unfit) from unfit
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    model.build_arguments = arguments  # for `save`
+    built: nn.Module = model
+    return built
 
 
 def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
@@ -72,9 +73,12 @@ def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
 
 def how_to_load(model: nn.Module, name: str, folder: str) -> str:
     """Returns the lines of Python that load what `save` wrote into `folder`."""
+    name = _resolve(name)
     lines = ["import timm"]
-    if convnets.register(name):
-        lines.append(f"from lightly_distill_integrations import convnets; convnets.register({name!r})")
+    for family in (convnets, small_stems):
+        if family.register(name):
+            module = family.__name__.rpartition(".")[2]
+            lines.append(f"from lightly_distill_integrations import {module}; {module}.register({name!r})")
     built_with: Any = model.build_arguments
     arguments = "".join(f", {key}={value}" for key, value in built_with.items())
     weights = str(Path(folder, "model.safetensors"))
@@ -95,7 +99,7 @@ def load(spec: str) -> nn.Module:
         DistillError: If published weights cannot be fetched.
     """
     name, separator, file = spec.partition("@")
-    _check_known(name)
+    name = _resolve(name)
     if separator:
         return _load_file(name, Path(file))
     if not timm.is_model_pretrained(name):
@@ -104,7 +108,7 @@ def load(spec: str) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the kinds of failure of a download are without number
         raise DistillError(
-            f"The weights of '{name}' cannot be fetched ({_first_line(error)}). "
+            f"The weights of '{name}' cannot be fetched ({timm_fit.first_line(error)}). "
             f"Without network, give them as a file: timm:{name}@weights.safetensors"
         ) from error
     return model
@@ -144,41 +148,24 @@ def fixed_size(model: nn.Module) -> int | None:
     return int(height) if fixed and height == width else None
 
 
-def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
-    model: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    model.build_arguments = arguments  # for `save`
-    built: nn.Module = model
-    return built
+def _resolve(name: str) -> str:
+    """Returns the name under which timm knows a student, `NAME[:stem=small]`.
 
-
-def _check_known(name: str) -> None:
-    if convnets.register(name) or timm.is_model(name):
-        return
-    nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"Nearest: {', '.join(nearest)}." if nearest else "See timm.list_models()."
-    raise UsageError(f"timm knows no model '{name}'. {hint}")
-
-
-def _find_arguments(name: str, image_size: int) -> dict[str, Any]:
-    """Tries the model with its size given, as vision transformers need it, and without."""
-    failures = []
-    for arguments in ({"img_size": image_size}, {}):
-        try:
-            model = _create(name, arguments).eval()
-            with torch.no_grad():
-                features = model(torch.zeros(2, 3, image_size, image_size))
-            if features.ndim == 2 and len(features) == 2:
-                return arguments
-            failures.append(f"it returns a tensor of shape {tuple(features.shape)}, not (2, features)")
-        except Exception as error:  # timm raises whatever the layer at fault raises
-            if not (isinstance(error, TypeError) and "img_size" in str(error)):
-                failures.append(_first_line(error))
-    config = get_pretrained_cfg(name)
-    own_size = config.input_size[-1] if config else image_size
-    hint = f" Its own size is {own_size}x{own_size}." if own_size != image_size else ""
-    raise UsageError(
-        f"The model '{name}' cannot be used with images of {image_size}x{image_size}: {failures[0].rstrip('.')}.{hint}"
-    )
+    Raises:
+        UsageError: If timm does not know the name, or the option is another.
+    """
+    plain, *options = name.split(":")
+    if not (convnets.register(plain) or small_stems.register(plain) or timm.is_model(plain)):
+        nearest = difflib.get_close_matches(plain, timm_fit.names(), n=3)
+        hint = f"Nearest: {', '.join(nearest)}." if nearest else "See timm.list_models()."
+        raise UsageError(f"timm knows no model '{plain}'. {hint}")
+    for option in options:
+        if option != "stem=small":
+            raise UsageError(f"Unknown option '{option}' of the student '{plain}'. Did you mean '{plain}:stem=small'?")
+    if options:
+        plain += small_stems.SUFFIX
+        small_stems.register(plain)
+    return plain
 
 
 def _load_file(name: str, path: Path) -> nn.Module:
@@ -186,7 +173,8 @@ def _load_file(name: str, path: Path) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **_config_beside(path))
     except Exception as error:  # a configuration that somebody has edited
-        raise UsageError(f"The configuration beside '{path}' does not fit '{name}': {_first_line(error)}") from error
+        reason = timm_fit.first_line(error)
+        raise UsageError(f"The configuration beside '{path}' does not fit '{name}': {reason}") from error
     weights.fill(model, name, strict=True)
     return model
 
@@ -199,7 +187,3 @@ def _config_beside(path: Path) -> dict[str, Any]:
     config = json.loads(config_path.read_text())
     # Where weights depend on the size, timm builds the model for `input_size`.
     return {"pretrained_cfg_overlay": {key: config["pretrained_cfg"][key] for key in ("mean", "std", "input_size")}}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

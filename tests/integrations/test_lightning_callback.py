@@ -113,9 +113,10 @@ def test_it_runs_each_k_epochs_and_once_more_after_fit_only_if_the_last_did_not(
 
 def test_losses_go_to_the_trainers_loggers_and_the_set_beside_their_files(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
-    fit(tmp_path, DistillationCallback(**OPTIONS), logger=logger)
+    fit(tmp_path, DistillationCallback(**{**OPTIONS, "student": "convnet_4_4,convnet_8_8"}), logger=logger)
     rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
     assert "distill/loss" in rows[0] and "distill/heldout_loss" in rows[0]
+    assert "distill/heldout_loss_by_student/convnet_8_8" in rows[0]
     assert len(rows) == 1 + 4  # steps 0 to 3
     assert SyntheticSet.load(Path(logger.log_dir, "distilled")).dim == 6
 
