@@ -27,13 +27,18 @@ __all__ = [
     "SyntheticSet",
     "UsageError",
     "as_target",
+    "evaluate",
     "pretrain",
     "register_target",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # a subclass of PyTorch Lightning's Callback, which takes seconds to import
+    # both take seconds to import: a subclass of PyTorch Lightning's Callback, and scikit-learn's probes
     if name == "DistillationCallback":
         return integrations.get("callbacks", "pytorch_lightning").DistillationCallback
+    if name == "evaluate":
+        from lightly_distill.evaluation import evaluate
+
+        return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import PositiveInt
 
+from lightly_distill import findings
 from lightly_distill.config import PRESETS, DistillConfig, did_you_mean, make_config
 from lightly_distill.errors import UsageError
+from lightly_distill.evaluation import ARMS, evaluate
 from lightly_distill.inspect import describe
 from lightly_distill.locate import locate
 from lightly_distill.pretrain import pretrain
+from lightly_distill.probes import PROBES
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.students import find_adapter
@@ -163,6 +167,8 @@ def _distill(options: Namespace) -> None:
     losses = synthetic.provenance["heldout_loss"]
     if losses["initial"] is not None:
         print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
+    for name, loss in losses.get("by_student", {}).items():
+        print(f"    of {name}: {loss['initial']:.4g}, now {loss['final']:.4g}")
     print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
 
 
@@ -179,6 +185,109 @@ def _pretrain(options: Namespace) -> None:
     adapter, name = find_adapter(options.student)
     print(f"Wrote {options.out}. To use it:")
     print(textwrap.indent(adapter.how_to_load(backbone, name, str(options.out)), "    "))
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--set", type=str, required=True, metavar="DIR", help="Synthetic set, or the run that made it.")
+    parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
+    parser.add_argument(
+        "--task",
+        type=str,
+        action="append",
+        required=True,
+        metavar="SRC",
+        help="Labelled images as for --data, with a split to learn from (train) and one to test on (test, validation, "
+        "valid or val); class folders are labels. May be repeated.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
+    parser.add_argument(
+        "--baselines",
+        type=str,
+        default="scratch,random,kmeans",
+        metavar="ARM[,ARM]",
+        help=f"What the set is compared with, of {', '.join(name for name in ARMS if name != 'distilled')}.",
+    )
+    parser.add_argument(
+        "--probe", type=str, default="knn,linear", metavar="NAME[,NAME]", help=f"Of {', '.join(PROBES)}."
+    )
+    parser.add_argument(
+        "--labels",
+        type=str,
+        default="all",
+        metavar="N[,N]",
+        help="Labelled images that a task is learned from: a number, a share as 1% or 0.01, or all.",
+    )
+    parser.add_argument("--seeds", type=PositiveInt, default=3, help="Repetitions, each with its own draws.")
+    parser.add_argument(
+        "--arm",
+        type=str,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="Another set to compare. May be repeated.",
+    )
+    parser.add_argument("--data", type=str | None, default=None, metavar="SRC", help="Default: that of the set's run.")
+    parser.add_argument(
+        "--target", type=str | None, default=None, metavar="SPEC", help="Default: that of the set's run."
+    )
+    parser.add_function_arguments(
+        evaluate,
+        nested_key=None,
+        skip={
+            "synthetic",
+            "student",
+            "tasks",
+            "data",
+            "target",
+            "baselines",
+            "others",
+            "probes",
+            "labels",
+            "seeds",
+            "out",
+        },
+    )
+
+
+def _evaluate(options: Namespace) -> None:
+    others = dict(arm.partition("=")[::2] for arm in options.arm)
+    for name, folder in others.items():
+        if not (name and folder):
+            raise UsageError(f"--arm takes NAME=DIR, such as earlier=runs/earlier; got '{name}{folder}'.")
+    results = evaluate(
+        options.set,
+        options.student,
+        options.task,
+        data=options.data,
+        target=options.target,
+        baselines=_listed(options.baselines),
+        others=others,
+        probes=_listed(options.probe),
+        labels=[_label_count(text) for text in _listed(options.labels)],
+        seeds=options.seeds,
+        epochs=options.epochs,
+        full_epochs=options.full_epochs,
+        finetune_steps=options.finetune_steps,
+        device=options.device,
+        out=options.out,
+    )
+    for line in findings.lead(results):
+        print(line)
+    print(f"Report: {options.out / 'report.html'}, tables: {options.out / 'report.md'}")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _label_count(text: str) -> "int | float | None":
+    if text == "all":
+        return None
+    try:
+        value = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise UsageError(f"--labels takes numbers, shares such as 1%, or all; got '{text}'.") from error
+    return value if value < 1 else int(value)
 
 
 def _inspect_arguments(parser: ArgumentParser) -> None:
@@ -201,6 +310,26 @@ def _demo(options: Namespace) -> None:
     demo.run(options.out, seed=options.seed, overwrite=options.overwrite)
 
 
+def _students_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-size", type=PositiveInt, required=True, metavar="S", help="Height and width of the images, in pixels."
+    )
+    parser.add_argument("--name", type=str, default="*", metavar="PATTERN", help="Of names, such as 'resnet*'.")
+
+
+def _students(options: Namespace) -> None:
+    adapter, pattern = find_adapter(options.name)
+    size = options.image_size
+    tried = adapter.list_students(size, pattern)
+    if not tried:
+        raise UsageError(f"No student's name matches '{options.name}': * stands for any letters, ? for one.")
+    fitting = {name: facts for name, facts in tried.items() if facts is not None}
+    width = max(map(len, fitting), default=0)
+    for name, facts in sorted(fitting.items(), key=lambda item: item[1].parameters):
+        print(f"{name:{width}} {facts.parameters / 1e6:9.2f} M parameters {facts.features:6d} features")
+    print(f"{len(fitting)} of {len(tried)} names fit images of {size}x{size}.")
+
+
 # name: what it does, how its options are declared, how it is run
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
     "demo": (
@@ -215,5 +344,11 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], None], Callable[[Names
         _distill,
     ),
     "pretrain": ("Pre-trains a timm backbone on a synthetic set.", _pretrain_arguments, _pretrain),
+    "evaluate": (
+        "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report.",
+        _evaluate_arguments,
+        _evaluate,
+    ),
+    "students": ("Lists the students that take images of a size.", _students_arguments, _students),
     "inspect": ("Tells what a synthetic set is: sizes, provenance, pictures.", _inspect_arguments, _inspect),
 }

@@ -1,13 +1,17 @@
 """Pictures: grids of images, loss curves, bars of accuracies. matplotlib is imported where it is needed: it is slow."""
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from lightly_distill.page import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +23,7 @@ OURS = "#E69F00"
 COLOURS = ("#999999", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
 INK = "#222222"
 DPI = 130
+NARROW = 4.4  # inches: still to be read when scaled to a phone
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, limit: int = 100, scale_to: int = 64) -> "Image":
@@ -73,15 +78,17 @@ def before_after(before: Tensor, after: Tensor, path: Path) -> None:
     figure.savefig(path)
 
 
-def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path, width: float = 7.2) -> None:
     """Draws the outer loss by step.
 
     Args:
-        rows: Of metrics.jsonl: `step`, and `loss` or `heldout_loss` or both.
-        path: PNG to write.
+        rows: Of metrics.jsonl: `step`, and `loss` or `heldout_loss` or both; in a mixed pool also
+            `heldout_loss_by_student`, of which each is drawn.
+        path: PNG or SVG to write.
+        width: In inches.
     """
     losses, held = _column(rows, "loss"), _column(rows, "heldout_loss")
-    figure = _figure(7.2, 4.4)
+    figure = _figure(width, 4.4)
     axis = _axis(figure)
     if len(losses):
         axis.plot(*losses.T, color=COLOURS[1], alpha=0.4, linewidth=0.8, label="real batches")
@@ -91,6 +98,11 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     if len(held):
         label = f"held-out images (end: {held[-1, 1]:.3g})"
         axis.plot(*held.T, "o-", color=OURS, linewidth=1.5, markersize=5, markeredgecolor="white", label=label)
+    by_student = [{"step": row["step"], **row.get("heldout_loss_by_student", {})} for row in rows]
+    students = list(dict.fromkeys(name for row in by_student for name in row if name != "step"))
+    curves = [_column(by_student, name) for name in students]
+    for name, curve, style in zip(students, curves, cycle(("--", ":", "-.")), strict=False):
+        axis.plot(*curve.T, style, color=OURS, linewidth=1.2, label=f"{one_line(name)} (end: {curve[-1, 1]:.3g})")
     drawn = held if len(held) > 1 else losses
     title = "Outer loss"
     if len(drawn) > 1:
@@ -99,10 +111,11 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axis.set_xlabel("outer step")
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set_ylabel("mean squared error")
-    _scale(axis, np.concatenate([losses[:, 1], held[:, 1]]))
+    _scale(axis, np.concatenate([losses[:, 1], held[:, 1], *(curve[:, 1] for curve in curves)]))
     axis.grid(axis="y", alpha=0.3)
     if len(losses) or len(held):
-        figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+        columns = 1 if width < 6 else 2 if curves else 3
+        figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=columns)
     figure.savefig(path)
 
 
@@ -115,7 +128,7 @@ def accuracy_bars(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path
         title: Above the picture.
     """
     arms = list(dict.fromkeys(arm for probe in table.values() for arm in probe))
-    others = [arm for arm in arms if arm != "distilled"]
+    colours = arm_colours(arms)
     seeds = max(len(values) for probe in table.values() for values in probe.values())
     figure = _figure(max(6.0, 1.5 + 0.62 * len(arms) * len(table) + 0.09 * max(map(len, arms))), 4.2)
     axis = _axis(figure)
@@ -123,12 +136,9 @@ def accuracy_bars(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path
     tops = []
     for number, arm in enumerate(arms):
         present = [place for place, probe in enumerate(table.values()) if arm in probe]
-        seen = [100 * np.asarray(probe[arm], dtype=float) for probe in table.values() if arm in probe]
-        means = [float(values.mean()) for values in seen]
-        spreads = [float(values.std(ddof=1)) if len(values) > 1 else 0.0 for values in seen]
+        means, spreads = zip(*(_mean_spread(probe[arm]) for probe in table.values() if arm in probe), strict=True)
         places = np.array(present) + (number - (len(arms) - 1) / 2) * step
-        colour = OURS if arm == "distilled" else COLOURS[others.index(arm) % len(COLOURS)]
-        axis.bar(places, means, step * 0.9, color=colour, label=arm)
+        axis.bar(places, means, step * 0.9, color=colours[arm], label=arm)
         if any(spreads):
             axis.errorbar(places, means, spreads, fmt="none", ecolor=INK, capsize=3, linewidth=1)
         for place, mean, spread in zip(places, means, spreads, strict=True):
@@ -143,6 +153,107 @@ def accuracy_bars(table: Mapping[str, Mapping[str, Sequence[float]]], path: Path
     axis.set_title(title, size=12, color=INK, loc="left", pad=10)
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
+
+
+def accuracy_points(arms: Mapping[str, Sequence[float]], path: Path, title: str = "") -> None:
+    """Draws accuracies as points with error bars, a row for each arm.
+
+    Args:
+        arms: Arm to accuracies in [0, 1], one for each seed; error bars are their standard deviation.
+        path: PNG or SVG to write.
+        title: Above the picture.
+    """
+    figure = _figure(NARROW, 1.25 + 0.34 * len(arms))
+    axis = _axis(figure)
+    colours = arm_colours(arms)
+    for row, (arm, accuracies) in enumerate(arms.items()):
+        mean, spread = _mean_spread(accuracies)
+        # Each seed is there, faintly: three values are no distribution.
+        axis.plot(100 * np.asarray(accuracies), [row] * len(accuracies), "|", color=colours[arm], markersize=9)
+        axis.errorbar(mean, row, xerr=spread or None, fmt="o", color=colours[arm], ecolor=INK, capsize=3, markersize=8)
+        axis.annotate(f"{mean:.1f}", (mean, row), (0, 6), textcoords="offset points", ha="center", size=8, color=INK)
+    axis.set_yticks(range(len(arms)), [_short(arm) for arm in arms])
+    axis.set_ylim(len(arms) - 0.5, -0.7)  # the first on top, with room for its number
+    axis.margins(x=0.08)
+    figure.supxlabel(f"accuracy in %{_of_seeds(arms.values())}", size=9)
+    axis.grid(axis="x", alpha=0.3)
+    _title(figure, title)
+    figure.savefig(path)
+
+
+def accuracy_by_size(arms: Mapping[str, tuple[int, Sequence[float]]], path: Path, title: str = "") -> None:
+    """Draws accuracy against the size of what a student was pre-trained on, a point for each arm.
+
+    Args:
+        arms: Arm to bytes and accuracies in [0, 1], one for each seed. An arm of no bytes is a line across.
+        path: PNG or SVG to write.
+        title: Above the picture.
+    """
+    figure = _figure(NARROW, 3.6)
+    axis = _axis(figure)
+    colours = arm_colours(arms)
+    for (arm, (size, accuracies)), marker in zip(arms.items(), cycle("os^DvPX"), strict=False):
+        mean, spread = _mean_spread(accuracies)
+        if size:
+            label = f"{_short(arm)}, {size_text(size)}"
+            axis.errorbar(
+                size, mean, spread or None, fmt=marker, color=colours[arm], ecolor=INK, capsize=3, label=label
+            )
+        else:
+            axis.axhline(mean, color=colours[arm], linestyle="--", linewidth=1.5, label=f"{_short(arm)}, no images")
+    sizes = [size for size, _ in arms.values() if size]
+    if sizes:
+        # Whole decades, so that there are always two ticks to read a size from.
+        low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
+        axis.set_xscale("log")
+        axis.set_xlim(0.8 * 10**low, 1.25 * 10 ** max(high, low + 1))
+        axis.xaxis.set_major_formatter(lambda value, _: size_text(value))
+    axis.margins(y=0.1)
+    axis.set_xlabel("images and their representations, log scale", size=9)
+    axis.set_ylabel("accuracy in %", size=9)
+    axis.grid(alpha=0.3)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    _title(figure, title)
+    figure.savefig(path)
+
+
+def difference_bars(differences: Mapping[str, tuple[float, float | None]], path: Path, title: str = "") -> None:
+    """Draws differences of accuracy as bars from zero, a row for each student.
+
+    Args:
+        differences: Student to difference in points of accuracy and its standard error, None where that is not known.
+        path: PNG or SVG to write.
+        title: Above the picture.
+    """
+    figure = _figure(NARROW, 1.25 + 0.4 * len(differences))
+    axis = _axis(figure)
+    for row, (mean, error) in enumerate(differences.values()):
+        bar = axis.barh(row, mean, 0.6, xerr=error, color=OURS, ecolor=INK, capsize=3)
+        axis.bar_label(bar, [f"{mean:+.1f}"], padding=4, size=9, color=INK)
+    axis.axvline(0, color=INK, linewidth=1)
+    axis.set_yticks(range(len(differences)), [_short(student) for student in differences])
+    axis.set_ylim(len(differences) - 0.4, -0.6)
+    axis.margins(x=0.3)  # for the numbers
+    bars = "; error bars: standard error" if any(error for _, error in differences.values()) else ""
+    figure.supxlabel(f"points of accuracy{bars}", size=9)
+    axis.grid(axis="x", alpha=0.3)
+    _title(figure, title)
+    figure.savefig(path)
+
+
+def arm_colours(arms: Iterable[str]) -> dict[str, str]:
+    """Returns the colour of each arm: one for what is ours, of others in their order."""
+    others = cycle(COLOURS)
+    return {arm: OURS if arm == "distilled" else next(others) for arm in arms}
+
+
+def size_text(size: float) -> str:
+    """Returns a number of bytes for people, with three digits: 18.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -161,6 +272,28 @@ def _axis(figure: "Figure") -> "Axes":
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_axisbelow(True)
     return axis
+
+
+def _title(figure: "Figure", title: str) -> None:
+    # Above all of a narrow figure, not of its axis, which long names may push to the right.
+    lines = textwrap.wrap(one_line(title), 50, max_lines=3, placeholder=" ...")
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", size=10, color=INK)
+
+
+def _short(name: str) -> str:
+    name = one_line(name)
+    return name if len(name) <= 24 else f"{name[:21]}..."
+
+
+def _mean_spread(accuracies: Sequence[float]) -> tuple[float, float]:
+    """Returns mean and standard deviation in percent; no deviation of one value."""
+    values = 100 * np.asarray(accuracies, dtype=float)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _of_seeds(accuracies: Iterable[Sequence[float]]) -> str:
+    seeds = max(map(len, accuracies))
+    return f", mean and deviation of {seeds} seeds" if seeds > 1 else ", one seed"
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:

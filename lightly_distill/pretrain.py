@@ -58,7 +58,7 @@ def pretrain(
         DistillError: If the loss is no longer a finite number.
     """
     _check(synthetic.images, epochs, batch_size, lr)
-    folder = None if out is None else _empty_folder(Path(out))
+    folder = None if out is None else empty_folder(Path(out))
     place = resolve_device(device)
     images, representations = synthetic.images.to(place), synthetic.representations.to(place)
     size = images.shape[-1]
@@ -126,8 +126,12 @@ def _check(images: Tensor, epochs: int, batch_size: int, lr: float) -> None:
         raise UsageError(f"Pre-training needs lr above 0, got {lr}.")
 
 
-def _empty_folder(folder: Path) -> Path:
-    """Creates the folder before the long work, so that a place that cannot be written to is told now."""
+def empty_folder(folder: Path) -> Path:
+    """Creates the folder before the long work, so that a place that cannot be written to is told now.
+
+    Raises:
+        UsageError: If it cannot be made, or there is something in it.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"The output folder '{folder}' exists and is not empty. Give another, or remove it.")
     try:

@@ -7,6 +7,7 @@ pictures/          before and after, loss curve
 set/               the synthetic set
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -121,18 +122,34 @@ class RunFolder:
             )
         self.seconds_before = facts["seconds"]
         log = self.path / "metrics.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
-        self.rows = [row for row in map(_row, lines) if row is not None and row["step"] <= facts["step"]]
+        self.rows = [row for row in _rows(log) if row["step"] <= facts["step"]]
         log.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         return tensors, facts
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row: dict[str, Any] = json.loads(line)
-    except ValueError:  # cut off when the run was killed
-        return None
-    return row
+def run_config(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of the run that made a set: its folder or the set's; empty where there is none."""
+    file = _of_run(folder, "config.yaml")
+    config = yaml.safe_load(file.read_text()) if file else None
+    return config if isinstance(config, dict) else {}
+
+
+def run_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns the measurements of the run that made a set, as `run_config` finds it."""
+    file = _of_run(folder, "metrics.jsonl")
+    return _rows(file) if file else []
+
+
+def _of_run(folder: Path, name: str) -> Path | None:
+    return next((place / name for place in (folder, folder.parent) if (place / name).is_file()), None)
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        with contextlib.suppress(ValueError):  # cut off when the run was killed
+            rows.append(json.loads(line))
+    return rows
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,11 @@ class Source(ABC):
         image_size: S.
         fingerprint: SHA-256, in hexadecimal, of the bytes of the kept images in order and of their shape.
         skipped: How many items were skipped, by reason.
+        kept: Index of each kept image among the items of the dataset, int64, shape (n,).
     """
 
-    def __init__(self, name: str, image_size: int, fingerprint: str, skipped: dict[str, int]) -> None:
+    def __init__(self, kept: Tensor, name: str, image_size: int, fingerprint: str, skipped: dict[str, int]) -> None:
+        self.kept = kept
         self.name = name
         self.image_size = image_size
         self.fingerprint = fingerprint
@@ -88,23 +90,22 @@ class _LazySource(Source):
 
     Args:
         decoder: Over all items.
-        kept: Index of each kept image among the items, int64, shape (n,).
         num_workers: Processes that decode for `stream`.
         facts: As for `Source`.
     """
 
-    def __init__(self, decoder: Decoder, kept: Tensor, num_workers: int, *facts: Any) -> None:
+    def __init__(self, decoder: Decoder, num_workers: int, *facts: Any) -> None:
         super().__init__(*facts)
-        self._decoder, self._kept, self._num_workers = decoder, kept, num_workers
+        self._decoder, self._num_workers = decoder, num_workers
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
 
     def read(self, indices: Tensor) -> Tensor:
-        return self._all(self._decoder.__getitems__(self._kept[indices].tolist()))
+        return self._all(self._decoder.__getitems__(self.kept[indices].tolist()))
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        wanted = (self._kept[indices].tolist() for indices in batches)
+        wanted = (self.kept[indices].tolist() for indices in batches)
         for decoded in decode_batches(self._decoder, wanted, self._num_workers):
             yield self._all(decoded)
 
@@ -199,10 +200,10 @@ def _first_pass(decoder: Decoder, memory: Tensor | None, num_workers: int) -> So
             progress.update(len(decoded.kept) + len(decoded.skipped))
     digest.update(f"{len(kept)}x3x{decoder.image_size}x{decoder.image_size}".encode())
     counts = _report(items, skipped)
-    facts = (items.name, decoder.image_size, digest.hexdigest(), counts)
+    facts = (torch.tensor(kept), items.name, decoder.image_size, digest.hexdigest(), counts)
     if memory is not None:
         return _MemorySource(memory[: len(kept)], *facts)
-    return _LazySource(decoder, torch.tensor(kept), num_workers, *facts)
+    return _LazySource(decoder, num_workers, *facts)
 
 
 def _decode_all(decoder: Decoder, num_workers: int) -> Iterator[Decoded]:

@@ -115,6 +115,9 @@ def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -
         (["pretrain", "--set", "nowhere", "--student", "convnet_4_4", "--out", "x"], 2, "no such folder"),
         (["inspect", "photos"], 2, "photos holds no synthetic set"),
         (["inspct", "photos"], 2, "inspct"),
+        (["students"], 2, "image_size"),
+        (["students", "--image-size", "0"], 2, "image_size"),
+        (["students", "--image-size", "32", "--name", "resent*"], 2, "No student's name matches 'resent*'"),
         ([], 2, None),
     ],
 )
@@ -146,6 +149,7 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
         ("pretrain", ["--set", "Passes over the set", "--weight-decay"]),
         ("inspect", ["Synthetic set"]),
         ("demo", ["--seed"]),
+        ("students", ["--image-size", "--name", "pixels"]),
     ):
         assert main([command, "--help"]) == 0
         told = " ".join(capsys.readouterr().out.split())
@@ -154,6 +158,32 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
 
 def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env={**os.environ})
+
+
+def test_students_lists_what_fits_by_size_and_keeps_the_answers(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    assert main(["students", "--image-size", "16", "--name", "convnet_*128*"]) == 0
+    first = capsys.readouterr().out
+    lines = [line.split() for line in first.splitlines()]
+    assert lines[0] == ["convnet_32_64_128", "0.09", "M", "parameters", "512", "features"]
+    sizes = [float(line[1]) for line in lines[:-1]]
+    assert sizes == sorted(sizes) and " ".join(lines[-1]) == f"{len(sizes)} of {len(sizes)} names fit images of 16x16."
+    assert main(["students", "--image-size", "16", "--name", "convnet_128*"]) == 0
+    assert "convnet_128_256_512_in" in capsys.readouterr().out
+    assert main(["students", "--image-size", "4", "--name", "timm:convnet_*128*"]) == 0
+    assert capsys.readouterr().out.startswith("0 of ")
+
+    (kept,) = (place / "cache" / "lightly_distill").glob("students-timm*-torch*-16.json")
+    with monkeypatch.context() as offline:
+        offline.setattr("timm.create_model", lambda *a, **k: pytest.fail("tried again"))
+        assert main(["students", "--image-size", "16", "--name", "convnet_*128*"]) == 0
+        assert capsys.readouterr().out == first
+    for damage in ("", '{"convnet_32_64_128": [1]}', "[]", '{"convnet_32_64_128": "xy"}'):
+        kept.write_text(damage)
+        assert main(["students", "--image-size", "16", "--name", "convnet_*128*"]) == 0
+        assert capsys.readouterr().out == first
 
 
 def test_importing_imports_no_adapter_library(tmp_path: Path) -> None:
@@ -183,7 +213,7 @@ def test_each_entry_point_loads_and_offers_what_its_protocol_says() -> None:
 
     for group, needed in (
         ("targets", ["load", "find_encoder"]),
-        ("students", ["build", "save", "how_to_load"]),
+        ("students", ["build", "list_students", "save", "how_to_load"]),
         ("sources", ["open"]),
     ):
         names = integrations.available(group)  # type: ignore[arg-type]
@@ -238,3 +268,42 @@ def test_a_checkpoint_with_its_class_and_encoder_comes_back_from_the_written_con
     assert torch.equal(again.images, first.images) and again.provenance["target"] == first.provenance["target"]
     assert main(["inspect", "run"]) == 0
     assert "encoder Mine.trunk, reason named by the user" in capsys.readouterr().out
+
+
+def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, count in (("train", 24), ("test", 12)):
+        for number, image in enumerate(tiny.images(count)):
+            folder = Path("animals", split, ("cat", "dog")[number % 2])
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(folder / f"{number:02d}.png")
+    assert distill() == 0
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "2"]
+    more = ["--full-epochs", "1", "--seeds", "2", "--baselines", "scratch,random,full", "--labels", "50%,all"]
+    capsys.readouterr()
+    assert main([*command, *more, "--arm", "again=run", "--out", "results"]) == 0
+    told = capsys.readouterr().out
+    assert "Recovered gap" in told or "No recovered gap" in told
+    assert {path.name for path in Path("results").iterdir()} == {"results.json", "report.html", "report.md"}
+    (results,) = json.loads(Path("results/results.json").read_text())
+    assert set(results["arms"]) == {"scratch", "random", "distilled", "full", "again"}
+    assert set(results["arms"]["random"]) == {f"animals/{p}{n}" for p in ("knn", "linear") for n in ("", "@0.5")}
+    assert "Outer loss" in Path("results/report.html").read_text()  # the run's curve
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labels", "few"], "--labels takes numbers, shares such as 1%, or all; got 'few'"),
+        (["--arm", "run"], "--arm takes NAME=DIR"),
+        (["--baselines", "randm"], "Unknown baseline 'randm'. Did you mean 'random'"),
+        (["--probe", "knn,liner"], "Unknown probe 'liner'. Did you mean 'linear'"),
+        (["--set", "photos"], "photos"),
+    ],
+)
+def test_a_wrong_evaluation_is_told_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--out", "results"]
+    assert main([*command, *options]) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.strip().splitlines()) == 1

@@ -82,6 +82,20 @@ def test_the_loss_curve_tells_first_and_last_numbers(tmp_path: Path, axes: list[
     assert axis.get_yscale() == "log" and "log scale" in axis.get_ylabel()
 
 
+def test_each_student_of_a_mixed_pool_has_a_line(tmp_path: Path, axes: list[Axes]) -> None:
+    rows = [
+        {"step": 0, "heldout_loss": 0.3, "heldout_loss_by_student": {"a": 0.2, "b": 0.4}},
+        {"step": 1, "loss": 0.3},
+        {"step": 2, "heldout_loss": 0.02, "heldout_loss_by_student": {"a": 0.01, "b": 0.03}},
+    ]
+    pictures.loss_curve(rows, tmp_path / "loss.png")
+    lines = {str(line.get_label()): line for line in axes[0].lines}
+    assert lines["a (end: 0.01)"].get_ydata() == pytest.approx([0.2, 0.01])
+    assert lines["b (end: 0.03)"].get_xdata() == pytest.approx([0, 2])
+    low, high = axes[0].get_ylim()
+    assert low < 0.01 and high > 0.4 and axes[0].get_title("left") == "Outer loss, held-out images: 0.3 to 0.02"
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -119,3 +133,57 @@ def test_an_axis_that_does_not_start_at_zero_says_so(tmp_path: Path, axes: list[
     (axis,) = axes
     assert axis.get_ylabel() == "accuracy in % (axis starts at 80)" and axis.get_ylim()[0] == 80
     assert max(axis.get_yticks()) <= 100 and "seeds" not in axis.get_xlabel()
+
+
+ARMS = {"scratch": [0.4, 0.5], "distilled": [0.6, 0.62], "$a_b$\n": [0.7]}
+
+
+def test_points_show_mean_deviation_and_each_seed(tmp_path: Path, axes: list[Axes]) -> None:
+    pictures.accuracy_points(ARMS, tmp_path / "points.png", "digits/linear")
+    assert read(tmp_path / "points.png").std() > 5
+    (axis,) = axes
+    seeds = [line.get_xdata() for line in axis.lines if line.get_marker() == "|" and line.get_markersize() == 9]
+    assert [list(np.asarray(values)) for values in seeds] == [pytest.approx(v) for v in ([40, 50], [60, 62], [70])]
+    assert [text.get_text() for text in axis.texts] == ["45.0", "61.0", "70.0"]
+    (low, _), (high, _) = axis.collections[0].get_segments()[0]  # type: ignore[attr-defined]
+    assert (low, high) == pytest.approx((45 - 50**0.5, 45 + 50**0.5))
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["scratch", "distilled", "$a_b$"]
+    assert axis.figure.get_suptitle() == "digits/linear"  # type: ignore[union-attr]
+    assert axis.figure.get_supxlabel() == "accuracy in %, mean and deviation of 2 seeds"  # type: ignore[union-attr]
+
+
+def test_accuracy_by_size_has_a_point_for_each_arm_and_a_line_for_those_without_images(
+    tmp_path: Path, axes: list[Axes]
+) -> None:
+    sizes = dict(zip(ARMS, (0, 4000, 70_000), strict=True))
+    pictures.accuracy_by_size({arm: (sizes[arm], values) for arm, values in ARMS.items()}, tmp_path / "size.svg")
+    (axis,) = axes
+    assert (tmp_path / "size.svg").read_text().startswith("<?xml")
+    assert axis.get_xscale() == "log" and axis.get_xlim() == pytest.approx((800, 125_000))
+    handles, labels = axis.get_legend_handles_labels()
+    drawn = dict(zip(labels, handles, strict=True))
+    assert list(drawn) == ["scratch, no images", "distilled, 4 kB", "$a_b$, 70 kB"]
+    assert drawn["scratch, no images"].get_ydata() == pytest.approx([45, 45])  # type: ignore[attr-defined]
+    assert np.ravel(drawn["distilled, 4 kB"][0].get_xydata()) == pytest.approx([4000, 61])  # type: ignore[index]
+
+
+def test_difference_bars_go_both_ways_from_zero(tmp_path: Path, axes: list[Axes]) -> None:
+    pictures.difference_bars({"a" * 30: (3.0, 0.5), "b": (-1.25, None)}, tmp_path / "bars.png", "knn")
+    assert read(tmp_path / "bars.png").std() > 5
+    (axis,) = axes
+    assert [bar.get_width() for bar in axis.patches] == [3.0, -1.25]  # type: ignore[attr-defined]
+    assert [text.get_text() for text in axis.texts] == ["+3.0", "-1.2"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a" * 21 + "...", "b"]
+    low, high = axis.get_xlim()
+    assert low < -1.25 and high > 3.5
+
+
+def test_sizes_have_three_digits_and_a_unit() -> None:
+    sizes = (0, 999, 999.6, 1272, 18_321_000, 256e6, 999.7e6, 2.5e12, 3e15)
+    told = ["0 B", "999 B", "1 kB", "1.27 kB", "18.3 MB", "256 MB", "1 GB", "2.5 TB", "3e+03 TB"]
+    assert [pictures.size_text(size) for size in sizes] == told
+
+
+def test_distilled_keeps_its_colour_and_others_have_their_own() -> None:
+    colours = pictures.arm_colours(["scratch", "distilled", "random"])
+    assert colours == {"scratch": pictures.COLOURS[0], "distilled": pictures.OURS, "random": pictures.COLOURS[1]}

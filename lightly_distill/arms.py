@@ -1,0 +1,97 @@
+"""What a student is pre-trained on, to be compared: the synthetic set and what it has to beat.
+
+Shapes: m images of a set, n real images, d numbers of a representation.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from lightly_distill import seeding
+from lightly_distill.source import Source
+from lightly_distill.synthetic import SyntheticSet
+from lightly_distill.targets import Target, represent
+
+CHUNK = 256  # images to the target at a time
+
+
+@dataclass
+class RealSide:
+    """The real images, the target model, and the target's representations of the images, computed once.
+
+    Args:
+        source: Real images.
+        target: Frozen target model, on `device`.
+        device: Where representations are computed.
+    """
+
+    source: Source
+    target: Target
+    device: torch.device
+
+    @cached_property
+    def representations(self) -> Tensor:
+        """Of all real images, float32, shape (n, d)."""
+        chunks = torch.split(torch.arange(len(self.source)), CHUNK)
+        return represent(self.target, self.source.stream(chunks), device=self.device, total=len(self.source))
+
+    def chosen(self, indices: Tensor) -> SyntheticSet:
+        """Returns these real images and the target's representations of them."""
+        return self._as_set(self.source.read(indices), self.representations[indices], indices)
+
+    def noise(self, count: int, seed: int) -> SyntheticSet:
+        """Returns uniform noise and the target's representations of it."""
+        size = self.source.image_size
+        generator = seeding.generator(seed, "arm", "noise")
+        images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
+        batches = torch.split(images, CHUNK)
+        return self._as_set(images, represent(self.target, batches, device=self.device, total=count), None)
+
+    def _as_set(self, images: Tensor, representations: Tensor, indices: Tensor | None) -> SyntheticSet:
+        return SyntheticSet(
+            normalise(images, self.target.mean, self.target.std),
+            representations,
+            mean=self.target.mean,
+            std=self.target.std,
+            source_index=indices,
+        )
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Maps uint8 images (B, 3, H, W) to normalised float32."""
+    shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (images.float() / 255 - shift) / scale
+
+
+def random_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
+    """Draws real images: the baseline to beat."""
+    order = torch.randperm(len(real.source), generator=seeding.generator(seed, "arm", "random"))
+    return real.chosen(order[:count])
+
+
+def kmeans_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
+    """Takes the real image nearest to each of `count` centroids of the representations, each image once."""
+    points = real.representations.numpy()
+    state = seeding.derive(seed, "arm", "kmeans") % 2**32
+    centroids = MiniBatchKMeans(count, random_state=state, batch_size=4096, n_init=3).fit(points).cluster_centers_
+    taken: dict[int, None] = {}
+    for centroid in centroids:
+        for index in np.argsort(((points - centroid) ** 2).sum(1))[: count + 1].tolist():
+            if index not in taken:
+                taken[index] = None
+                break
+    return real.chosen(torch.tensor(list(taken)))
+
+
+# Arms that need the real images and the target; each gets them, m and a seed.
+REAL_ARMS: dict[str, Callable[[RealSide, int, int], SyntheticSet]] = {
+    "random": random_images,
+    "kmeans": kmeans_images,
+    "noise": lambda real, count, seed: real.noise(count, seed),
+    "full": lambda real, _count, _seed: real.chosen(torch.arange(len(real.source))),
+}

@@ -1,0 +1,351 @@
+"""Does a synthetic set transfer? A student pre-trained on it, and on what it has to beat, tried on labelled tasks."""
+
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lightly_distill import report, seeding
+from lightly_distill.arms import REAL_ARMS, RealSide, normalise
+from lightly_distill.config import did_you_mean
+from lightly_distill.device import resolve_device
+from lightly_distill.errors import UsageError
+from lightly_distill.pretrain import empty_folder, pretrain
+from lightly_distill.probes import FINETUNE_STEPS, PROBES, Trial
+from lightly_distill.run_folder import run_config, run_metrics
+from lightly_distill.source import find_images, open_source
+from lightly_distill.students import student_builder
+from lightly_distill.synthetic import SyntheticSet
+from lightly_distill.targets import Target, as_target, load_target
+from lightly_distill.tasks import Task, open_task
+
+ARMS = ("scratch", "random", "kmeans", "noise", "distilled", "full", "target")
+
+
+@dataclass
+class Arm:
+    """What was measured of one arm with one student.
+
+    Attributes:
+        images: Number of images that the student was pre-trained on.
+        bytes: Their size with their representations: a byte a channel of a real pixel, four of a learned one.
+        seconds: Of pre-training, one for each seed.
+        values: Accuracy in [0, 1] by `task/probe`, one for each seed.
+    """
+
+    images: int
+    bytes: int
+    seconds: list[float] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """The results of one student.
+
+    Attributes:
+        student: Its name.
+        setting: All that decides the numbers.
+        seeds: One for each value.
+        arms: By name.
+    """
+
+    student: str
+    setting: dict[str, Any]
+    seeds: list[int]
+    arms: dict[str, Arm]
+
+    def recovered_gap(self, measure: str) -> float | None:
+        """Returns (distilled - scratch) / (full - scratch) of the means.
+
+        None where one of the three is missing, or `full` is no better than `scratch`: nothing could be recovered.
+        """
+        means = {
+            name: statistics.fmean(arm.values[measure]) for name, arm in self.arms.items() if measure in arm.values
+        }
+        if not {"distilled", "scratch", "full"} <= set(means) or means["full"] <= means["scratch"]:
+            return None
+        return (means["distilled"] - means["scratch"]) / (means["full"] - means["scratch"])
+
+    def paired(self, measure: str, baseline: str = "random") -> dict[str, float] | None:
+        """Compares distilled with a baseline, seed by seed.
+
+        Returns:
+            Mean difference, its standard error, and the p-value of a paired t-test, two-sided; None with fewer than two
+            seeds or without one of the arms.
+        """
+        both = [self.arms[name].values.get(measure) for name in ("distilled", baseline) if name in self.arms]
+        if len(both) < 2 or None in both or len(self.seeds) < 2:
+            return None
+        differences = [a - b for a, b in zip(*both, strict=True)]
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        p = float(stats.ttest_rel(*both).pvalue) if error > 0 else float("nan")
+        return {"difference": statistics.fmean(differences), "standard_error": error, "p": p}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the results as plain values, as they are written."""
+        return {
+            "setting": {"student": self.student, **self.setting},
+            "command": shlex.join(["lightly-distill", *sys.argv[1:]]),
+            "machine": _machine(),
+            "date": datetime.date.today().isoformat(),
+            "seeds": self.seeds,
+            "arms": {name: arm.values for name, arm in self.arms.items()},
+            "images": {name: arm.images for name, arm in self.arms.items()},
+            "bytes": {name: arm.bytes for name, arm in self.arms.items()},
+            "seconds": {name: arm.seconds for name, arm in self.arms.items()},
+        }
+
+
+def evaluate(
+    synthetic: "SyntheticSet | str | Path",
+    student: str,
+    tasks: Sequence[Any],
+    *,
+    data: Any = None,
+    target: "Target | nn.Module | str | None" = None,
+    baselines: Sequence[str] = ("scratch", "random", "kmeans"),
+    others: Mapping[str, "SyntheticSet | str | Path"] | None = None,
+    probes: Sequence[str] = ("knn", "linear"),
+    labels: Sequence["int | float | None"] = (None,),
+    seeds: int | Sequence[int] = 3,
+    epochs: int = 150,
+    full_epochs: int = 20,
+    finetune_steps: int = FINETUNE_STEPS,
+    device: str = "auto",
+    out: "str | Path | None" = None,
+) -> list[Evaluation]:
+    """Pre-trains students on a synthetic set and on what it has to beat, and tries them on labelled tasks.
+
+    Every arm is pre-trained with the same recipe and seeds; nothing is ever chosen by looking at test images.
+
+    Args:
+        synthetic: The set, its folder, or that of the run that made it.
+        student: Name of the backbone; several, comma separated.
+        tasks: What `open_task` takes: labelled sources with a split for training and one for testing, or pairs.
+        data: The real images that the set was distilled from. Only some arms need them: random, kmeans, noise, full.
+            Default: what the run's configuration says.
+        target: The target model or its specification, for these arms and for `target`. Default: as `data`.
+        baselines: Arms besides `distilled`, of `ARMS`. `scratch`: not pre-trained. `random`: as many real images, with
+            the target's representations. `kmeans`: the real images nearest to as many centroids of the representations.
+            `noise`: as many images of noise. `full`: all real images, the ceiling. `target`: the target model itself.
+        others: More arms, name to a set or its folder.
+        probes: Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune`.
+        labels: How many labelled images a task is learned from, several times if several; a fraction, if below 1; None
+            takes all. They are drawn anew for each seed, as many of each class.
+        seeds: Repetitions: of the weights, of the draws of images and labels. How many, or which.
+        epochs: Of pre-training on a set; see `pretrain`.
+        full_epochs: Of pre-training on all real images, which are many more steps an epoch.
+        finetune_steps: SGD steps of fine-tuning.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
+
+    Returns:
+        The results of each student.
+
+    Raises:
+        UsageError: If set, tasks, students, arms or folder do not fit together; before any long work.
+    """
+    names = _check_arms(baselines, others or {})
+    _known("probe", probes, PROBES)
+    used = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not used:
+        raise UsageError(f"seeds is a number of repetitions, at least 1; got {seeds}.")
+    place = resolve_device(device)
+    folder = None if out is None else empty_folder(Path(out))
+    own = _as_set(synthetic)
+    size = own.images.shape[-1]
+    given = {name: _as_set(value) for name, value in (others or {}).items()}
+    for name, other in given.items():
+        if other.images.shape[1:] != own.images.shape[1:]:
+            raise UsageError(
+                f"The set '{name}' has images of {_shape(other)}, the distilled one of {_shape(own)}: one student "
+                "cannot be tried on both."
+            )
+    students = [part.strip() for part in student.split(",")]
+    builders = {name: student_builder(name, size) for name in students}
+    opened = [open_task(task, image_size=size) for task in tasks]
+    if not opened:
+        raise UsageError("Name a task to try the students on.")
+    for task in opened:
+        for count in labels:
+            task.few(count, 0)  # refuses too few or too many now
+    real = _real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
+    if real is not None and not {own.mean, own.std} <= {real.target.mean, real.target.std}:
+        raise UsageError(
+            f"The set is normalised with mean {own.mean} and std {own.std}, the target with {real.target.mean} and "
+            f"{real.target.std}: it was distilled from another target."
+        )
+
+    setting = {
+        "tasks": [task.name for task in opened],
+        "labels": list(labels),
+        "probes": list(probes),
+        "epochs": epochs,
+        "full_epochs": full_epochs,
+        "finetune_steps": finetune_steps,
+        "images": len(own),
+        "set": own.provenance,
+    }
+    results = [Evaluation(name, setting, used, {}) for name in students]
+    rounds = [(result, seed, arm) for result in results for seed in result.seeds for arm in names]
+    with tqdm(rounds, desc="Evaluating", unit="arm", disable=None) as progress:
+        for result, seed, name in progress:
+            progress.set_postfix(student=result.student, arm=name, seed=seed)
+            arm_set = _set_of(name, own, given, real, seed)
+            backbone, seconds = _pretrained(
+                name,
+                result.student,
+                builders[result.student],
+                arm_set,
+                real,
+                seed,
+                place,
+                epochs=full_epochs if name == "full" else epochs,
+            )
+            arm = result.arms.setdefault(name, Arm(0 if arm_set is None else len(arm_set), _bytes(name, arm_set)))
+            arm.seconds.append(seconds)
+            for task in opened:
+                for count in labels:
+                    trial = _trial(task, count, backbone, own, seed, finetune_steps)
+                    for probe in probes:
+                        key = f"{task.name}/{_measure(probe, count)}"
+                        arm.values.setdefault(key, []).append(PROBES[probe](trial))
+    if folder is not None:
+        (folder / "results.json").write_text(json.dumps([result.to_dict() for result in results], indent=2) + "\n")
+        rows = [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic))
+        report.write(results, own, folder, rows)
+    return results
+
+
+def _measure(probe: str, labels: "int | float | None") -> str:
+    return probe if labels is None else f"{probe}@{labels:g}"
+
+
+def _check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str]:
+    _known("baseline", baselines, ARMS)
+    taken = sorted(set(others) & set(ARMS))
+    if taken:
+        raise UsageError(f"The name of another set cannot be that of an arm: {', '.join(taken)}.")
+    # in the order of ARMS, which is that of the tables
+    return [name for name in ARMS if name == "distilled" or name in baselines] + list(others)
+
+
+def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UsageError(f"Unknown {what} '{name}'.{did_you_mean(name, known)}")
+
+
+def _as_set(value: "SyntheticSet | str | Path") -> SyntheticSet:
+    return value if isinstance(value, SyntheticSet) else SyntheticSet.load(value)
+
+
+def _shape(synthetic: SyntheticSet) -> str:
+    return "x".join(map(str, synthetic.images.shape[1:]))
+
+
+def _real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
+    """Opens the real images and the target, which the configuration of a run names where the user does not."""
+    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
+    data = data if data is not None else named.get("data")
+    if target is None and "target" in named:
+        target = load_target(named["target"], named.get("target_encoder"), named.get("target_class"))
+    if data is None or target is None:
+        missing = " and ".join(name for name, value in (("data", data), ("target", target)) if value is None)
+        raise UsageError(
+            "The arms random, kmeans, noise, full and target need the real images and the target model: give "
+            f"{missing}, or leave these arms out."
+        )
+    model = load_target(target) if isinstance(target, str) else as_target(target)
+    return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
+
+
+def _set_of(
+    name: str, own: SyntheticSet, given: Mapping[str, SyntheticSet], real: RealSide | None, seed: int
+) -> SyntheticSet | None:
+    if name == "distilled":
+        return own
+    if name in given:
+        return given[name]
+    if name in REAL_ARMS:
+        assert real is not None
+        return REAL_ARMS[name](real, len(own), seed)
+    return None
+
+
+def _pretrained(
+    name: str,
+    student: str,
+    build: Callable[[], nn.Module],
+    arm_set: SyntheticSet | None,
+    real: RealSide | None,
+    seed: int,
+    device: torch.device,
+    *,
+    epochs: int,
+) -> tuple[nn.Module, float]:
+    """Returns the backbone of an arm and the seconds that its pre-training took."""
+    started = time.perf_counter()
+    if name == "target":
+        assert real is not None
+        return _TargetBackbone(real.target), 0.0
+    if arm_set is None:
+        with seeding.global_seed(seed, "pretrain", "init"):  # the weights that `pretrain` starts from
+            backbone = build().to(device)
+    else:
+        backbone = pretrain(student, arm_set, epochs=epochs, seed=seed, device=str(device), progress=False)
+    return backbone, time.perf_counter() - started
+
+
+class _TargetBackbone(nn.Module):
+    """The target as a backbone: takes normalised images, as students do."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.target = target
+
+    def forward(self, images: Tensor) -> Tensor:
+        target = self.target
+        representation: Tensor = target(images * target._std + target._mean)
+        return representation
+
+
+def _trial(
+    task: Task, labels: "int | float | None", backbone: nn.Module, own: SyntheticSet, seed: int, finetune_steps: int
+) -> Trial:
+    chosen = task.few(labels, seed)
+    return Trial(
+        backbone,
+        normalise(task.images[chosen], own.mean, own.std),
+        task.labels[chosen],
+        normalise(task.test_images, own.mean, own.std),
+        task.test_labels,
+        len(task.classes),
+        seed,
+        finetune_steps,
+    )
+
+
+def _bytes(name: str, arm_set: SyntheticSet | None) -> int:
+    if arm_set is None:
+        return 0
+    learned = name not in REAL_ARMS
+    return arm_set.images.numel() * (4 if learned else 1) + arm_set.representations.numel() * 4
+
+
+def _machine() -> str:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -1,0 +1,224 @@
+"""The report of an evaluation: one HTML page that needs nothing else, and its tables as Markdown.
+
+What is said is in `findings`, what is drawn in `pictures`, and how text becomes HTML and Markdown in `page`.
+"""
+
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from lightly_distill import card, findings, pictures
+from lightly_distill.page import (
+    Table,
+    bullets,
+    data_url,
+    figure,
+    figures,
+    html_table,
+    html_text,
+    markdown_table,
+    markdown_text,
+    page,
+    preformatted,
+)
+from lightly_distill.synthetic import SyntheticSet
+
+if TYPE_CHECKING:
+    from lightly_distill.evaluation import Evaluation
+
+CEILINGS = ("full", "target")  # never in bold: what they need is what a synthetic set saves
+SHOWN = 100  # images
+MAX_PROVENANCE = 20_000  # characters
+
+_TITLE = "Does the synthetic set transfer?"
+_NOTE = (
+    "Each arm is a student that was pre-trained by the same recipe (full: for its own number of epochs) and tried on "
+    "the same labels; random is as many real images as distilled has synthetic ones. Each p-value is of a paired "
+    "t-test over the seeds, two-sided, and stands alone: of twenty comparisons of equals, about one is below 0.05 by "
+    "chance."
+)
+_ARMS = {
+    "scratch": "not pre-trained: random weights",
+    "random": "pre-trained on as many real images, drawn at random, with the target model's representations",
+    "kmeans": "as random, but the real images nearest to the centres of as many clusters",
+    "noise": "as random, but images of noise",
+    "distilled": "pre-trained on the synthetic set",
+    "full": "pre-trained on all real images, a ceiling",
+    "target": "the target model itself, a ceiling",
+}
+
+
+def write(
+    results: "Sequence[Evaluation]",
+    synthetic: SyntheticSet,
+    folder: Path,
+    loss_rows: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Writes `report.html` and `report.md`.
+
+    Args:
+        results: Of each student, at least one, all with the same settings.
+        synthetic: The distilled set.
+        folder: Where to.
+        loss_rows: Rows of the distillation's metrics.jsonl, for the loss curve.
+    """
+    found = [
+        (f"{result.student}, {measure}", text)
+        for result in results
+        for measure in findings.measures(result)
+        if (text := findings.sentence(result, measure))
+    ]
+    tables = [_accuracies(result) for result in results]
+    settings = _settings(results)
+    (folder / "report.md").write_text(_markdown(results, found, tables, settings), encoding="utf-8")
+
+    body = [
+        *(f'<p class="lead">{html_text(line)}</p>' for line in findings.lead(results)),
+        bullets(found, "findings"),
+        f"<p>{_NOTE}</p>",
+        _definitions(results),
+    ]
+    for result, table in zip(results, tables, strict=True):
+        body += [f"<h2>Student {html_text(result.student)}</h2>", html_table(table), *_student_charts(result)]
+    if len(results) > 1:
+        body += ["<h2>Distilled against random, by student</h2>", figures(_architectures(results))]
+    drawn = [_synthetic(synthetic)]
+    if loss_rows:
+        chart = _chart(pictures.loss_curve, loss_rows, width=pictures.NARROW)
+        drawn.append(figure(chart, "Outer loss by step", "The loss of the distillation."))
+    body += ["<h2>The synthetic set</h2>", figures(drawn, "large")]
+    body += ["<h2>Settings</h2>", html_table(settings), _origin(synthetic)]
+    (folder / "report.html").write_text(page(_TITLE, body), encoding="utf-8")
+
+
+def _accuracies(result: "Evaluation") -> Table:
+    """Makes the table of one student: a row for each arm, then what follows from them."""
+    measures = findings.measures(result)
+    table = Table(
+        f"Accuracy in %, {_of_seeds(result)}. Bold: the best, the ceilings full and target left out. Last row: points "
+        "of accuracy ± standard error.",
+        ["arm", *measures, "images", "size", "pre-training in s"],
+        [],
+        foot=2,
+    )
+    for name, arm in result.arms.items():
+        cost = [f"{arm.images:,}", pictures.size_text(arm.bytes), _spread(arm.seconds)] if arm.images else ["-"] * 3
+        table.rows.append([name, *(_spread(arm.values.get(measure, []), 100) for measure in measures), *cost])
+    for column, measure in enumerate(measures, start=1):
+        means = {
+            row: statistics.fmean(arm.values[measure])
+            for row, (name, arm) in enumerate(result.arms.items())
+            if name not in CEILINGS and arm.values.get(measure)
+        }
+        table.bold |= {(row, column) for row, mean in means.items() if mean == max(means.values())}
+    gaps = [result.recovered_gap(measure) for measure in measures]
+    compared = [findings.compare(result, measure) for measure in measures]
+    table.rows += [
+        ["recovered gap", *("-" if gap is None else findings.percent(gap) for gap in gaps), "", "", ""],
+        ["distilled - random", *(each.cell() if each else "-" for each in compared), "", "", ""],
+    ]
+    return table
+
+
+def _of_seeds(result: "Evaluation") -> str:
+    numbers = ", ".join(map(str, result.seeds))
+    if len(result.seeds) == 1:
+        return f"one seed ({numbers}), so no spread is known"
+    return f"mean ± standard deviation of {len(result.seeds)} seeds ({numbers})"
+
+
+def _spread(values: Sequence[float], scale: float = 1.0) -> str:
+    if not values:
+        return "-"
+    mean = f"{scale * statistics.fmean(values):.1f}"
+    return f"{mean} ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _settings(results: "Sequence[Evaluation]") -> Table:
+    facts = results[0].to_dict()
+    known = {**facts["setting"], "student": [result.student for result in results]}
+    known.pop("set", None)  # its provenance has its own place
+    if "labels" in known:
+        known["labels"] = ["all" if count is None else count for count in known["labels"]]
+    known |= {name: facts[name] for name in ("seeds", "command", "machine", "date")}
+    lines = {name: ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) for name, v in known.items()}
+    return Table("", ["setting", "value"], [list(line) for line in lines.items()])
+
+
+def _markdown(
+    results: "Sequence[Evaluation]", found: list[tuple[str, str]], tables: list[Table], settings: Table
+) -> str:
+    parts = [f"# {_TITLE}", *map(markdown_text, findings.lead(results))]
+    parts += ["\n".join(f"- **{markdown_text(name)}**: {markdown_text(text)}" for name, text in found), _NOTE]
+    for result, table in zip(results, tables, strict=True):
+        parts += [f"## Student {markdown_text(result.student)}", markdown_table(table), markdown_text(table.caption)]
+    return "\n\n".join([*filter(None, parts), "## Settings", markdown_table(settings)]) + "\n"
+
+
+def _definitions(results: "Sequence[Evaluation]") -> str:
+    arms = dict.fromkeys(arm for result in results for arm in result.arms)
+    meanings = bullets((arm, _ARMS.get(arm, "pre-trained on another set that was given")) for arm in arms)
+    return f"<details><summary>What the arms are</summary>{meanings}</details>"
+
+
+def _student_charts(result: "Evaluation") -> list[str]:
+    points, sizes = [], []
+    for measure in findings.measures(result):
+        arms = {name: arm for name, arm in result.arms.items() if arm.values.get(measure)}
+        values = {name: arm.values[measure] for name, arm in arms.items()}
+        told = ", ".join(f"{name} {_spread(seen, 100)}" for name, seen in values.items())
+        chart = _chart(pictures.accuracy_points, values, title=measure)
+        points.append(figure(chart, f"Accuracy in % by arm, {measure}: {told}"))
+        by_size = {name: (arm.bytes, arm.values[measure]) for name, arm in arms.items()}
+        chart = _chart(pictures.accuracy_by_size, by_size, title=measure)
+        sizes.append(figure(chart, f"Accuracy against size, {measure}; the numbers are in the table"))
+    return ["<h3>Accuracy by arm</h3>", figures(points), "<h3>Accuracy against size</h3>", figures(sizes)]
+
+
+def _architectures(results: "Sequence[Evaluation]") -> list[str]:
+    charts = []
+    for measure in dict.fromkeys(measure for result in results for measure in findings.measures(result)):
+        compared = {result.student: findings.compare(result, measure) for result in results}
+        bars = {name: (each.difference, each.error) for name, each in compared.items() if each}
+        if bars:
+            told = ", ".join(f"{name} {each.cell()}" for name, each in compared.items() if each)
+            chart = _chart(pictures.difference_bars, bars, title=f"{measure}: distilled - random")
+            charts.append(figure(chart, f"Distilled minus random in points, {measure}: {told}"))
+    return charts
+
+
+def _synthetic(synthetic: SyntheticSet) -> str:
+    shown = synthetic.displayable()
+    file = io.BytesIO()
+    pictures.image_grid(shown, limit=SHOWN).save(file, "PNG", optimize=True)
+    clipped = ((shown == 0) | (shown == 255)).float().mean().item()
+    note = (
+        f"The first {min(SHOWN, len(shown))} of {len(shown):,} images, {shown.shape[3]}x{shown.shape[2]} pixels each. "
+        f"Values beyond what a screen can show are clipped: {clipped:.1%} are black or white here."
+    )
+    return figure(data_url("png", file.getvalue()), "The synthetic images", note)
+
+
+def _origin(synthetic: SyntheticSet) -> str:
+    facts = card.facts(synthetic)
+    table = html_table(Table("", ["the set", ""], [list(line) for line in facts.items()])) if facts else ""
+    whole = json.dumps(synthetic.provenance, indent=1, ensure_ascii=False, default=str)
+    if len(whole) > MAX_PROVENANCE:
+        whole = f"{whole[:MAX_PROVENANCE]} ... the rest is in lightly_distill.json"
+    return f"{table}<details><summary>Provenance of the set, in full</summary>{preformatted(whole)}</details>"
+
+
+def _chart(draw: Callable[..., None], what: Any, **options: Any) -> str:
+    """Draws as SVG: sharp at any width."""
+    import matplotlib
+
+    # Letters as outlines need no font where they are shown, and a dollar in a name starts no formula.
+    plain = matplotlib.rc_context({"svg.fonttype": "path", "text.parse_math": False})
+    with plain, TemporaryDirectory() as folder:
+        path = Path(folder, "chart.svg")
+        draw(what, path, **options)
+        return data_url("svg+xml", path.read_bytes())

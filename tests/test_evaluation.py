@@ -1,0 +1,194 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import tiny
+from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target
+from lightly_distill.evaluation import Arm, Evaluation, evaluate
+from lightly_distill.probes import PROBES, Trial, features, pooled_features
+from lightly_distill.seeding import global_seed
+from lightly_distill.students import student_builder
+
+STUDENT = "convnet_4_4"
+QUICK: dict[str, Any] = {"epochs": 3, "full_epochs": 1, "seeds": 2, "finetune_steps": 3, "device": "cpu"}
+ALL = ("scratch", "random", "kmeans", "noise", "full", "target")
+
+
+def task(classes: int = 3, size: int = 8) -> tuple[Any, Any]:
+    labels = torch.arange(30) % classes
+    images = tiny.images(30) if size == 8 else torch.zeros(30, 3, size, size, dtype=torch.uint8)
+    return TensorDataset(images, labels), TensorDataset(images[:12], labels[:12])
+
+
+@pytest.fixture(scope="module")
+def target() -> Any:
+    return as_target(tiny.encoder())
+
+
+@pytest.fixture(scope="module")
+def synthetic(target: Any) -> SyntheticSet:
+    options = {"student": STUDENT, "num_images": 8, "steps": 4, "batch_size": 16, "pool": {"size": 2, "max_age": 3}}
+    return DistillationStage(target, **options).run(tiny.images(40))
+
+
+def test_every_arm_is_measured_by_every_probe_with_every_seed(
+    synthetic: SyntheticSet, target: Any, tmp_path: Path
+) -> None:
+    (result,) = evaluate(
+        synthetic,
+        STUDENT,
+        [task()],
+        data=tiny.images(40),
+        target=target,
+        baselines=ALL,
+        others={"earlier": synthetic},
+        probes=("knn", "linear", "linear-pooled"),
+        labels=(None, 6),
+        out=tmp_path / "results",
+        **QUICK,
+    )
+    assert list(result.arms) == ["scratch", "random", "kmeans", "noise", "distilled", "full", "target", "earlier"]
+    measures = {f"TensorDataset/{p}{n}" for p in ("knn", "linear", "linear-pooled") for n in ("", "@6")}
+    for name, arm in result.arms.items():
+        assert set(arm.values) == measures, name
+        assert all(len(values) == 2 and all(0 <= value <= 1 for value in values) for values in arm.values.values())
+        assert len(arm.seconds) == 2
+    assert {name: arm.images for name, arm in result.arms.items()} == {
+        "scratch": 0, "random": 8, "kmeans": 8, "noise": 8, "distilled": 8, "full": 40, "target": 0, "earlier": 8
+    }  # fmt: skip
+    pixels, dim = 3 * 8 * 8, synthetic.dim
+    assert result.arms["random"].bytes == 8 * (pixels + 4 * dim)
+    assert result.arms["distilled"].bytes == 8 * 4 * (pixels + dim)
+    # the same set under another name is the same arm
+    assert result.arms["earlier"].values == result.arms["distilled"].values
+    (written,) = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert written["arms"]["random"] == result.arms["random"].values
+    assert written["seeds"] == [0, 1] and written["setting"]["student"] == STUDENT
+
+
+def test_two_evaluations_give_the_same_numbers(synthetic: SyntheticSet, target: Any) -> None:
+    def run() -> Any:
+        return evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=target, probes=PROBES, **QUICK)
+
+    first, again = run(), run()
+    assert [arm.values for arm in first[0].arms.values()] == [arm.values for arm in again[0].arms.values()]
+
+
+def test_several_students_are_measured_each_for_itself(synthetic: SyntheticSet) -> None:
+    results = evaluate(synthetic, "convnet_4_4, convnet_8_8", [task()], baselines=["scratch"], **QUICK)
+    assert [result.student for result in results] == ["convnet_4_4", "convnet_8_8"]
+    assert all(set(result.arms) == {"scratch", "distilled"} for result in results)
+
+
+def test_scratch_starts_from_the_weights_that_pretraining_starts_from(synthetic: SyntheticSet) -> None:
+    (result,) = evaluate(synthetic, STUDENT, [task()], baselines=["scratch"], probes=["linear"], **QUICK)
+    with global_seed(1, "pretrain", "init"):
+        backbone = student_builder(STUDENT, 8)()
+    images = (tiny.images(30).float() / 255 - torch.tensor(synthetic.mean).view(3, 1, 1)) / torch.tensor(
+        synthetic.std
+    ).view(3, 1, 1)
+    labels = torch.arange(30) % 3
+    expected = PROBES["linear"](Trial(backbone, images, labels, images[:12], labels[:12], 3))
+    assert result.arms["scratch"].values["TensorDataset/linear"][1] == expected
+
+
+def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.transforms.functional import to_pil_image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(tiny.images(40)):
+        to_pil_image(image).save(tmp_path / "photos" / f"{number:02d}.png")
+    here = str(Path(__file__).parent)
+    (tmp_path / "my_targets.py").write_text(
+        f"import sys\nsys.path.insert(0, {here!r})\nimport tiny\n\ndef make():\n    return tiny.encoder()\n"
+    )
+    options = {"student": STUDENT, "num_images": 8, "steps": 2, "batch_size": 16, "pool": {"size": 2, "max_age": 3}}
+    DistillationStage("my_targets:make", **options).run("photos", out="run")
+    (result,) = evaluate("run", STUDENT, [task()], baselines=["random"], probes=["knn"], **QUICK)
+    assert list(result.arms) == ["random", "distilled"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baselines": ["randm"]}, r"Unknown baseline 'randm'\. Did you mean 'random'"),
+        ({"probes": ["lin"]}, r"Unknown probe 'lin'\. Did you mean 'linear'"),
+        ({"baselines": ["random"]}, r"need the real images and the target model: give data and target, or leave"),
+        ({"seeds": 0}, "seeds is a number of repetitions"),
+        ({"tasks": []}, "Name a task to try the students on"),
+        ({"tasks": [task(classes=1)]}, "has one class only"),
+        ({"labels": [2]}, r"has 3 classes and 30 labelled images; labels=2 would be 2 of them"),
+        ({"student": "convnet_4_4_4_4"}, "4 blocks need images of 16x16"),
+        ({"others": {"random": "x"}}, "There is no"),
+        ({"tasks": ["nowhere"]}, "There is no file or folder 'nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_any_training(
+    synthetic: SyntheticSet, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.evaluation.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    arguments = {"student": STUDENT, "tasks": [task()], "baselines": ["scratch"], **QUICK, **changes}
+    if "others" in changes:
+        message = "The name of another set cannot be that of an arm: random"
+    with pytest.raises(UsageError, match=message) as caught:
+        evaluate(synthetic, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_of_another_shape_or_another_normalisation_is_told(synthetic: SyntheticSet, target: Any) -> None:
+    other = SyntheticSet(torch.zeros(4, 3, 16, 16), torch.zeros(4, 2), mean=synthetic.mean, std=synthetic.std)
+    with pytest.raises(UsageError, match=r"The set 'big' has images of 3x16x16, the distilled one of 3x8x8"):
+        evaluate(synthetic, STUDENT, [task()], baselines=[], others={"big": other}, **QUICK)
+    shifted = SyntheticSet(synthetic.images, synthetic.representations, mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(UsageError, match="it was distilled from another target"):
+        evaluate(shifted, STUDENT, [task()], data=tiny.images(40), target=target, **QUICK)
+
+
+def result_of(**values: list[float]) -> Evaluation:
+    arms = {name: Arm(8, 100, [1.0] * len(scores), {"t/linear": scores}) for name, scores in values.items()}
+    return Evaluation("s", {}, list(range(len(next(iter(values.values()))))), arms)
+
+
+def test_recovered_gap_is_the_share_of_what_the_whole_source_is_worth() -> None:
+    result = result_of(scratch=[0.4, 0.4], distilled=[0.5, 0.6], full=[0.6, 0.8])
+    assert result.recovered_gap("t/linear") == pytest.approx(0.5)
+    assert result_of(scratch=[0.4], distilled=[0.5]).recovered_gap("t/linear") is None
+    assert result_of(scratch=[0.4], distilled=[0.5], full=[0.3]).recovered_gap("t/linear") is None
+
+
+def test_distilled_is_compared_with_random_seed_by_seed() -> None:
+    paired = result_of(random=[0.40, 0.50, 0.60], distilled=[0.45, 0.53, 0.67]).paired("t/linear")
+    assert paired is not None
+    assert paired["difference"] == pytest.approx(0.05)
+    assert paired["standard_error"] == pytest.approx(0.02 / math.sqrt(3))
+    assert paired["p"] == pytest.approx(0.0494, abs=1e-3)
+    assert result_of(random=[0.4], distilled=[0.5]).paired("t/linear") is None
+    assert result_of(scratch=[0.4, 0.4], distilled=[0.5, 0.5]).paired("t/linear") is None
+
+
+def test_pooled_features_average_the_map_that_flattened_ones_spread_out() -> None:
+    backbone = student_builder("convnet_4_6", 8)().eval()
+    images = torch.randn(5, 3, 8, 8)
+    flat = torch.from_numpy(features(backbone, images))
+    pooled = torch.from_numpy(pooled_features(backbone, images))
+    assert flat.shape == (5, 24) and pooled.shape == (5, 6)
+    torch.testing.assert_close(pooled, flat.view(5, 6, 4).mean(2))
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
+    assert pooled_features(plain, images).shape == (5, 7)
+
+
+def test_fine_tuning_learns_and_leaves_the_backbone_as_it_was() -> None:
+    backbone = student_builder("convnet_8_8", 8)()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    labels = torch.arange(40) % 2
+    images = torch.randn(40, 3, 8, 8) * 0.1 + labels.view(-1, 1, 1, 1)
+    accuracy = PROBES["finetune"](Trial(backbone, images, labels, images, labels, 2, finetune_steps=30))
+    assert accuracy > 0.95
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
