@@ -1,5 +1,6 @@
 """Finds the encoder inside a model, and models by their specification."""
 
+import contextlib
 import copy
 import difflib
 import importlib
@@ -68,10 +69,12 @@ def find_encoder(model: "nn.Module | Encoder", encoder: "str | nn.Module | None"
     if encoder is not None:
         part = _submodule(model, encoder) if isinstance(encoder, str) else encoder
         path = encoder if isinstance(encoder, str) else _path_of(model, part)
-        as_called = _ask_adapters(part)
         # Only how it is called is the adapter's; which module it is, the user has said.
-        called = as_called.encoder if as_called is not None and not as_called.path else part
-        return FoundEncoder(called, path, "named by the user")
+        with contextlib.suppress(UsageError):
+            as_called = _ask_adapters(part)
+            if as_called is not None and not as_called.path:
+                return FoundEncoder(as_called.encoder, path, "named by the user")
+        return FoundEncoder(part, path, "named by the user")
     if not isinstance(model, nn.Module):
         if callable(model):
             return FoundEncoder(model, "", "a function of images")
@@ -137,7 +140,11 @@ def _ask_adapters(model: Any) -> FoundEncoder | None:
     entries = integrations.available("targets")
     # Third parties know their models best; of our own, Lightly's comes before timm's.
     for name in sorted(entries, key=lambda name: (entries[name].value.startswith(_OURS), name)):
-        adapter: TargetAdapter = integrations.get("targets", name)
+        try:
+            adapter: TargetAdapter = integrations.get("targets", name)
+        except DistillError as error:  # somebody's broken package is no reason to refuse other models
+            _logger.warning("%s", error)
+            continue
         found = adapter.find_encoder(model)
         if found is not None:
             return found

@@ -145,6 +145,21 @@ def find_images(data: Any, *, image_size: int | None = None) -> Source | Decoder
     return Decoder(items, image_size or _own_size(items))
 
 
+def first_images(images: Source | Decoder, count: int = 4) -> Tensor:
+    """Returns the usable ones of the first few images, uint8, shape (at most count, 3, S, S).
+
+    Raises:
+        UsageError: If one of the items is no image.
+    """
+    indices = list(range(min(count, len(images))))
+    if isinstance(images, Source):
+        return images.read(torch.tensor(indices))
+    decoded = images.__getitems__(indices)
+    if decoded.fault:
+        raise UsageError(decoded.fault)
+    return decoded.images
+
+
 def open_source(
     data: Any, *, image_size: int | None = None, memory_limit: int | None = None, num_workers: int = 2
 ) -> Source:

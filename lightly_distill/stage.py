@@ -15,13 +15,14 @@ import torch
 from lightly_distill import config as settings
 from lightly_distill import pictures
 from lightly_distill.config import DistillConfig
+from lightly_distill.decoder import Decoder
 from lightly_distill.device import resolve_device
 from lightly_distill.distill import DistillState, distill
 from lightly_distill.errors import UsageError
 from lightly_distill.pool import StudentBuilder
 from lightly_distill.real import RealImages
 from lightly_distill.run_folder import RunFolder
-from lightly_distill.source import Source, find_images, open_source
+from lightly_distill.source import Source, find_images, first_images, open_source
 from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target, as_target, load_target
@@ -70,9 +71,8 @@ class DistillationStage:
         self, dataset: Any, *, out: str | Path | None = None, resume: bool = False, overwrite: bool = False
     ) -> None:
         """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
-        resolve_device(self.config.device)
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
-        self._students(find_images(dataset, image_size=self.config.image_size).image_size)
+        self._look_at(dataset)
 
     def run(
         self,
@@ -104,9 +104,7 @@ class DistillationStage:
         device = resolve_device(config.device)
         folder = Path(out) if out is not None else None
         RunFolder.check(folder, resume=resume, overwrite=overwrite)
-        target.to(device)
-        images = find_images(dataset, image_size=config.image_size)
-        students = self._students(images.image_size)  # before all images are read
+        images, students = self._look_at(dataset)  # before all images are read
         source = open_source(images)
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
 
@@ -121,7 +119,8 @@ class DistillationStage:
         initial = state.images.detach().clone()
         if saved is not None:
             state.restore(*saved)
-        run.begin(overwrite=overwrite, config={"data": source.name, **target.options, **facts["config"]})
+        named = {"data": source.name} if isinstance(dataset, str | Path) else {}  # what a command line could name
+        run.begin(overwrite=overwrite, config={**named, **target.options, **facts["config"]})
         distill(state, real, config, run)
 
         synthetic = SyntheticSet(
@@ -149,9 +148,17 @@ class DistillationStage:
             _logger.info("Wrote %s", folder)
         return synthetic
 
-    def _students(self, image_size: int) -> list[tuple[str, StudentBuilder]]:
-        batch_size = min(2, self.config.num_images)
-        return [(name, student_builder(name, image_size, batch_size=batch_size)) for name in self.config.students]
+    def _look_at(self, dataset: Any) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
+        """Finds the images, and tries students and target on the first of them."""
+        config, device = self.config, resolve_device(self.config.device)
+        images = find_images(dataset, image_size=config.image_size)
+        batch_size = min(2, config.num_images)
+        students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
+        first = first_images(images)
+        self.target.to(device)
+        if len(first):
+            self.target(first.to(device).float() / 255)
+        return images, students
 
 
 def _facts(source: Source, target: Target, config: DistillConfig) -> dict[str, Any]:

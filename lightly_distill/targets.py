@@ -63,7 +63,7 @@ class Target(nn.Module):
         self.name = name
         self.encoder_name = encoder_name or name
         self.reason = reason
-        self.options = options or {"target": name}
+        self.options = options or {}
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.input_size = input_size

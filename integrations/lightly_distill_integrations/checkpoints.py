@@ -114,20 +114,28 @@ class Checkpoint:
         spellings = [{key: key for key in own}]
         if not isinstance(model, nn.Sequential):  # Lightly's examples slice a ResNet: `backbone.0.weight` is its conv1
             spellings.append({key: _numbered(key, children) for key in own})
-        best: tuple[tuple[int, int, int], str, dict[str, str]] = ((1, 0, 0), "", spellings[0])
+        found = [((1, 0), "", spellings[0])]
         for spelling in spellings:
             for prefix in self._prefixes(spelling.values()):
                 keys = {key: prefix + there for key, there in spelling.items()}
                 fitting = sum(self._shape(there) == own[key].shape for key, there in keys.items())
-                best = min(best, ((-fitting, _rank(prefix), len(prefix)), prefix, keys), key=lambda one: one[0])
-        return best[1], best[2]
+                found.append(((-fitting, _rank(prefix)), prefix, keys))
+        found.sort(key=lambda one: one[0])
+        (score, prefix, keys), *others = found
+        tied = sorted({other for their_score, other, _ in others if their_score == score} - {prefix})
+        if tied and -score[0] == len(own):
+            raise UsageError(
+                f"The weights in '{self.path}' fit under '{prefix}' and under '{tied[0]}': save those that you mean "
+                f"alone, such as torch.save(model.{prefix.rstrip('.')}.state_dict(), 'weights.pt')."
+            )
+        return prefix, keys
 
-    def _prefixes(self, names: Iterable[str]) -> set[str]:
+    def _prefixes(self, names: Iterable[str]) -> list[str]:
         ends = list(names)
-        found = set()
+        found: set[str] = set()
         for end in (*ends[:2], *ends[-2:]):  # one could be missing
             found |= {key[: -len(end)] for key in self.tensors if key == end or key.endswith(f".{end}")}
-        return found
+        return sorted(found)
 
     def _shape(self, name: str) -> torch.Size | None:
         return self.tensors[name].shape if name in self.tensors else None
@@ -194,8 +202,9 @@ def _numbered(key: str, children: list[str]) -> str:
 
 
 def _rank(prefix: str) -> int:
-    order = list(ENCODERS)
-    return min((order.index(part) for part in prefix.split(".") if part in order), default=len(order))
+    order, parts = list(ENCODERS), prefix.split(".")
+    rank = 2 * min((order.index(part) for part in parts if part in order), default=len(order))
+    return rank + (not any("teacher" in part for part in parts))  # of two that are called alike, the teacher's
 
 
 def _few(names: list[str]) -> str:

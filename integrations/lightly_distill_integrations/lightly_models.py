@@ -26,13 +26,14 @@ from lightly_distill_integrations import checkpoints, timm_backbones, torchvisio
 
 _logger = logging.getLogger(__name__)
 
-# torch.compile, DistributedDataParallel and AveragedModel, a module that holds the model (SelfSupervisedEmbedding)
-_WRAPPERS = ("_orig_mod", "module", "model")
+_WRAPPERS = ("_orig_mod", "module")  # torch.compile, DistributedDataParallel and AveragedModel
 # MSN, PMSN and the DINO of the benchmarks: beside one of these, `backbone` is the moving average.
 _AVERAGED = ("anchor_backbone", "student_backbone")
 _OTHERS = re.compile("backbone|encoder")
 # Beside one of these, a model is no encoder itself: what it returns is a projection, or several things.
-_SIGNS_OF_A_METHOD = re.compile("proj|predict|prototype|momentum|teacher|student")
+_SIGNS_OF_A_METHOD = re.compile(
+    "(^|_)(proj_head|projection|projector|prediction|predictor|prototypes|momentum|teacher|student)(_|$)"
+)
 _MASKED = (MaskedVisionTransformerTIMM, MaskedVisionTransformerTorchvision)
 # names and shapes of the weights of each ResNet that was tried; building one takes a tenth of a second
 _shapes: dict[str, dict[str, torch.Size]] = {}
@@ -97,24 +98,35 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
     Raises:
         UsageError: If the model is one of self-supervised learning, but its encoder has no name that Lightly uses.
     """
+    of_another_library = timm_backbones.is_timm(model) or torchvision_backbones.is_torchvision(model)
     if isinstance(model, MaskedCausalVisionTransformer) or (
-        isinstance(model, _TRANSFORMERS) and not timm_backbones.is_timm(model)
+        isinstance(model, _TRANSFORMERS) and not of_another_library
     ):
         transformer = TransformerEncoder(model)
         return FoundEncoder(transformer, "", f"a vision transformer, {transformer.pooled}")
     # Whole classifiers of the two libraries have parts by these names (`features` of VGG) that are less than they.
-    if timm_backbones.is_timm(model) or torchvision_backbones.is_torchvision(model):
+    if of_another_library:
         return None
     for name, why in checkpoints.ENCODERS.items():
         encoder = getattr(model, name, None)
-        if isinstance(encoder, nn.Module):
+        # a network of one's own may well call its convolutions `features`
+        if isinstance(encoder, nn.Module) and (name != "features" or _is_method(model)):
             return _found(model, name, why, encoder)
-    for name in _WRAPPERS:
+    if isinstance(model, LightlyCheckpoint):
+        names = ", ".join(name for name, _ in model.named_children())
+        raise UsageError(
+            f"The checkpoint holds several ResNets ({names}): choose one with encoder= (--target-encoder)."
+        )
+    for name in (*_WRAPPERS, "model"):
         inner = getattr(model, name, None)
         if isinstance(inner, nn.Module):
-            found = find_encoder(inner) or timm_backbones.find_encoder(inner)
-            found = found or torchvision_backbones.find_encoder(inner) or FoundEncoder(inner, "", "taken whole")
-            return found._replace(path=".".join(filter(None, (name, found.path))))
+            found = find_encoder(inner)
+            if found is None and name in _WRAPPERS:
+                found = timm_backbones.find_encoder(inner) or torchvision_backbones.find_encoder(inner)
+                found = found or FoundEncoder(inner, "", "taken whole")
+            # what holds a `model` may do more than it, unless that one is a method with an encoder inside
+            if found is not None and (found.path or name in _WRAPPERS):
+                return found._replace(path=".".join(filter(None, (name, found.path))))
     if _is_method(model):
         raise UsageError(
             f"The encoder of {type(model).__name__} cannot be told: it has none of {', '.join(checkpoints.ENCODERS)}. "
@@ -184,6 +196,9 @@ def _recognised(tensors: dict[str, Tensor]) -> tuple[nn.Module, set[str]]:
         if encoder is not None:
             holder.add_module(name, encoder)
             used |= {f"{name}.{key}" for key in checkpoints.without_head(part)}
+    found = list(holder.children())
+    if len(found) == 1 and not any(hasattr(holder, name) for name in checkpoints.ENCODERS):
+        return found[0], used
     return holder, used
 
 
@@ -249,12 +264,12 @@ def _found(model: nn.Module, name: str, why: str, encoder: nn.Module) -> FoundEn
     passed_over = [other for other in names if other != name and _OTHERS.search(other)]
     path, encoder = _unwrapped(name, encoder)
     reason = f"its '{name}', {why}" + (f"; passed over: {', '.join(passed_over)}" if passed_over else "")
-    if isinstance(encoder, _TRANSFORMERS) or timm_backbones.is_timm(encoder):
-        called = TransformerEncoder(encoder, _pooling(model, encoder))
-        return FoundEncoder(called, path, f"{reason}; {called.pooled}")
     headless = torchvision_backbones.find_encoder(encoder)
     if headless is not None:
         return FoundEncoder(headless.encoder, path, f"{reason}; {headless.reason}")
+    if isinstance(encoder, _TRANSFORMERS) or timm_backbones.is_timm(encoder):
+        called = TransformerEncoder(encoder, _pooling(model, encoder))
+        return FoundEncoder(called, path, f"{reason}; {called.pooled}")
     return FoundEncoder(encoder, path, reason)
 
 
@@ -269,7 +284,7 @@ def _pooling(model: nn.Module, encoder: nn.Module) -> Literal["default", "prefix
 
 
 def _unwrapped(path: str, encoder: nn.Module) -> tuple[str, nn.Module]:
-    for name in ("_orig_mod", "module"):
+    for name in _WRAPPERS:
         inner = getattr(encoder, name, None)
         if isinstance(inner, nn.Module):
             return _unwrapped(f"{path}.{name}", inner)
@@ -289,5 +304,4 @@ def _input_size(encoder: Any) -> int | None:
         return None  # adapts its positions to the image
     if hasattr(encoder, "forward_features"):
         return timm_backbones.fixed_size(encoder)
-    # Subclasses of torchvision's transformer (I-JEPA's) adapt their positions, torchvision's own checks the size.
-    return encoder.image_size if type(encoder) is TorchvisionVisionTransformer else None
+    return None  # subclasses of torchvision's transformer, as I-JEPA's, adapt their positions too

@@ -14,6 +14,7 @@ from torch import distributed
 
 from lightly_distill.config import make_config
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.synthetic import SyntheticSet
 
@@ -66,6 +67,7 @@ class DistillationCallback(Callback):
         self._dataset = dataset
         self._encoder = encoder
         self._options = options
+        self._started = False
         self._distilled_at: int | None = None  # epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,10 +77,13 @@ class DistillationCallback(Callback):
             raise UsageError(f"{strategy} shards the model, which the stage needs whole: train with strategy='ddp'.")
         # asked in every process: with loggers, they agree on it
         self._out = self._out or Path(trainer.log_dir or trainer.default_root_dir, "distilled")
+        self._started = True
 
         def check() -> None:
             stage = self._stage(trainer, pl_module)
-            stage.check(self._images(trainer), out=self._folder(trainer.current_epoch + 1))
+            for epochs in self._times(trainer):
+                RunFolder.check(self._folder(epochs), resume=False, overwrite=False)
+            stage.check(self._images(trainer))
 
         _in_first_process(trainer, check)
 
@@ -88,15 +93,16 @@ class DistillationCallback(Callback):
             self._distil(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Runs the stage, unless the last epoch did."""
-        if self._distilled_at != trainer.current_epoch:
+        """Runs the stage, unless the last epoch did or nothing was trained."""
+        if self._started and self._distilled_at != trainer.current_epoch:
             self._distil(trainer, pl_module, trainer.current_epoch)
 
     def _distil(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         self._distilled_at = epochs
 
         def log(row: dict[str, Any]) -> None:
-            values = {f"distill/{name}": value for name, value in _numbers(row).items()}
+            prefix = f"distill/epoch-{epochs}" if self._every_n_epochs else "distill"  # each run counts its own steps
+            values = {f"{prefix}/{name}": value for name, value in _numbers(row).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=row["step"])
 
@@ -112,6 +118,14 @@ class DistillationCallback(Callback):
         device = trainer.strategy.root_device
         options = {"device": str(device) if device.type == "cuda" else "cpu", **self._options}
         return DistillationStage(pl_module, encoder=self._encoder, **options)
+
+    def _times(self, trainer: Trainer) -> list[int]:
+        """Returns after how many epochs the stage will run, as far as is known."""
+        every, first, last = self._every_n_epochs, trainer.current_epoch + 1, trainer.max_epochs or 0
+        if every is None:
+            return [max(first, last)]
+        start = -(-first // every) * every
+        return sorted({*range(start, max(last, start) + 1, every), max(last, first)})
 
     def _folder(self, epochs: int) -> Path:
         assert self._out is not None  # since the start of training

@@ -184,6 +184,10 @@ def _config_beside(path: Path) -> dict[str, Any]:
     config_path = path.with_name("config.json")
     if not config_path.is_file():
         return {}
-    config = json.loads(config_path.read_text())
+    try:
+        known = json.loads(config_path.read_text())["pretrained_cfg"]
+        own = {key: known[key] for key in ("mean", "std", "input_size")}
+    except (ValueError, LookupError, TypeError):
+        return {}  # somebody else's file of that name
     # Where weights depend on the size, timm builds the model for `input_size`.
-    return {"pretrained_cfg_overlay": {key: config["pretrained_cfg"][key] for key in ("mean", "std", "input_size")}}
+    return {"pretrained_cfg_overlay": own}

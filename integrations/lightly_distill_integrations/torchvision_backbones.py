@@ -2,9 +2,11 @@
 
 import copy
 import difflib
+from typing import Any
 
 import torchvision.models
 from torch import nn
+from torchvision.models import SqueezeNet, VisionTransformer
 
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.protocols import FoundEncoder
@@ -47,17 +49,23 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
     """Returns a copy of a torchvision classifier without its head, or None if the model is not torchvision's."""
     if not is_torchvision(model):
         return None
-    return FoundEncoder(headless(copy.deepcopy(model)), "", "a model of torchvision, without head")
+    encoder: Any = headless(copy.deepcopy(model))
+    encoder.input_size = getattr(encoder, "image_size", None)  # a vision transformer takes images of one size only
+    return FoundEncoder(encoder, "", "a model of torchvision, without head")
 
 
 def is_torchvision(model: nn.Module) -> bool:
-    """Returns whether this is one of torchvision's classifiers."""
-    return type(model).__module__.startswith("torchvision.models.") and any(hasattr(model, name) for name in _HEADS)
+    """Returns whether this is one of torchvision's classifiers, or of a class made from one."""
+    if isinstance(model, VisionTransformer) and type(model) is not VisionTransformer:
+        return False  # Lightly's own, which return tokens
+    ours = any(kind.__module__.startswith("torchvision.models.") for kind in type(model).__mro__)
+    return ours and any(hasattr(model, name) for name in _HEADS)
 
 
 def headless(model: nn.Module) -> nn.Module:
     """Takes the classifier off a model, which is changed, and returns it."""
     for name in _HEADS:
         if hasattr(model, name):
-            setattr(model, name, nn.Identity())
+            # SqueezeNet averages its map in the head, and flattens whatever is left
+            setattr(model, name, nn.AdaptiveAvgPool2d(1) if isinstance(model, SqueezeNet) else nn.Identity())
     return model

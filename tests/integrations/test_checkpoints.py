@@ -195,6 +195,37 @@ def test_a_named_backbone_takes_the_weights_of_a_sliced_one(library: str) -> Non
     assert torch.allclose(load_target(f"{library}:resnet18@simclr.pt")(IMAGES), as_target(model)(IMAGES), atol=1e-5)
 
 
+def test_of_two_backbones_that_are_called_alike_the_teachers_is_taken_and_else_the_user_is_asked() -> None:
+    one, other = (torchvision.models.resnet18() for _ in range(2))
+    both = {"student.backbone": one, "teacher.backbone": other}
+    torch.save({f"{name}.{k}": v for name, net in both.items() for k, v in net.state_dict().items()}, "pair.pt")
+    assert same(load_target("torchvision:resnet18@pair.pt"), other)
+    both = {"left.backbone": one, "right.backbone": other}
+    torch.save({f"{name}.{k}": v for name, net in both.items() for k, v in net.state_dict().items()}, "tie.pt")
+    with pytest.raises(UsageError, match=r"fit under 'left\.backbone\.' and under 'right\.backbone\.': save those"):
+        load_target("torchvision:resnet18@tie.pt")
+
+
+def test_a_resnet_under_a_name_of_the_users_own_is_taken_and_of_several_one_must_be_chosen() -> None:
+    model = nn.Module()
+    model.trunk, model.projector = backbone(), nn.Linear(512, 4)
+    torch.save(model.state_dict(), "one.pt")
+    assert same(load_target("one.pt"), model.trunk)
+    model.other_trunk = backbone()
+    torch.save(model.state_dict(), "two.pt")
+    with pytest.raises(UsageError, match=r"holds several ResNets \(other_trunk, trunk\): choose one with encoder="):
+        load_target("two.pt")
+    assert same(load_target("two.pt", "other_trunk"), model.other_trunk)
+
+
+def test_somebody_elses_config_beside_the_weights_is_passed_over() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_resnet")
+    save_file(model.state_dict(), "model.safetensors")
+    Path("config.json").write_text('{"architectures": ["ViTModel"], "hidden_size": 192}')
+    assert same(load_target("timm:test_resnet@model.safetensors"), model)
+
+
 def test_weights_of_another_size_are_refused_with_their_names() -> None:
     torch.save(torchvision.models.resnet34().state_dict(), "resnet34.pt")
     with pytest.raises(UsageError, match=r"'resnet34.pt' are not those of 'resnet18'; unexpected: layer1\.2\.conv1"):

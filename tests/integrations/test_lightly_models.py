@@ -65,7 +65,7 @@ def test_dino_is_represented_by_its_teacher_although_its_head_cannot_be_copied()
 )
 def test_an_encoder_is_found_by_each_of_the_names_that_lightly_uses(name: str) -> None:
     encoder = nn.Conv2d(3, 4, 3)
-    found = lightly_models.find_encoder(Model(**{name: encoder, "head": nn.Flatten()}))
+    found = lightly_models.find_encoder(Model(**{name: encoder, "projection_head": nn.Flatten()}))
     assert found is not None and found.encoder is encoder and found.path == name
 
 
@@ -174,6 +174,50 @@ def test_a_torchvision_backbone_inside_is_taken_without_its_classifier() -> None
     assert target(IMAGES).shape == (2, 512)
     assert target.encoder_name == "Model.backbone" and "without head" in target.reason
     assert as_target(torchvision.models.resnet18())(IMAGES).shape == (2, 512)
+
+
+def test_a_torchvision_transformer_is_taken_without_its_classifier_and_at_its_own_size() -> None:
+    def build() -> nn.Module:
+        return torchvision.models.VisionTransformer(
+            image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=5
+        )
+
+    for target in (as_target(build()), as_target(Model(backbone=build(), projection_head=nn.Linear(8, 2)))):
+        assert target(torch.rand(2, 3, 48, 48)).shape == (2, 8)
+        assert target.input_size == 32 and "without head" in target.reason
+
+
+def test_a_class_made_from_torchvisions_loses_its_classifier_too() -> None:
+    class MyResNet(torchvision.models.ResNet):
+        pass
+
+    own = MyResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    assert as_target(Model(backbone=own))(IMAGES).shape == (2, 512)
+
+
+def test_squeezenets_map_is_averaged_whatever_the_size() -> None:
+    target = as_target(torchvision.models.squeezenet1_1())
+    assert target(IMAGES).shape == target(torch.rand(2, 3, 64, 64)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("name", ["features", "model"])
+def test_a_network_of_ones_own_is_taken_whole_whatever_its_parts_are_called(name: str) -> None:
+    class Net(Model):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.pool(getattr(self, name)(images))
+
+    net = Net(**{name: nn.Conv2d(3, 4, 3), "pool": nn.MaxPool2d(30)})
+    target = as_target(net)
+    assert target.encoder_name == "Net" and "taken whole" in target.reason
+    torch.testing.assert_close(target(IMAGES), _normalised_features(net).flatten(1))
+
+
+def test_an_encoder_that_the_user_names_is_taken_whatever_its_parts_are_called() -> None:
+    encoder = Model(patch_proj=nn.Conv2d(3, 4, 3))
+    assert as_target(encoder).reason == "no adapter knows the model, so it is taken whole"
+    odd = nn.Sequential()
+    odd.add_module("predictor", nn.Conv2d(3, 4, 3))  # a sign of a method, but the user has said
+    assert as_target(Model(trunk=odd), "trunk")(IMAGES).shape == (2, 4)
 
 
 def test_loading_by_name_says_what_to_give_instead() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import tiny
-from lightly_distill import DistillationCallback, SyntheticSet, UsageError, as_target
+from lightly_distill import DistillationCallback, DistillError, SyntheticSet, UsageError, as_target
 
 OPTIONS: dict[str, Any] = {
     "student": "convnet_4_4",
@@ -152,6 +152,31 @@ def test_a_folder_that_is_taken_is_refused_before_training(tmp_path: Path) -> No
     (tmp_path / "distilled" / "mine").touch()
     with pytest.raises(UsageError, match="is not empty"):
         trainer(tmp_path, DistillationCallback(**OPTIONS)).fit(NoTraining(), DataLoader(Views(), batch_size=10))
+
+
+def test_a_folder_of_a_later_epoch_that_is_taken_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "distilled" / "epoch-4").mkdir(parents=True)
+    (tmp_path / "distilled" / "epoch-4" / "mine").touch()
+    callback = DistillationCallback(every_n_epochs=2, **OPTIONS)
+    with pytest.raises(UsageError, match=r"epoch-4 is not empty"):
+        trainer(tmp_path, callback, epochs=5).fit(NoTraining(), DataLoader(Views(), batch_size=10))
+
+
+def test_an_encoder_that_returns_no_representation_is_refused_before_training(tmp_path: Path) -> None:
+    model = NoTraining()
+    model.backbone.forward = lambda images: (images, images)  # type: ignore[method-assign]
+    with pytest.raises(DistillError, match="returned a tuple"):
+        trainer(tmp_path, DistillationCallback(**OPTIONS)).fit(model, DataLoader(Views(), batch_size=10))
+
+
+def test_a_training_that_was_finished_before_distils_nothing(tmp_path: Path) -> None:
+    first = trainer(tmp_path, epochs=1)
+    loader = DataLoader(Views(), batch_size=10)
+    first.fit(SimCLR(), loader)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    callback = DistillationCallback(**OPTIONS)
+    trainer(tmp_path, callback, epochs=1).fit(SimCLR(), loader, ckpt_path=tmp_path / "last.ckpt")
+    assert callback.synthetic is None
 
 
 def test_several_loaders_ask_for_the_images(tmp_path: Path) -> None:
