@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
@@ -76,15 +75,16 @@ def random_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
 
 def kmeans_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
     """Takes the real image nearest to each of `count` centroids of the representations, each image once."""
-    points = real.representations.numpy()
+    points = real.representations
     state = seeding.derive(seed, "arm", "kmeans") % 2**32
-    centroids = MiniBatchKMeans(count, random_state=state, batch_size=4096, n_init=3).fit(points).cluster_centers_
+    kmeans = MiniBatchKMeans(count, random_state=state, batch_size=4096, n_init=3).fit(points.numpy())
+    centroids = torch.from_numpy(kmeans.cluster_centers_).to(points.dtype)
     taken: dict[int, None] = {}
-    for centroid in centroids:
-        for index in np.argsort(((points - centroid) ** 2).sum(1))[: count + 1].tolist():
-            if index not in taken:
-                taken[index] = None
-                break
+    for chunk in torch.split(centroids, CHUNK):
+        # one more than are taken when its turn comes is enough to find one that is free
+        near = torch.cdist(chunk, points).topk(min(len(points), count), largest=False).indices
+        for order in near.tolist():
+            taken[next(index for index in order if index not in taken)] = None
     return real.chosen(torch.tensor(list(taken)))
 
 

@@ -127,10 +127,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _distill_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
-    parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
-    parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
+def _target_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--target-class",
         type=str | None,
@@ -147,6 +144,13 @@ def _distill_arguments(parser: ArgumentParser) -> None:
         help="Attribute path of the encoder inside the model, such as student_backbone. Default: the one that its "
         "method is evaluated with, where the model is made as Lightly's examples are.",
     )
+
+
+def _distill_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
+    parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
+    parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
+    _target_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Output folder.")
     parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
     parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in --out.")
@@ -230,6 +234,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=str | None, default=None, metavar="SPEC", help="Default: that of the set's run."
     )
+    _target_options(parser)
     parser.add_function_arguments(
         evaluate,
         nested_key=None,
@@ -259,7 +264,7 @@ def _evaluate(options: Namespace) -> None:
         options.student,
         options.task,
         data=options.data,
-        target=options.target,
+        target=options.target and load_target(options.target, options.target_encoder, options.target_class),
         baselines=_listed(options.baselines),
         others=others,
         probes=_listed(options.probe),
@@ -281,12 +286,15 @@ def _listed(text: str) -> list[str]:
 
 
 def _label_count(text: str) -> "int | float | None":
-    if text == "all":
+    if text in ("all", "100%"):
         return None
+    share = text.endswith("%")
     try:
-        value = float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
-    except ValueError as error:
-        raise UsageError(f"--labels takes numbers, shares such as 1%, or all; got '{text}'.") from error
+        value = float(text.removesuffix("%")) / (100 if share else 1)
+    except ValueError:
+        value = -1
+    if value <= 0 or (share and value > 1):
+        raise UsageError(f"--labels takes numbers, shares such as 1%, or all; got '{text}'.")
     return value if value < 1 else int(value)
 
 

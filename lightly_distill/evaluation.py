@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightly_distill import report, seeding
 from lightly_distill.arms import REAL_ARMS, RealSide, normalise
 from lightly_distill.config import did_you_mean
 from lightly_distill.device import resolve_device
+from lightly_distill.encoders import CHECKPOINTS
 from lightly_distill.errors import UsageError
 from lightly_distill.pretrain import empty_folder, pretrain
 from lightly_distill.probes import FINETUNE_STEPS, PROBES, Trial
@@ -98,8 +100,8 @@ class Evaluation:
         """Returns the results as plain values, as they are written."""
         return {
             "setting": {"student": self.student, **self.setting},
-            "command": shlex.join(["lightly-distill", *sys.argv[1:]]),
-            "machine": _machine(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "machine": _machine(str(self.setting.get("device", "cpu"))),
             "date": datetime.date.today().isoformat(),
             "seeds": self.seeds,
             "arms": {name: arm.values for name, arm in self.arms.items()},
@@ -142,7 +144,8 @@ def evaluate(
             the target's representations. `kmeans`: the real images nearest to as many centroids of the representations.
             `noise`: as many images of noise. `full`: all real images, the ceiling. `target`: the target model itself.
         others: More arms, name to a set or its folder.
-        probes: Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune`.
+        probes: Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune` (of all
+            arms but `target`, which stays frozen).
         labels: How many labelled images a task is learned from, several times if several; a fraction, if below 1; None
             takes all. They are drawn anew for each seed, as many of each class.
         seeds: Repetitions: of the weights, of the draws of images and labels. How many, or which.
@@ -159,8 +162,9 @@ def evaluate(
         UsageError: If set, tasks, students, arms or folder do not fit together; before any long work.
     """
     names = _check_arms(baselines, others or {})
+    probes, labels = list(dict.fromkeys(probes)), list(dict.fromkeys(labels))
     _known("probe", probes, PROBES)
-    used = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    used = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
     if not used:
         raise UsageError(f"seeds is a number of repetitions, at least 1; got {seeds}.")
     place = resolve_device(device)
@@ -174,20 +178,24 @@ def evaluate(
                 f"The set '{name}' has images of {_shape(other)}, the distilled one of {_shape(own)}: one student "
                 "cannot be tried on both."
             )
-    students = [part.strip() for part in student.split(",")]
+        if (other.mean, other.std) != (own.mean, own.std):
+            raise UsageError(
+                f"The set '{name}' is normalised with mean {other.mean} and std {other.std}, the distilled one with "
+                f"{own.mean} and {own.std}: they are of different targets."
+            )
+    students = list(dict.fromkeys(part.strip() for part in student.split(",")))
     builders = {name: student_builder(name, size) for name in students}
     opened = [open_task(task, image_size=size) for task in tasks]
     if not opened:
         raise UsageError("Name a task to try the students on.")
     for task in opened:
+        if [other.name for other in opened].count(task.name) > 1:
+            raise UsageError(f"Two tasks are named {task.name}: give one of them another name, as (name, train, test).")
         for count in labels:
             task.few(count, 0)  # refuses too few or too many now
     real = _real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
-    if real is not None and not {own.mean, own.std} <= {real.target.mean, real.target.std}:
-        raise UsageError(
-            f"The set is normalised with mean {own.mean} and std {own.std}, the target with {real.target.mean} and "
-            f"{real.target.std}: it was distilled from another target."
-        )
+    if real is not None:
+        _check_origin(own, real)
 
     setting = {
         "tasks": [task.name for task in opened],
@@ -196,37 +204,34 @@ def evaluate(
         "epochs": epochs,
         "full_epochs": full_epochs,
         "finetune_steps": finetune_steps,
+        "device": str(place),
         "images": len(own),
         "set": own.provenance,
     }
     results = [Evaluation(name, setting, used, {}) for name in students]
-    rounds = [(result, seed, arm) for result in results for seed in result.seeds for arm in names]
-    with tqdm(rounds, desc="Evaluating", unit="arm", disable=None) as progress:
-        for result, seed, name in progress:
-            progress.set_postfix(student=result.student, arm=name, seed=seed)
-            arm_set = _set_of(name, own, given, real, seed)
-            backbone, seconds = _pretrained(
-                name,
-                result.student,
-                builders[result.student],
-                arm_set,
-                real,
-                seed,
-                place,
-                epochs=full_epochs if name == "full" else epochs,
-            )
-            arm = result.arms.setdefault(name, Arm(0 if arm_set is None else len(arm_set), _bytes(name, arm_set)))
-            arm.seconds.append(seconds)
-            for task in opened:
-                for count in labels:
-                    trial = _trial(task, count, backbone, own, seed, finetune_steps)
-                    for probe in probes:
-                        key = f"{task.name}/{_measure(probe, count)}"
-                        arm.values.setdefault(key, []).append(PROBES[probe](trial))
+    with tqdm(total=len(used) * len(names) * len(results), desc="Evaluating", unit="arm", disable=None) as progress:
+        for seed in used:
+            for name in names:
+                arm_set = _set_of(name, own, given, real, seed)  # the same for all students
+                for result in results:
+                    progress.set_postfix(student=result.student, arm=name, seed=seed)
+                    build = builders[result.student]
+                    length = full_epochs if name == "full" else epochs
+                    backbone, seconds = _pretrained(name, result.student, build, arm_set, real, seed, place, length)
+                    arm = result.arms.setdefault(name, Arm(len(arm_set or ()), _bytes(name, arm_set)))
+                    arm.seconds.append(seconds)
+                    for task, count in product(opened, labels):
+                        trial = _trial(task, count, backbone, own, seed, finetune_steps)
+                        for probe in probes:
+                            if (name, probe) != ("target", "finetune"):  # it is frozen: that would be a linear probe
+                                key = f"{task.name}/{_measure(probe, count)}"
+                                arm.values.setdefault(key, []).append(PROBES[probe](trial))
+                    progress.update()
+                if folder is not None:  # what is measured is not lost, whatever comes
+                    told = [result.to_dict() for result in results]
+                    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
     if folder is not None:
-        (folder / "results.json").write_text(json.dumps([result.to_dict() for result in results], indent=2) + "\n")
-        rows = [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic))
-        report.write(results, own, folder, rows)
+        report.write(results, own, folder, [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic)))
     return results
 
 
@@ -261,8 +266,8 @@ def _real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.
     """Opens the real images and the target, which the configuration of a run names where the user does not."""
     named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
     data = data if data is not None else named.get("data")
-    if target is None and "target" in named:
-        target = load_target(named["target"], named.get("target_encoder"), named.get("target_class"))
+    if target is None and _is_only_weights(named.get("target")) and "target_class" not in named:
+        target = load_target(named["target"], named.get("target_encoder"))
     if data is None or target is None:
         missing = " and ".join(name for name, value in (("data", data), ("target", target)) if value is None)
         raise UsageError(
@@ -271,6 +276,31 @@ def _real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.
         )
     model = load_target(target) if isinstance(target, str) else as_target(target)
     return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
+
+
+def _is_only_weights(spec: Any) -> bool:
+    """Returns whether loading this target runs no code that a file names: a set may come from a stranger."""
+    return isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
+
+
+def _check_origin(own: SyntheticSet, real: RealSide) -> None:
+    """Refuses real images and a target that the set was not distilled from, as far as the set knows."""
+    if (own.mean, own.std) != (real.target.mean, real.target.std):
+        raise UsageError(
+            f"The set is normalised with mean {own.mean} and std {own.std}, the target with {real.target.mean} and "
+            f"{real.target.std}: it was distilled from another target."
+        )
+    known = {part: own.provenance.get(part) for part in ("target", "source")}
+    pairs = {
+        "target": (known["target"], "sha256", real.target.weights_sha256(), real.target.name),
+        "source": (known["source"], "fingerprint", real.source.fingerprint, real.source.name),
+    }
+    for part, (recorded, key, value, name) in pairs.items():
+        if isinstance(recorded, dict) and recorded.get(key) not in (None, value):
+            raise UsageError(
+                f"The set was distilled from another {part} than {name}: its record says {recorded.get('name')}, "
+                f"{key} {str(recorded[key])[:12]}."
+            )
 
 
 def _set_of(
@@ -294,7 +324,6 @@ def _pretrained(
     real: RealSide | None,
     seed: int,
     device: torch.device,
-    *,
     epochs: int,
 ) -> tuple[nn.Module, float]:
     """Returns the backbone of an arm and the seconds that its pre-training took."""
@@ -346,6 +375,7 @@ def _bytes(name: str, arm_set: SyntheticSet | None) -> int:
     return arm_set.images.numel() * (4 if learned else 1) + arm_set.representations.numel() * 4
 
 
-def _machine() -> str:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+def _machine(device: str) -> str:
+    on_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,19 @@ def pooled_features(backbone: nn.Module, images: Tensor) -> np.ndarray:
 
     def pooled(chunk: Tensor) -> Tensor:
         last: Tensor = backbone.forward_features(chunk)  # type: ignore[operator]
-        return last.mean((2, 3)) if last.ndim == 4 else backbone(chunk)
+        whole: Tensor = backbone(chunk)
+        # features that are no flattened map are pooled already
+        return last.mean((2, 3)) if last.ndim == 4 and last[0].numel() == whole.shape[1] else whole
 
-    return _in_eval_mode(backbone, images, pooled if hasattr(backbone, "forward_features") else backbone)
+    channels_first = getattr(backbone, "output_fmt", "NCHW") == "NCHW"  # timm's Swin and others keep theirs last
+    return _in_eval_mode(
+        backbone, images, pooled if channels_first and hasattr(backbone, "forward_features") else backbone
+    )
 
 
 @torch.no_grad()
 def _in_eval_mode(backbone: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor]) -> np.ndarray:
-    device = next(backbone.parameters()).device
+    device = next(chain(backbone.parameters(), backbone.buffers()), images).device
     training = backbone.training
     backbone.eval()
     parts = [function(chunk.to(device)).float().cpu() for chunk in torch.split(images, CHUNK)]
@@ -111,7 +117,7 @@ def linear_accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, tes
 
 def finetune_accuracy(trial: Trial) -> float:
     """Accuracy after training a copy of the backbone with a linear head on cross-entropy, in [0, 1]."""
-    device = next(trial.backbone.parameters()).device
+    device = next(chain(trial.backbone.parameters(), trial.backbone.buffers()), trial.images).device
     images, labels = trial.images.to(device), trial.labels.to(device)
     with global_seed(trial.seed, "finetune", "init"), torch.no_grad():
         width = trial.backbone.eval()(images[:2]).shape[1]

@@ -141,14 +141,17 @@ def run_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _of_run(folder: Path, name: str) -> Path | None:
-    return next((place / name for place in (folder, folder.parent) if (place / name).is_file()), None)
+    places = (folder, folder.parent) if folder.resolve().name == "set" else (folder,)
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:
     rows = []
     for line in log.read_text().splitlines() if log.exists() else []:
         with contextlib.suppress(ValueError):  # cut off when the run was killed
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
     return rows
 
 

@@ -202,7 +202,7 @@ def _first_pass(decoder: Decoder, memory: Tensor | None, num_workers: int) -> So
     items, digest = decoder.items, hashlib.sha256()
     kept: list[int] = []
     skipped: dict[int, str] = {}
-    with tqdm(total=len(items), desc=f"Reading {items.name}", unit="image", delay=1) as progress:
+    with tqdm(total=len(items), desc=f"Reading {items.name}", unit="image", delay=1, disable=None) as progress:
         for decoded in _decode_all(decoder, num_workers):
             if decoded.fault:
                 raise UsageError(decoded.fault)

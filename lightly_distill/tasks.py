@@ -75,7 +75,8 @@ def open_task(data: Any, *, image_size: int) -> Task:
 
     Args:
         data: A source as `locate` takes it, without `#SPLIT`: its split `train` is for training, and the first there is
-            of `test`, `validation`, `valid`, `val` for testing. Class folders are labels. Or a pair of datasets.
+            of `test`, `validation`, `valid`, `val` for testing. Class folders are labels. Or a pair of datasets,
+            for training and testing, with a name before them where two pairs are of one class.
         image_size: S, in pixels.
 
     Raises:
@@ -84,9 +85,9 @@ def open_task(data: Any, *, image_size: int) -> Task:
     """
     if isinstance(data, (str, Path)):
         name, train, test = str(data), *_splits(str(data))
-    elif isinstance(data, Sequence) and len(data) == 2:
-        train, test = data
-        name = type(train).__name__
+    elif isinstance(data, Sequence) and len(data) in (2, 3):
+        *named, train, test = data
+        name = str(named[0]) if named else type(train).__name__
     else:
         raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {data!r}.")
     images, labels = _labelled(train, image_size, name)

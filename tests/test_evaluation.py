@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target
@@ -99,20 +102,16 @@ def test_scratch_starts_from_the_weights_that_pretraining_starts_from(synthetic:
 
 
 def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.transforms.functional import to_pil_image
-
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
+    Path("photos").mkdir()
     for number, image in enumerate(tiny.images(40)):
-        to_pil_image(image).save(tmp_path / "photos" / f"{number:02d}.png")
-    here = str(Path(__file__).parent)
-    (tmp_path / "my_targets.py").write_text(
-        f"import sys\nsys.path.insert(0, {here!r})\nimport tiny\n\ndef make():\n    return tiny.encoder()\n"
-    )
+        to_pil_image(image).save(Path("photos") / f"{number:02d}.png")
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), "weights.safetensors")
     options = {"student": STUDENT, "num_images": 8, "steps": 2, "batch_size": 16, "pool": {"size": 2, "max_age": 3}}
-    DistillationStage("my_targets:make", **options).run("photos", out="run")
-    (result,) = evaluate("run", STUDENT, [task()], baselines=["random"], probes=["knn"], **QUICK)
-    assert list(result.arms) == ["random", "distilled"]
+    DistillationStage("timm:test_resnet@weights.safetensors", **options).run("photos", out="run")
+    for place in ("run", "run/set"):
+        (result,) = evaluate(place, STUDENT, [task()], baselines=["random"], probes=["knn"], **QUICK)
+        assert list(result.arms) == ["random", "distilled"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,8 @@ def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monk
         ({"tasks": [task(classes=1)]}, "has one class only"),
         ({"labels": [2]}, r"has 3 classes and 30 labelled images; labels=2 would be 2 of them"),
         ({"student": "convnet_4_4_4_4"}, "4 blocks need images of 16x16"),
-        ({"others": {"random": "x"}}, "There is no"),
+        ({"others": {"random": "x"}}, "The name of another set cannot be that of an arm: random"),
+        ({"tasks": [task(), task()]}, r"Two tasks are named TensorDataset: give one of them another name"),
         ({"tasks": ["nowhere"]}, "There is no file or folder 'nowhere"),
     ],
 )
@@ -135,8 +135,6 @@ def test_what_does_not_fit_is_told_before_any_training(
 ) -> None:
     monkeypatch.setattr("lightly_distill.evaluation.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
     arguments = {"student": STUDENT, "tasks": [task()], "baselines": ["scratch"], **QUICK, **changes}
-    if "others" in changes:
-        message = "The name of another set cannot be that of an arm: random"
     with pytest.raises(UsageError, match=message) as caught:
         evaluate(synthetic, **arguments)
     assert "\n" not in str(caught.value)
@@ -146,9 +144,50 @@ def test_a_set_of_another_shape_or_another_normalisation_is_told(synthetic: Synt
     other = SyntheticSet(torch.zeros(4, 3, 16, 16), torch.zeros(4, 2), mean=synthetic.mean, std=synthetic.std)
     with pytest.raises(UsageError, match=r"The set 'big' has images of 3x16x16, the distilled one of 3x8x8"):
         evaluate(synthetic, STUDENT, [task()], baselines=[], others={"big": other}, **QUICK)
+    shifted = SyntheticSet(synthetic.images, synthetic.representations, mean=(0, 0, 0), std=synthetic.std)
+    with pytest.raises(UsageError, match=r"The set 'other' is normalised with mean \(0\.0, 0\.0, 0\.0\)"):
+        evaluate(synthetic, STUDENT, [task()], baselines=[], others={"other": shifted}, **QUICK)
     shifted = SyntheticSet(synthetic.images, synthetic.representations, mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(UsageError, match="it was distilled from another target"):
         evaluate(shifted, STUDENT, [task()], data=tiny.images(40), target=target, **QUICK)
+
+
+def test_a_set_of_another_target_or_other_images_is_told(synthetic: SyntheticSet, target: Any) -> None:
+    other = tiny.encoder()
+    with torch.no_grad():
+        other[0].weight.mul_(2)
+    with pytest.raises(UsageError, match="The set was distilled from another target than Sequential"):
+        evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=other, **QUICK)
+    with pytest.raises(UsageError, match="The set was distilled from another source than Tensor"):
+        evaluate(synthetic, STUDENT, [task()], data=tiny.images(30), target=target, **QUICK)
+
+
+def test_two_pairs_of_one_class_are_told_apart_by_their_names(synthetic: SyntheticSet) -> None:
+    tasks = [("first", *task()), ("second", *task())]
+    (result,) = evaluate(synthetic, STUDENT, tasks, baselines=[], probes=["knn"], **QUICK)
+    assert set(result.arms["distilled"].values) == {"first/knn", "second/knn"}
+
+
+def test_the_target_is_not_fine_tuned_and_may_be_a_function() -> None:
+    function = as_target(lambda images: images.mean((2, 3)), name="mean")
+    made = SyntheticSet(torch.randn(6, 3, 8, 8), torch.randn(6, 3), mean=function.mean, std=function.std)
+    options = {"baselines": ["target"], "probes": ["knn", "finetune"], **QUICK}
+    (result,) = evaluate(made, STUDENT, [task()], data=tiny.images(40), target=function, **options)
+    assert set(result.arms["target"].values) == {"TensorDataset/knn"}
+    assert set(result.arms["distilled"].values) == {"TensorDataset/knn", "TensorDataset/finetune"}
+
+
+def test_a_strangers_configuration_runs_no_code(
+    synthetic: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    synthetic.save("got/set")
+    Path("evil.py").write_text("from pathlib import Path\nPath('ran').touch()\ndef go(): ...\n")
+    for named in ("target: evil:go", "target: x.ckpt\ntarget_class: evil:go"):
+        Path("got/config.yaml").write_text(f"data: photos\n{named}\n")
+        with pytest.raises(UsageError, match="give target, or leave these arms out"):
+            evaluate("got", STUDENT, [task()], **QUICK)
+    assert not Path("ran").exists()
 
 
 def result_of(**values: list[float]) -> Evaluation:
@@ -180,6 +219,8 @@ def test_pooled_features_average_the_map_that_flattened_ones_spread_out() -> Non
     pooled = torch.from_numpy(pooled_features(backbone, images))
     assert flat.shape == (5, 24) and pooled.shape == (5, 6)
     torch.testing.assert_close(pooled, flat.view(5, 6, 4).mean(2))
+    swin = student_builder("swin_tiny_patch4_window7_224", 32)()  # keeps its channels last, and pools by itself
+    assert pooled_features(swin, torch.randn(2, 3, 32, 32)).shape == (2, 768)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
     assert pooled_features(plain, images).shape == (5, 7)
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/transfer/cpu.py --out DIR [--steps N] [--seeds 0 1 2] [--only-target]
 
 Source: 10,000 images of tinyimagenet100-32. Target: Lightly's ResNet-9 of half width, trained with its Barlow Twins
-on these images. m = 100, student convnet_32_64_128. Tasks: cifar10 with 2,000 and 200 labels, tinyimagenet100-32 with
-2,000. Each seed distils anew and pre-trains every arm anew. What is in DIR already is not made again.
+on these images. m = 100, student convnet_32_64_128. Tasks: cifar10 and tinyimagenet100-32 with 2,000
+and 200 labels. Each seed distils anew and pre-trains every arm anew. What is in DIR already is not made again.
 """
 
 import argparse
@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 from tqdm import trange
 
-from lightly_distill import DistillationStage
-from lightly_distill.evaluation import Evaluation, evaluate
+from lightly_distill import DistillationStage, SyntheticSet, findings, report
+from lightly_distill.evaluation import Arm, Evaluation, evaluate
+from lightly_distill.run_folder import run_metrics
 from lightly_distill.seeding import global_seed
 from lightly_distill.source import open_source
 
 STUDENT = "convnet_32_64_128"
 IMAGES, SOURCE = 100, 10_000
-TASKS = {"cifar10": (2000, 200), "tinyimagenet100-32": (2000,)}
+TASKS, LABELS = ("cifar10", "tinyimagenet100-32"), (2000, 200)
 BASELINES = ("scratch", "random", "kmeans", "noise", "full", "target")
 
 
@@ -63,7 +64,7 @@ class Views(torch.utils.data.Dataset[list[Tensor]]):
 
 
 def train_target(images: Tensor, epochs: int, path: Path) -> BarlowTwins:
-    """Trains the target, or loads it from `path`; a run that was cut off goes on from the epoch it was in."""
+    """Trains the target, or loads it from `path`."""
     with global_seed(0, "transfer", "target"):
         model = BarlowTwins().to(memory_format=torch.channels_last)
     if path.exists():
@@ -89,7 +90,7 @@ def train_target(images: Tensor, epochs: int, path: Path) -> BarlowTwins:
 
 
 def main() -> None:
-    """Makes what is missing and prints the table."""
+    """Makes what is missing, and writes results and report of all seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--target-epochs", type=int, default=25)
@@ -112,20 +113,38 @@ def main() -> None:
         run = options.out / f"seed{seed}"
         stage.run(images, out=run, resume=(run / "checkpoints").is_dir())
         print(f"seed {seed}: distilled in {time.perf_counter() - started:.0f} s")
-        for task, labels in TASKS.items():
-            results += evaluate(
-                run,
-                STUDENT,
-                [task],
-                data=images,
-                target=model,
-                baselines=BASELINES,
-                probes=("knn", "linear", "linear-pooled"),
-                labels=labels,
-                seeds=[seed],
-                epochs=options.epochs,
-            )
-    (options.out / "results.json").write_text(json.dumps([result.to_dict() for result in results], indent=2) + "\n")
+        (result,) = evaluate(
+            run,
+            STUDENT,
+            TASKS,
+            data=images,
+            target=model,
+            baselines=BASELINES,
+            probes=("knn", "linear", "linear-pooled"),
+            labels=LABELS,
+            seeds=[seed],
+            epochs=options.epochs,
+        )
+        results.append(result)
+        merged = merge(results)
+        (options.out / "results.json").write_text(json.dumps([merged.to_dict()], indent=2) + "\n")
+        report.write([merged], SyntheticSet.load(run), options.out, run_metrics(run))
+    print("\n".join(findings.lead([merge(results)])))
+
+
+def merge(results: list[Evaluation]) -> Evaluation:
+    """Joins evaluations of one seed each, whose sets were distilled with that seed."""
+    first, *others = results
+    arms = {
+        name: Arm(arm.images, arm.bytes, [*arm.seconds], {k: [*v] for k, v in arm.values.items()})
+        for name, arm in first.arms.items()
+    }
+    for other in others:
+        for name, arm in other.arms.items():
+            arms[name].seconds += arm.seconds
+            for key, values in arm.values.items():
+                arms[name].values[key] += values
+    return Evaluation(first.student, first.setting, [seed for result in results for seed in result.seeds], arms)
 
 
 if __name__ == "__main__":
