@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightly_distill import integrations
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import UsageError, first_line
 from lightly_distill.protocols import StudentAdapter
 
 DEFAULT_ADAPTER = "timm"
@@ -75,8 +75,9 @@ def _check(name: str, model: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
             features = model(images)
     except Exception as error:  # whatever the layer at fault raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"The student '{name}' fails in {mode} mode on images of {size}x{size}: {reason}") from error
+        raise UsageError(
+            f"The student '{name}' fails in {mode} mode on images of {size}x{size}: {first_line(error)}"
+        ) from error
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
         returned = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise UsageError(f"The student '{name}' returns {returned} in {mode} mode, expected features (2, p).")

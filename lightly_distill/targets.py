@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.encoders import candidates, encoder_name, find_encoder, load_model
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -130,7 +130,7 @@ class Target(nn.Module):
             raise
         except Exception as error:  # layers refuse a shape in many ways
             raise DistillError(
-                f"The target {self.name} fails on images of shape {tuple(images.shape)}: {_first_line(error)} "
+                f"The target {self.name} fails on images of shape {tuple(images.shape)}: {first_line(error)} "
                 "If it takes images of one size only, give it as input_size."
             ) from error
 
@@ -192,7 +192,7 @@ def as_target(
             found = copy.deepcopy(found)
         except Exception as error:  # generators, non-leaf tensors, locks: each fails in its own way
             raise UsageError(
-                f"The encoder {where} cannot be copied: {_first_line(error)} Name a part of it with encoder=."
+                f"The encoder {where} cannot be copied: {first_line(error)} Name a part of it with encoder=."
             ) from error
     _logger.info("Target: %s (%s).", where, choice.reason)
     return Target(
@@ -274,10 +274,6 @@ def _own_statistics(encoder: Any, which: str, default: Sequence[float]) -> Seque
 def _own_size(encoder: Any) -> int | None:
     own = getattr(encoder, "input_size", None)
     return own if isinstance(own, int) else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _describe(output: Any) -> str:

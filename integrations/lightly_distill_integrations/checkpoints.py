@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightly_distill.encoders import CHECKPOINTS
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import UsageError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -185,11 +185,6 @@ def groups(names: Iterable[str]) -> str:
 def without_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the weights of a classifier without those of its last layers."""
     return {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in _HEADS}
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's text, or the name of its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unwrapped(key: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, Image, load_dataset, load_dataset_builder, load_from_disk
 
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import UsageError, first_line
 from lightly_distill.locate import choose_split, missing_path
 
 
@@ -89,4 +89,4 @@ def _from_hub(spec: str, split: str | None) -> Dataset:
 def _first_line(error: BaseException) -> str:
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__  # it only says that an error occurred
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

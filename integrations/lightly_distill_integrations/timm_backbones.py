@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.protocols import FoundEncoder
 from lightly_distill_integrations import checkpoints, convnets, small_stems, timm_fit
 from lightly_distill_integrations.timm_catalogue import list_students as list_students
@@ -108,7 +108,7 @@ def load(spec: str) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the kinds of failure of a download are without number
         raise DistillError(
-            f"The weights of '{name}' cannot be fetched ({timm_fit.first_line(error)}). "
+            f"The weights of '{name}' cannot be fetched ({first_line(error)}). "
             f"Without network, give them as a file: timm:{name}@weights.safetensors"
         ) from error
     return model
@@ -173,7 +173,7 @@ def _load_file(name: str, path: Path) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **_config_beside(path))
     except Exception as error:  # a configuration that somebody has edited
-        reason = timm_fit.first_line(error)
+        reason = first_line(error)
         raise UsageError(f"The configuration beside '{path}' does not fit '{name}': {reason}") from error
     weights.fill(model, name, strict=True)
     return model

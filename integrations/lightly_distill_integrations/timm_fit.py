@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from timm.models import model_entrypoint
 from torch import Tensor
 
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import UsageError, first_line
 from lightly_distill_integrations import small_stems
 
 # Image sizes, in pixels, that are tried to tell which one a model takes.
@@ -117,11 +117,6 @@ def near_names(name: str, image_size: int) -> list[str]:
 def names() -> list[str]:
     """Returns the names that timm knows, our ConvNets among them, without the small stems that somebody asked for."""
     return [name for name in timm.list_models() if not name.endswith(small_stems.SUFFIX)]
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's text, or its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fit(name: str, image_size: int, device: str, place: Callable[[], AbstractContextManager[Any]]) -> Fit:

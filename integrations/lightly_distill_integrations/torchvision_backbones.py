@@ -8,7 +8,7 @@ import torchvision.models
 from torch import nn
 from torchvision.models import SqueezeNet, VisionTransformer
 
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.protocols import FoundEncoder
 from lightly_distill_integrations import checkpoints
 
@@ -40,7 +40,7 @@ def load(spec: str) -> nn.Module:
         return headless(torchvision.models.get_model(name, weights="DEFAULT"))
     except Exception as error:  # the kinds of failure of a download are without number
         raise DistillError(
-            f"The weights of '{name}' cannot be fetched ({checkpoints.first_line(error)}). "
+            f"The weights of '{name}' cannot be fetched ({first_line(error)}). "
             f"Without network, give them as a file: torchvision:{name}@weights.pth"
         ) from error
 
