@@ -127,7 +127,7 @@ def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monk
         ({"student": "convnet_4_4_4_4"}, "4 blocks need images of 16x16"),
         ({"others": {"random": "x"}}, "The name of another set cannot be that of an arm: random"),
         ({"tasks": [task(), task()]}, r"Two tasks are named TensorDataset: give one of them another name"),
-        ({"tasks": ["nowhere"]}, "There is no file or folder 'nowhere"),
+        ({"tasks": ["nowhere/at/all/x"]}, "There is no file or folder 'nowhere/at/all/x'"),
     ],
 )
 def test_what_does_not_fit_is_told_before_any_training(
