@@ -148,7 +148,9 @@ def read(path: str | Path) -> Checkpoint:
         UsageError: If there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
     path = Path(path)
-    if path.suffix not in CHECKPOINTS or not path.is_file():
+    if not path.is_file():
+        raise UsageError(f"There is no file '{path}'; expected weights, in a file ending in {', '.join(CHECKPOINTS)}.")
+    if path.suffix not in CHECKPOINTS:
         raise UsageError(f"'{path}' is not a file of weights; expected one ending in {', '.join(CHECKPOINTS)}.")
     try:
         content: Any = (

@@ -306,5 +306,5 @@ def test_a_file_without_weights_is_told(content: Any, message: str) -> None:
 def test_torchvision_names_are_checked() -> None:
     with pytest.raises(UsageError, match=r"torchvision knows no model 'resnet_18'\. Nearest: resnet18"):
         load_target("torchvision:resnet_18")
-    with pytest.raises(UsageError, match=r"'absent.pt' is not a file of weights"):
+    with pytest.raises(UsageError, match=r"There is no file 'absent.pt'"):
         load_target("torchvision:resnet18@absent.pt")
