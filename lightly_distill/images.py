@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
@@ -139,7 +140,7 @@ def _open(file: str | Path | bytes, size: int) -> Image.Image:
     return image
 
 
-def _from_array(value: Tensor | np.ndarray) -> Image.Image:
+def _from_array(value: Tensor | NDArray[Any]) -> Image.Image:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         array = (value.float() if value.is_floating_point() else value).numpy()
@@ -157,7 +158,7 @@ def _from_array(value: Tensor | np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)) if array.shape[0] == 3 else array[0])
 
 
-def _scaled(array: np.ndarray, kind: str) -> np.ndarray:
+def _scaled(array: NDArray[Any], kind: str) -> NDArray[Any]:
     if not np.issubdtype(array.dtype, np.floating):
         raise UsageError(f"expected uint8, or floating point in [0, 1], got a {kind}")
     low, high = array.min(), array.max()

@@ -303,7 +303,8 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
-    return np.convolve(padded, np.ones(window) / window, mode="valid")
+    mean: NDArray[np.float64] = np.convolve(padded, np.ones(window) / window, mode="valid").astype(np.float64)
+    return mean
 
 
 def _scale(axis: "Axes", values: NDArray[np.float64]) -> None:

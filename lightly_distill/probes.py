@@ -10,8 +10,8 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -55,12 +55,12 @@ class Trial:
     finetune_steps: int = FINETUNE_STEPS
 
     @cached_property
-    def features(self) -> tuple[np.ndarray, np.ndarray]:
+    def features(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Of the images for training and for testing, shapes (n, p) and (k, p)."""
         return features(self.backbone, self.images), features(self.backbone, self.test_images)
 
     @cached_property
-    def pooled(self) -> tuple[np.ndarray, np.ndarray]:
+    def pooled(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """As `features`, but the last map averaged over its positions where the backbone has one."""
         return pooled_features(self.backbone, self.images), pooled_features(self.backbone, self.test_images)
 
@@ -69,12 +69,12 @@ Probe = Callable[[Trial], float]
 
 
 @torch.no_grad()
-def features(backbone: nn.Module, images: Tensor) -> np.ndarray:
+def features(backbone: nn.Module, images: Tensor) -> NDArray[Any]:
     """Returns the features of normalised images (n, 3, H, W), shape (n, p), in eval mode."""
     return _in_eval_mode(backbone, images, backbone)
 
 
-def pooled_features(backbone: nn.Module, images: Tensor) -> np.ndarray:
+def pooled_features(backbone: nn.Module, images: Tensor) -> NDArray[Any]:
     """As `features`, but a last map (B, C, H, W) is averaged over its positions instead of flattened, shape (n, C)."""
 
     def pooled(chunk: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def pooled_features(backbone: nn.Module, images: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def _in_eval_mode(backbone: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor]) -> np.ndarray:
+def _in_eval_mode(backbone: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor]) -> NDArray[Any]:
     device = next(chain(backbone.parameters(), backbone.buffers()), images).device
     training = backbone.training
     backbone.eval()
@@ -100,7 +100,7 @@ def _in_eval_mode(backbone: nn.Module, images: Tensor, function: Callable[[Tenso
 
 
 def knn_accuracy(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, neighbours: int = 5
+    train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any], neighbours: int = 5
 ) -> float:
     """Accuracy of the nearest neighbours by cosine among labelled features, in [0, 1]."""
     classifier = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine", weights="distance")
@@ -108,7 +108,7 @@ def knn_accuracy(
         return float(classifier.fit(train, labels).score(test, test_labels))
 
 
-def linear_accuracy(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
+def linear_accuracy(train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any]) -> float:
     """Accuracy of a logistic regression on standardised features, in [0, 1]."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=2000))
     with _one_thread():

@@ -12,6 +12,7 @@ import torch
 from lightly.loss import BarlowTwinsLoss
 from lightly.models.modules import BarlowTwinsProjectionHead
 from lightly.transforms.simclr_transform import SimCLRTransform
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -190,7 +191,7 @@ def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, l
     return accuracies
 
 
-def probe(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def probe(found: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     """Returns kNN and linear accuracy on the held-out digits, averaged over draws of LABELS training digits."""
     results: dict[str, list[float]] = {"kNN": [], "linear": []}
     for start in range(0, REPEATS * LABELS, LABELS):
