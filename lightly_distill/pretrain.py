@@ -66,7 +66,9 @@ def pretrain(
     with global_seed(seed, "pretrain", "init"):
         backbone = build()
         head = nn.Linear(feature_dim(backbone, size), representations.shape[1])
-    model = nn.Sequential(backbone, head).to(place).train()
+    model = nn.Sequential(backbone, head).to(place)
+    # a third faster on a CPU; as the students of the pool
+    model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     bar = trange(epochs, unit="epoch", desc=f"Pre-training {student}", disable=None if progress else True)
