@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from lightly_distill.errors import DistillError
 from lightly_distill.real import RealImages
 from lightly_distill.seeding import global_seed
 from lightly_distill.source import open_source
+from lightly_distill.step import OuterGradient, outer_gradient
 from lightly_distill.targets import as_target
 
 
@@ -230,3 +232,14 @@ def test_a_batch_of_one_real_image_and_a_set_of_one_image_run() -> None:
     state, real = make(config)
     distill(state, real, config, Memory())
     assert torch.isfinite(state.images).all()
+
+
+def test_each_time_that_a_penalty_had_to_grow_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grown(*args: Any, **kwargs: Any) -> OuterGradient:
+        return replace(outer_gradient(*args, **kwargs), jitters=2)
+
+    monkeypatch.setattr("lightly_distill.distill.outer_gradient", grown)
+    config = tiny.config(steps=3)
+    state, real = make(config)
+    distill(state, real, config, Memory())
+    assert state.jitters == 6

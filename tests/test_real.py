@@ -106,3 +106,10 @@ def test_normalised_images_have_the_targets_statistics() -> None:
     grey = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=generator(0, "grey"))
     expected = (grey[:, 2].double() / 255 - 0.3) / 0.1
     torch.testing.assert_close(real.normalise(grey)[:, 2].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_another_seed_starts_from_other_images() -> None:
+    first, again, other = (make(seed=seed, holdout=0)[0].initial(10)[0].tolist() for seed in (0, 0, 1))
+    assert first == again
+    # 10 of 60 images by chance: one or two of them in common, not nearly all
+    assert len(set(first) & set(other)) < 6
