@@ -243,3 +243,16 @@ def test_a_set_of_one_image_is_made_or_refused_by_name(folder: Path) -> None:
         UsageError, match="'resnet10t' fails in training mode on images of 8x8: Expected more than 1 value"
     ):
         DistillationStage(target=SSLModel(), **{**one, "student": "resnet10t"}).run(folder)
+
+
+def test_overwriting_removes_the_old_run_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    stage = DistillationStage(target=SSLModel(), **OPTIONS)
+    stage.run(folder, out=out)
+    rows = (out / "metrics.jsonl").read_text().count("\n")
+    (out / "checkpoints" / "step-00000099.safetensors").touch()  # of a longer run
+    (out / "notes.txt").write_text("mine")
+    stage.run(folder, out=out, overwrite=True)
+    assert (out / "metrics.jsonl").read_text().count("\n") == rows
+    assert not (out / "checkpoints" / "step-00000099.safetensors").exists()
+    assert (out / "notes.txt").read_text() == "mine"
