@@ -12,7 +12,15 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
-from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
+from lightly_distill import (
+    DistillationStage,
+    DistillConfig,
+    DistillError,
+    SyntheticSet,
+    UsageError,
+    checkpoint,
+    pretrain,
+)
 
 STUDENT = "convnet_4_4"
 OPTIONS: dict[str, Any] = {
@@ -256,3 +264,15 @@ def test_overwriting_removes_the_old_run_and_nothing_else(folder: Path, tmp_path
     assert (out / "metrics.jsonl").read_text().count("\n") == rows
     assert not (out / "checkpoints" / "step-00000099.safetensors").exists()
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_the_time_of_the_sessions_before_counts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = DistillationStage(target=SSLModel(), **OPTIONS)
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=4)
+        with pytest.raises(Interrupted):
+            stage.run(folder, out=tmp_path / "run")
+    tensors, facts = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    facts["seconds"] += 1000
+    checkpoint.save(tmp_path / "run" / "checkpoints", facts.pop("step"), tensors, facts)
+    assert stage.run(folder, out=tmp_path / "run", resume=True).provenance["seconds"] > 1000
