@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import trange
 
 from lightly_distill import DistillationStage, SyntheticSet, pictures, pretrain, seeding
+from lightly_distill.arms import normalise
 from lightly_distill.probes import features, knn_accuracy, linear_accuracy
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.students import student_builder
@@ -169,7 +170,7 @@ def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, l
     arms = {
         "scratch": None,
         "random real images": SyntheticSet(
-            _normalise(start, synthetic),
+            normalise(start, synthetic.mean, synthetic.std),
             represent(stage.target, [start], device="cpu"),
             mean=synthetic.mean,
             std=synthetic.std,
@@ -186,7 +187,7 @@ def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, l
                     backbone = student_builder(STUDENT, SIZE)()
             else:
                 backbone = pretrain(STUDENT, arm, epochs=PRETRAIN_EPOCHS, seed=own_seed, device="cpu")
-            measured.append(probe(features(backbone, _normalise(images, synthetic)), labels.numpy()))
+            measured.append(probe(features(backbone, normalise(images, synthetic.mean, synthetic.std)), labels.numpy()))
         accuracies[name] = {kind: float(np.mean([one[kind] for one in measured])) for kind in measured[0]}
     return accuracies
 
@@ -200,11 +201,6 @@ def probe(found: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
         results["kNN"].append(knn_accuracy(*task))
         results["linear"].append(linear_accuracy(*task))
     return {name: float(np.mean(values)) for name, values in results.items()}
-
-
-def _normalise(images: Tensor, synthetic: SyntheticSet) -> Tensor:
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (synthetic.mean, synthetic.std))
-    return (images.float() / 255 - mean) / std
 
 
 def _report(accuracies: Accuracies, synthetic: SyntheticSet, out: Path) -> None:
