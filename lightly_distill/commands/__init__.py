@@ -1,0 +1,13 @@
+"""The commands, one module each: what it does (`ABOUT`), how its options are declared, how it is run."""
+
+from lightly_distill.commands import demo, distill, evaluate, inspect, pretrain, students
+
+# in the order of --help
+COMMANDS = {
+    "demo": demo,
+    "distill": distill,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "students": students,
+    "inspect": inspect,
+}

@@ -1,0 +1,49 @@
+"""`lightly-distill distill`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightly_distill.commands.shared import PROGRAM, SOURCE_HELP, TARGET_HELP, target_options
+from lightly_distill.config import DistillConfig, make_config
+from lightly_distill.locate import locate
+from lightly_distill.run_folder import RunFolder
+from lightly_distill.stage import DistillationStage
+from lightly_distill.targets import load_target
+
+ABOUT = "Distils real images and a self-supervised model into a synthetic set."
+Preset = Literal["cifar", "tinyimagenet", "imagenet64"]
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
+    parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
+    parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
+    target_options(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Output folder.")
+    parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
+    parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in --out.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an old run in --out.")
+    parser.add_class_arguments(DistillConfig, nested_key=None)
+
+
+def run(options: Namespace) -> None:
+    """Runs the command."""
+    fields = {field.name for field in dataclasses.fields(DistillConfig)}
+    settings = {name: value for name, value in options.as_dict().items() if name in fields}
+    # what is quickly seen to be wrong comes before the target, which may be a download
+    RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
+    locate(options.data)
+    config = make_config(**settings)
+    target = load_target(options.target, options.target_encoder, options.target_class)
+    stage = DistillationStage(target, config=config)
+    synthetic = stage.run(options.data, out=options.out, resume=options.resume, overwrite=options.overwrite)
+    losses = synthetic.provenance["heldout_loss"]
+    if losses["initial"] is not None:
+        print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
+    for name, loss in losses.get("by_student", {}).items():
+        print(f"    of {name}: {loss['initial']:.4g}, now {loss['final']:.4g}")
+    print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")

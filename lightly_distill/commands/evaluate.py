@@ -1,0 +1,124 @@
+"""`lightly-distill evaluate`."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+from lightly_distill import findings
+from lightly_distill.commands.shared import target_options
+from lightly_distill.errors import UsageError
+from lightly_distill.evaluation import ARMS, evaluate
+from lightly_distill.probes import PROBES
+from lightly_distill.targets import load_target
+
+ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--set", type=str, required=True, metavar="DIR", help="Synthetic set, or the run that made it.")
+    parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
+    parser.add_argument(
+        "--task",
+        type=str,
+        action="append",
+        required=True,
+        metavar="SRC",
+        help="Labelled images as for --data, with a split to learn from (train) and one to test on (test, validation, "
+        "valid or val); class folders are labels. May be repeated.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
+    parser.add_argument(
+        "--baselines",
+        type=str,
+        default="scratch,random,kmeans",
+        metavar="ARM[,ARM]",
+        help=f"What the set is compared with, of {', '.join(name for name in ARMS if name != 'distilled')}.",
+    )
+    parser.add_argument(
+        "--probe", type=str, default="knn,linear", metavar="NAME[,NAME]", help=f"Of {', '.join(PROBES)}."
+    )
+    parser.add_argument(
+        "--labels",
+        type=str,
+        default="all",
+        metavar="N[,N]",
+        help="Labelled images that a task is learned from: a number, a share as 1% or 0.01, or all.",
+    )
+    parser.add_argument("--seeds", type=PositiveInt, default=3, help="Repetitions, each with its own draws.")
+    parser.add_argument(
+        "--arm",
+        type=str,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="Another set to compare. May be repeated.",
+    )
+    parser.add_argument("--data", type=str | None, default=None, metavar="SRC", help="Default: that of the set's run.")
+    parser.add_argument(
+        "--target", type=str | None, default=None, metavar="SPEC", help="Default: that of the set's run."
+    )
+    target_options(parser)
+    parser.add_function_arguments(
+        evaluate,
+        nested_key=None,
+        skip={
+            "synthetic",
+            "student",
+            "tasks",
+            "data",
+            "target",
+            "baselines",
+            "others",
+            "probes",
+            "labels",
+            "seeds",
+            "out",
+        },
+    )
+
+
+def run(options: Namespace) -> None:
+    """Runs the command."""
+    others = dict(arm.partition("=")[::2] for arm in options.arm)
+    for name, folder in others.items():
+        if not (name and folder):
+            raise UsageError(f"--arm takes NAME=DIR, such as earlier=runs/earlier; got '{name}{folder}'.")
+    results = evaluate(
+        options.set,
+        options.student,
+        options.task,
+        data=options.data,
+        target=options.target and load_target(options.target, options.target_encoder, options.target_class),
+        baselines=_listed(options.baselines),
+        others=others,
+        probes=_listed(options.probe),
+        labels=[_label_count(text) for text in _listed(options.labels)],
+        seeds=options.seeds,
+        epochs=options.epochs,
+        full_epochs=options.full_epochs,
+        finetune_steps=options.finetune_steps,
+        device=options.device,
+        out=options.out,
+    )
+    for line in findings.lead(results):
+        print(line)
+    print(f"Report: {options.out / 'report.html'}, tables: {options.out / 'report.md'}")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _label_count(text: str) -> "int | float | None":
+    if text in ("all", "100%"):
+        return None
+    share = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%")) / (100 if share else 1)
+    except ValueError:
+        value = -1
+    if value <= 0 or (share and value > 1):
+        raise UsageError(f"--labels takes numbers, shares such as 1%, or all; got '{text}'.")
+    return value if value < 1 else int(value)
