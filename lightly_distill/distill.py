@@ -45,7 +45,7 @@ class DistillState:
     Attributes:
         images: Synthetic images, shape (M, C, H, W), normalised. A leaf that requires grad.
         representations: Synthetic representations, shape (M, D). A leaf that requires grad.
-        source_index: Index in the source of the real image that each started from, shape (M,).
+        source_index: Index in the source of the real image that each started from, -1 where it was noise, shape (M,).
         pool: Online students.
         optimizer: AdamW over images and representations.
         step: Outer steps done.
@@ -66,8 +66,8 @@ class DistillState:
     def start(
         cls, real: RealImages, students: Sequence[tuple[str, StudentBuilder]], config: DistillConfig
     ) -> "DistillState":
-        """Makes the initial state: real images, the target's representations of them, an untrained pool."""
-        index, batch = real.initial(config.num_images)
+        """Makes the initial state: images and representations as `config.init` says, an untrained pool."""
+        index, batch = (real.noise if config.init == "noise" else real.initial)(config.num_images)
         images = batch.images.clone().requires_grad_()
         representations = batch.representations.clone().requires_grad_()
         pool = StudentPool(students, config.pool, images, representations.shape[1], config.seed)
