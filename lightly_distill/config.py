@@ -82,8 +82,8 @@ class DistillConfig:
     """0: real images as they are. K: K fixed views (pad-4 crop and flip) of each, their target representations kept.
     "random": a fresh view and a pass of the target in each step, as the paper's authors do."""
     init: Literal["real", "noise"] = "real"
-    """What the synthetic images start from. "noise" starts from no real image, nor its representation: from normal
-    noise, and representations drawn from a normal distribution with mean and covariance of the real ones."""
+    """What the synthetic images start from. "noise": from no real image, but from normal noise that has mean and
+    covariance of real images and their representations."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
     seed: int = 0

@@ -16,7 +16,7 @@ from lightly_distill.targets import Target, represent
 
 PAD = 4  # pixels; the authors' random crop
 CHUNK = 512  # images to the target model at a time
-SAMPLE = 4096  # real images whose representations say how those of a start from noise are spread
+SAMPLE = 4096  # real images of which a start from noise has mean and covariance
 
 
 class RealImages:
@@ -83,22 +83,27 @@ class RealImages:
     def noise(self, count: int) -> tuple[Tensor, RealBatch]:
         """Draws noise that the synthetic set starts from.
 
-        The target's representations of noise are all alike, from which nothing is learned. These are drawn from a
-        normal distribution with mean and covariance of the real ones: spread as they are, and no image's own.
+        From white noise little is learned, as the target's representations of it are all alike. So images and
+        representations are drawn together, from the normal distribution that has mean and covariance of those of up to
+        `SAMPLE` real images: coloured as these are, and like no one of them.
 
         Returns:
             Indices that say so, all -1, shape (count,), and the batch.
         """
         generator = seeding.generator(self._seed, "initial", "noise")
-        order = torch.randperm(len(self._train), generator=generator)[:SAMPLE]
-        real = self._plain(self._train[order]).representations.cpu()
-        mean = real.mean(0)
-        # as many normal numbers as there are rows: their sum over the centred rows has the rows' covariance
-        weights = torch.randn(count, len(real), generator=generator) / max(len(real) - 1, 1) ** 0.5
+        sample = self._train[torch.randperm(len(self._train), generator=generator)[:SAMPLE]]
+        # normal numbers, summed up over the centred rows, have the covariance of the rows
+        weights = torch.randn(count, len(sample), generator=generator) / max(len(sample) - 1, 1) ** 0.5
+        mean, noise = torch.zeros(()), torch.zeros(())
+        for indices, weight in zip(torch.split(sample, CHUNK), torch.split(weights, CHUNK, dim=1), strict=True):
+            real = self._plain(indices)
+            rows = torch.cat([real.images.flatten(1), real.representations], dim=1).cpu()
+            mean, noise = mean + rows.sum(0) / len(sample), noise + weight @ rows
+        noise = noise + (1 - weights.sum(1, keepdim=True)) * mean
         size = self._source.image_size
-        images = torch.randn(count, 3, size, size, generator=generator)
-        batch = RealBatch(images.to(self._device), (mean + weights @ (real - mean)).to(self._device))
-        return torch.full((count,), -1), batch
+        images, representations = noise.split([3 * size * size, noise.shape[1] - 3 * size * size], dim=1)
+        images = images.reshape(count, 3, size, size).to(self._device)
+        return torch.full((count,), -1), RealBatch(images, representations.contiguous().to(self._device))
 
     def held_out(self) -> RealBatch | None:
         """Returns the held-out images as they are, or None if there are none."""

@@ -78,8 +78,10 @@ def _serve() -> None:
     from lightly_distill.cli import main
 
     # the client waits 1, 2, 4, 8 and 8 seconds between its tries
-    _http.http_backoff.__kwdefaults__ |= {"base_wait_time": 0.01, "max_wait_time": 0.01}
-    _http.http_stream_backoff.__wrapped__.__kwdefaults__ |= {"base_wait_time": 0.01, "max_wait_time": 0.01}
+    for name in ("http_backoff", "http_stream_backoff"):  # older clients have only the first
+        retry = getattr(_http, name, None)
+        if retry is not None:
+            getattr(retry, "__wrapped__", retry).__kwdefaults__.update(base_wait_time=0.01, max_wait_time=0.01)
     answers = sys.stdout
     for line in sys.stdin:
         request = json.loads(line)

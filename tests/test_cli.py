@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import SyntheticSet
 from lightly_distill.cli import main
+from lightly_distill.publish import read_evaluation
 
 TARGET = "helper_target:make"
 SMALL = [
@@ -293,6 +294,8 @@ def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys:
     assert set(results["arms"]) == {"scratch", "random", "distilled", "full", "again"}
     assert set(results["arms"]["random"]) == {f"animals/{p}{n}" for p in ("knn", "linear") for n in ("", "@0.5")}
     assert "Outer loss" in Path("results/report.html").read_text()  # the run's curve
+    (published,) = read_evaluation(Path("results"), SyntheticSet.load("run"))  # what `publish` takes for the card
+    assert published["student"] == "convnet_4_4" and published["arms"] == results["arms"]
 
 
 @pytest.mark.parametrize(

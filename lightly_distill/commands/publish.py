@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightly_distill import artifact
+from lightly_distill import artifact, hub
 from lightly_distill.commands.shared import SOURCE_HELP, TARGET_HELP, target_options
 from lightly_distill.pictures import size_text
 from lightly_distill.publish import publish
@@ -46,6 +46,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Runs the command."""
+    hub.check_repo_id(options.repo_id)  # before the target, which may be a download
+    pairs = _pairs(Path(options.set))
     target = options.target and load_target(options.target, options.target_encoder, options.target_class)
     published = publish(
         options.set,
@@ -59,7 +61,7 @@ def run(options: Namespace) -> None:
         evaluation=options.evaluation,
         data=options.data,
         target=target,
-        pairs=_pairs(Path(options.set)),
+        pairs=pairs,
         accept_near_copies=options.yes,
         dry_run=options.dry_run,
     )
