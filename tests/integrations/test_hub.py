@@ -226,6 +226,59 @@ HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", rep
     assert "all of it was there already" in told.out
 
 
+def test_text_in_the_folder_goes_along_until_there_is_a_card_on_the_hub(
+    hub: LocalHub, client: Client, folder: Path
+) -> None:
+    local = folder / "README.md"
+    local.write_text(local.read_text() + "Mine, here.\n")
+    assert client.cli("publish", folder, "me/local").status == 0
+    assert hub.content("me/local", "README.md").decode().endswith("Mine, here.\n")
+    told = client.cli("publish", folder, "me/local")
+    assert "all of it was there already" in told.out and "text of yours" not in told.err
+    local.write_text(local.read_text() + "More.\n")
+    told = client.cli("publish", folder, "me/local")
+    assert f"{local} has text of yours; that of the card on the Hub is kept instead: edit it there." in told.err
+
+
+def test_a_table_that_others_pushed_in_parts_is_replaced(hub: LocalHub, client: Client, folder: Path) -> None:
+    assert client.cli("publish", folder, "me/parts").status == 0
+    replace(hub, "me/parts", "data/train-00000-of-00002.parquet", b"PAR1")
+    assert client.cli("publish", folder, "me/parts", "--license", "mit").status == 0
+    assert set(published(hub, "me/parts")) == FILES | {".gitattributes"}
+
+
+def test_a_commit_in_between_is_not_overwritten_and_a_hub_that_is_silent_not_waited_for(
+    hub: LocalHub, client: Client, folder: Path
+) -> None:
+    assert client.cli("publish", folder, "me/race").status == 0
+    code = """
+from pathlib import Path
+from huggingface_hub import HfApi
+from lightly_distill_integrations import hub
+before = hub.look_at("me/race", "dataset", None)
+HfApi().upload_file(path_or_fileobj=b"new", path_in_repo="notes.txt", repo_id="me/race", repo_type="dataset")
+(Path(folder) / "README.md").write_text("changed")
+try:
+    hub.send(Path(folder), "me/race", "dataset", before, message="late")
+except hub.DistillError as error:
+    print(error)
+hub.TIMEOUT = 0.2
+try:
+    hub.check_token()
+except hub.DistillError as error:
+    print(error)
+finally:
+    hub.TIMEOUT = 60.0
+hub.check_token()
+"""
+    hub.fault("GET /api/whoami-v2", times=1, stall=2)
+    told = client.python(code, folder=str(folder))
+    assert told.status == 0, told.err
+    race, silent = told.out.splitlines()
+    assert "somebody has changed the repository meanwhile" in race and "late" not in commits(hub, "me/race")
+    assert "Nothing was sent: the connection to the Hub failed or was cut" in silent
+
+
 def test_a_branch_a_pull_request_and_a_private_repository(hub: LocalHub, client: Client, folder: Path) -> None:
     assert client.cli("publish", folder, "me/private", "--private").status == 0
     assert "no such repository, or you have no right to see it; if it is private, log in" in one_line(
@@ -457,7 +510,7 @@ def test_damage_on_the_hub_is_refused_and_damage_in_the_cache_is_mended(
     assert f"{artifact.DATA} is not the file that was written" in one_line(told.err)
 
 
-def test_without_network_the_cache_serves(hub: LocalHub, client: Client, folder: Path) -> None:
+def test_without_network_the_cache_serves(hub: LocalHub, client: Client, folder: Path, tmp_path: Path) -> None:
     for repo in ("me/cached", "me/unseen"):
         assert client.cli("publish", folder, repo).status == 0
     assert client.cli("inspect", "me/cached").status == 0
@@ -474,6 +527,9 @@ def test_without_network_the_cache_serves(hub: LocalHub, client: Client, folder:
     assert told.status == 1 and "the connection to the Hub failed or was cut" in one_line(told.err)
     told = client.cli("publish", folder, "me/unseen")
     assert told.status == 1 and "the connection to the Hub failed or was cut" in one_line(told.err)
+    told = client.cli("publish", folder, "me/unseen", "--dry-run", tmp_path / "dry")
+    assert told.status == 0 and "The card is written as for a new repository." in told.err
+    assert len(SyntheticSet.load(tmp_path / "dry")) == 6
     hub.heal()
     hub.start()
     code = """
