@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from lightly_distill import seeding
+from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.source import Source
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target, represent
@@ -75,17 +75,7 @@ def random_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
 
 def kmeans_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
     """Takes the real image nearest to each of `count` centroids of the representations, each image once."""
-    points = real.representations
-    state = seeding.derive(seed, "arm", "kmeans") % 2**32
-    kmeans = MiniBatchKMeans(count, random_state=state, batch_size=4096, n_init=3).fit(points.numpy())
-    centroids = torch.from_numpy(kmeans.cluster_centers_).to(points.dtype)
-    taken: dict[int, None] = {}
-    for chunk in torch.split(centroids, CHUNK):
-        # one more than are taken when its turn comes is enough to find one that is free
-        near = torch.cdist(chunk, points).topk(min(len(points), count), largest=False).indices
-        for order in near.tolist():
-            taken[next(index for index in order if index not in taken)] = None
-    return real.chosen(torch.tensor(list(taken)))
+    return real.chosen(nearest_to_centroids(real.representations, count, seed))
 
 
 # Arms that need the real images and the target; each gets them, m and a seed.

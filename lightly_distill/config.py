@@ -81,6 +81,9 @@ class DistillConfig:
     source_views: int | Literal["random"] = 0
     """0: real images as they are. K: K fixed views (pad-4 crop and flip) of each, their target representations kept.
     "random": a fresh view and a pass of the target in each step, as the paper's authors do."""
+    init: Literal["random", "kmeans"] = "random"
+    """Real images that the synthetic ones start from: drawn at random, or those nearest to as many centroids of the
+    target's representations."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
     seed: int = 0
@@ -102,6 +105,7 @@ class DistillConfig:
         if self.image_size is not None:
             _positive(self, "image_size")
         _one_of("precision", self.precision, ("fp32", "bf16"))
+        _one_of("init", self.init, ("random", "kmeans"))
         _positive(self, "holdout", "seed", least=0)
         views = self.source_views
         if views != "random" and (isinstance(views, bool) or not isinstance(views, int) or views < 0):

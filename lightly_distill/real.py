@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lightly_distill import seeding
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
+from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.source import Source
 from lightly_distill.step import RealBatch
 from lightly_distill.targets import Target, represent
@@ -33,7 +34,7 @@ class RealImages:
 
     def __init__(self, source: Source, target: Target, config: DistillConfig, device: torch.device) -> None:
         self._source, self._target, self._device = source, target, device
-        self._seed, self._views = config.seed, config.source_views
+        self._seed, self._views, self._init = config.seed, config.source_views, config.init
         self.mean, self.std = target.mean, target.std
         held = min(config.holdout, len(source) // 10)
         order = torch.randperm(len(source), generator=seeding.generator(config.seed, "holdout"))
@@ -70,12 +71,15 @@ class RealImages:
         return (images.to(self._device).float() / 255 - mean) / std
 
     def initial(self, count: int) -> tuple[Tensor, RealBatch]:
-        """Draws the images that the synthetic set starts from.
+        """Chooses the images that the synthetic set starts from.
 
         Returns:
             Their indices in the source, shape (count,), and the batch.
         """
-        chosen = torch.randperm(len(self._train), generator=seeding.generator(self._seed, "initial"))[:count]
+        if self._init == "kmeans":
+            chosen = nearest_to_centroids(self._represent(self._train), count, self._seed)
+        else:
+            chosen = torch.randperm(len(self._train), generator=seeding.generator(self._seed, "initial"))[:count]
         indices = self._train[chosen]
         return indices, self._plain(indices)
 
@@ -84,14 +88,14 @@ class RealImages:
         return self._plain(self._held_out) if len(self._held_out) else None
 
     def _plain(self, indices: Tensor) -> RealBatch:
-        images = self._source.read(indices)
+        return RealBatch(self.normalise(self._source.read(indices)), self._represent(indices).to(self._device))
+
+    def _represent(self, indices: Tensor) -> Tensor:
+        """Returns the target's representations of images as they are, shape (B, D)."""
         if self._views == 0:
-            representations = self._kept[0, indices]
-        else:
-            representations = represent(
-                self._target, torch.split(images, CHUNK), device=self._device, total=len(indices)
-            )
-        return RealBatch(self.normalise(images), representations.to(self._device))
+            return self._kept[0, indices]
+        images = self._source.stream(torch.split(indices, CHUNK))
+        return represent(self._target, images, device=self._device, total=len(indices))
 
     def batches(self, first_step: int, last_step: int) -> Iterator[RealBatch]:
         """Yields the real batch of each step from `first_step` to before `last_step`."""

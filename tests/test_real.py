@@ -5,6 +5,7 @@ from torch import Tensor
 import tiny
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
+from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.real import PAD, RealImages, crop_and_flip
 from lightly_distill.seeding import generator
 from lightly_distill.source import open_source
@@ -113,3 +114,16 @@ def test_another_seed_starts_from_other_images() -> None:
     assert first == again
     # 10 of 60 images by chance: one or two of them in common, not nearly all
     assert len(set(first) & set(other)) < 6
+
+
+@pytest.mark.parametrize("views", [0, 2, "random"])
+def test_kmeans_starts_from_the_images_nearest_to_the_centroids_of_those_that_are_not_held_out(
+    views: int | str,
+) -> None:
+    real, images, target, config = make(num_images=6, holdout=6, source_views=views, init="kmeans")
+    indices, batch = real.initial(6)
+    train = real._train
+    points = target(images[train].float() / 255)
+    assert torch.equal(indices, train[nearest_to_centroids(points, 6, config.seed)])
+    torch.testing.assert_close(batch.representations, target(images[indices].float() / 255))
+    assert not torch.equal(indices, make(num_images=6, holdout=6, source_views=views)[0].initial(6)[0])
