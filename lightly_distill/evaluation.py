@@ -136,7 +136,8 @@ def evaluate(
     Args:
         synthetic: The set, its folder, or that of the run that made it.
         student: Name of the backbone; several, comma separated.
-        tasks: What `open_task` takes: labelled sources with a split for training and one for testing, or pairs.
+        tasks: What `open_task` takes: labelled sources with a split for training and one for testing, or pairs. Or what
+            it returned, which spares decoding it for each of many evaluations.
         data: The real images that the set was distilled from. Only some arms need them: random, kmeans, noise, full.
             Default: what the run's configuration says.
         target: The target model or its specification, for these arms and for `target`. Default: as `data`.
@@ -185,7 +186,7 @@ def evaluate(
             )
     students = list(dict.fromkeys(part.strip() for part in student.split(",")))
     builders = {name: student_builder(name, size) for name in students}
-    opened = [open_task(task, image_size=size) for task in tasks]
+    opened = [task if isinstance(task, Task) else open_task(task, image_size=size) for task in tasks]
     if not opened:
         raise UsageError("Name a task to try the students on.")
     for task in opened:
