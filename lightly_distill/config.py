@@ -92,6 +92,12 @@ class DistillConfig:
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the students' features; the ridge solve keeps its own."""
+    parallel: Literal["batch", "pool"] = "batch"
+    """With several processes. batch: they divide real batch and synthetic images, with the result of one process. pool:
+    each has its own part of the pool, draws a student and a batch of its own, and gradients are averaged."""
+    chunk_size: int | Literal["auto"] | None = "auto"
+    """Synthetic images that a student is given at a time; fewer need less memory and more time. auto: all, where they
+    fit into free memory. null: all. In smaller chunks batch norm is trained on each chunk by itself."""
     log_every: int = 10
     """Outer steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
@@ -106,6 +112,10 @@ class DistillConfig:
             _positive(self, "image_size")
         _one_of("precision", self.precision, ("fp32", "bf16"))
         _one_of("init", self.init, ("random", "kmeans"))
+        _one_of("parallel", self.parallel, ("batch", "pool"))
+        chunk = self.chunk_size
+        if chunk not in ("auto", None) and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 2):
+            raise UsageError(f"chunk_size must be a whole number of at least 2, auto or null; got {chunk!r}.")
         _positive(self, "holdout", "seed", least=0)
         views = self.source_views
         if views != "random" and (isinstance(views, bool) or not isinstance(views, int) or views < 0):

@@ -1,6 +1,6 @@
 """Real batches as a function of the step: which images, which views of them, and the target's representations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import tee
 
 import torch
@@ -11,6 +11,7 @@ from lightly_distill import seeding
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
 from lightly_distill.kmeans import nearest_to_centroids
+from lightly_distill.processes import ALONE, Processes
 from lightly_distill.source import Source
 from lightly_distill.step import RealBatch
 from lightly_distill.targets import Target, represent
@@ -97,33 +98,45 @@ class RealImages:
         images = self._source.stream(torch.split(indices, CHUNK))
         return represent(self._target, images, device=self._device, total=len(indices))
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[RealBatch]:
-        """Yields the real batch of each step from `first_step` to before `last_step`."""
-        # the source may read ahead; tee holds no more than what it has
-        ahead, indices = tee(self._indices(first_step, last_step))
-        for step, chosen, images in zip(range(first_step, last_step), indices, self._source.stream(ahead), strict=True):
-            yield self._batch(step, chosen, images)
+    def batches(
+        self, first_step: int, last_step: int, *, split: Processes = ALONE, divide: Processes = ALONE
+    ) -> Iterator[RealBatch]:
+        """Yields the real batch of each step from `first_step` to before `last_step`.
 
-    def _indices(self, first_step: int, last_step: int) -> Iterator[Tensor]:
+        Args:
+            first_step: From 0.
+            last_step: After the last one.
+            split: Processes that take one batch each in a step.
+            divide: Processes that take a part of one batch each.
+        """
+        numbers = range(first_step * split.count + split.index, last_step * split.count, split.count)
+        # the source may read ahead; tee holds no more than what it has
+        ahead, kept = tee(self._indices(numbers))
+        parts = (indices[divide.share(len(indices))] for indices in ahead)
+        for number, indices, images in zip(numbers, kept, self._source.stream(parts), strict=True):
+            yield self._batch(number, indices, images, divide.share(len(indices)))
+
+    def _indices(self, numbers: Iterable[int]) -> Iterator[Tensor]:
         """Each image once an epoch, in an order of that epoch; what does not fill a batch waits for another epoch."""
         current, order = -1, self._train
-        for step in range(first_step, last_step):
-            epoch, position = divmod(step, len(self._train) // self._batch_size)
+        for number in numbers:
+            epoch, position = divmod(number, len(self._train) // self._batch_size)
             if epoch != current:
                 current, generator = epoch, seeding.generator(self._seed, "batches", epoch)
                 order = self._train[torch.randperm(len(self._train), generator=generator)]
             yield order[position * self._batch_size :][: self._batch_size]
 
-    def _batch(self, step: int, indices: Tensor, images: Tensor) -> RealBatch:
-        generator = seeding.generator(self._seed, "view", step)
+    def _batch(self, number: int, indices: Tensor, images: Tensor, part: slice) -> RealBatch:
+        generator = seeding.generator(self._seed, "view", number)  # draws for the whole batch, whoever takes which part
         if self._views == "random":
-            images = crop_and_flip(images, _draw_crops((len(indices),), generator)).to(self._device)
+            images = crop_and_flip(images, _draw_crops((len(indices),), generator)[part]).to(self._device)
             with torch.no_grad():
                 representations = self._target(images.float() / 255)
-            return RealBatch(self.normalise(images), representations)
+            return RealBatch(self.normalise(images), representations, len(indices))
         view = torch.randint(len(self._table), (len(indices),), generator=generator)
-        images = crop_and_flip(images, self._table[view, indices])
-        return RealBatch(self.normalise(images), self._kept[view, indices].to(self._device))
+        view, chosen = view[part], indices[part]
+        images = crop_and_flip(images, self._table[view, chosen])
+        return RealBatch(self.normalise(images), self._kept[view, chosen].to(self._device), len(indices))
 
 
 def _no_crop(shape: tuple[int, ...]) -> Tensor:
