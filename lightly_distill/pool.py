@@ -142,9 +142,12 @@ class StudentPool:
         """Restores what `state_dict` returned.
 
         Raises:
-            KeyError: If a tensor is missing.
+            KeyError: If a tensor or a count is missing.
             RuntimeError: If a tensor has another shape than the student's.
+            ValueError: If these are not as many slots as this pool has.
         """
+        if len(counts) != len(self.slots):
+            raise ValueError(f"{len(counts)} students instead of {len(self.slots)}")
         for index, count in enumerate(counts):
             slot = self.slots[index] = self._born(index, count["births"])
             slot.age = count["age"]
