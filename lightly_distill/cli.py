@@ -36,7 +36,7 @@ def build_parser(preset: str | None = None) -> ArgumentParser:
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
-        command = _Parser(description=module.ABOUT)
+        command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))
         module.arguments(command)
         if preset is not None and name == "distill":
             command.set_defaults(_flat(PRESETS[preset]))
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; by default the process's.
 
     Returns:
-        Exit status: 0 done, 1 a failure, 2 wrong usage, 130 interrupted.
+        Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -68,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[parsed.command].run(options)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; `distill` goes on from its last checkpoint with --resume", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as end:  # after a signal
+        return int(end.code or 0)
     except Exception as error:  # whatever it is, a user of the command line gets one line
         if options.debug:
             raise

@@ -102,12 +102,14 @@ class DistillConfig:
     """Outer steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
     """Outer steps between two checkpoints."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints, if so many steps take longer."""
     outer: OuterConfig = field(default_factory=OuterConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every")
+        _positive(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
         if self.image_size is not None:
             _positive(self, "image_size")
         _one_of("precision", self.precision, ("fp32", "bf16"))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.config import DistillConfig
-from lightly_distill.errors import DistillError
+from lightly_distill.errors import DistillError, first_line
 from lightly_distill.krr import kernel_ridge
 from lightly_distill.pool import Slot, StudentBuilder, StudentPool
 from lightly_distill.real import RealImages
+from lightly_distill.signals import StopOnSignal
 from lightly_distill.step import RealBatch, kernel_pass, outer_gradient, require_finite
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class Recorder(Protocol):
         """Takes the state after a step."""
         ...
 
+    def leave(self, state: "DistillState", number: int) -> NoReturn:
+        """Ends the program as a signal asks; `checkpoint` has been given the state."""
+        ...
+
 
 @dataclass
 class DistillState:
@@ -50,6 +55,7 @@ class DistillState:
         optimizer: AdamW over images and representations.
         step: Outer steps done.
         jitters: How often a ridge penalty had to grow.
+        losses: Outer losses of the steps since the last row of measurements.
         initial: What `held_out_loss` returned before the first step; empty until then.
     """
 
@@ -60,6 +66,7 @@ class DistillState:
     optimizer: torch.optim.AdamW
     step: int = 0
     jitters: int = 0
+    losses: list[float] = field(default_factory=list)
     initial: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -85,23 +92,33 @@ class DistillState:
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of the state, JSON-able."""
         _, counts = self.pool.state_dict()
-        return {"jitters": self.jitters, "initial": self.initial, "slots": counts}
+        return {"jitters": self.jitters, "losses": self.losses, "initial": self.initial, "slots": counts}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Sets the state to what `tensors` and `facts` returned when it was saved."""
-        with torch.no_grad():
-            self.images.copy_(tensors["images"])
-            self.representations.copy_(tensors["representations"])
-        self.source_index = tensors["source_index"]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("adamw."):
-                _, number, key = name.split(".")
-                moments.setdefault(int(number), {})[key] = value.clone()  # AdamW steps them in place
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.pool.load_state_dict(tensors, facts["slots"])
-        self.step, self.jitters, self.initial = facts["step"], facts["jitters"], facts["initial"]
+        """Sets the state to what `tensors` and `facts` returned when it was saved, after `facts["step"]` steps.
+
+        Raises:
+            DistillError: If a part is missing or does not fit the others. The step is the random state of a run, since
+                every draw follows from it and the seed (`seeding.py`), so it is checked against AdamW's own count.
+        """
+        try:
+            with torch.no_grad():
+                self.images.copy_(tensors["images"])
+                self.representations.copy_(tensors["representations"])
+            self.source_index = tensors["source_index"]
+            moments = _moments(tensors) if facts["step"] else {}
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            self.pool.load_state_dict(tensors, facts["slots"])
+            self.step, self.jitters, self.initial = facts["step"], facts["jitters"], facts["initial"]
+            self.losses = list(facts["losses"])
+            if any(int(own["step"]) != self.step for own in moments.values()):
+                raise ValueError(f"it is of step {self.step}, AdamW in it of step {int(moments[0]['step'])}")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+            raise DistillError(
+                f"The checkpoint does not hold the whole state of this run ({missing}): start again with --overwrite."
+            ) from error
 
 
 def distill(state: DistillState, real: RealImages, config: DistillConfig, recorder: Recorder) -> None:
@@ -115,6 +132,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
 
     Raises:
         DistillError: If a loss, gradient or student is not finite, naming step and student; before the update.
+        KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`.
     """
     precision = _precision(config, state.images.device)
     held_out = real.held_out()
@@ -126,31 +144,50 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         recorder.checkpoint(state)
 
     progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=None)
-    window, since = [], time.perf_counter()
-    for batch in real.batches(state.step, config.steps):
-        slot = state.pool.draw(state.step)
-        with precision():
-            window.append(_outer_step(state, slot, batch, config))
-            state.pool.advance(slot, state.images, state.representations)
-        state.step += 1
-        progress.update()
+    since = saved = time.perf_counter()
+    timed = 0  # steps since `since`
+    with StopOnSignal() as signalled:
+        for batch in real.batches(state.step, config.steps):
+            slot = state.pool.draw(state.step)
+            with precision():
+                state.losses.append(_outer_step(state, slot, batch, config))
+                state.pool.advance(slot, state.images, state.representations)
+            state.step += 1
+            timed += 1
+            progress.update()
 
-        measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
-        if measure or state.step % config.log_every == 0:
-            seconds, since = (time.perf_counter() - since) / len(window), time.perf_counter()
-            row: dict[str, Any] = {"step": state.step, "loss": sum(window) / len(window), "seconds_per_step": seconds}
-            if measure:
-                row |= held_out_loss(state, held_out, config)
-                since = time.perf_counter()
-            recorder.log(row)
-            progress.set_postfix(loss=f"{row['loss']:.4g}")
-            if measure and progress.disable:  # no terminal: tell now and then instead
-                _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
-            window = []
-        # after the measurement, which fails on a student that is not finite: such a state is not kept
-        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-            recorder.checkpoint(state)
+            measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
+            if measure or state.step % config.log_every == 0:
+                seconds, since, timed = (time.perf_counter() - since) / timed, time.perf_counter(), 0
+                row: dict[str, Any] = {"step": state.step, "loss": fmean(state.losses), "seconds_per_step": seconds}
+                if measure:
+                    row |= held_out_loss(state, held_out, config)
+                    since = time.perf_counter()
+                recorder.log(row)
+                progress.set_postfix(loss=f"{row['loss']:.4g}")
+                if measure and progress.disable:  # no terminal: tell now and then instead
+                    _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
+                state.losses = []
+            stop = signalled.received is not None
+            # after the measurement, which fails on a student that is not finite: such a state is not kept
+            if stop or _checkpoint_is_due(state.step, config, minutes=(time.perf_counter() - saved) / 60):
+                recorder.checkpoint(state)
+                saved = time.perf_counter()
+            if stop:
+                break
     progress.close()
+    if signalled.received is not None:
+        recorder.leave(state, signalled.received)
+
+
+def _checkpoint_is_due(step: int, config: DistillConfig, *, minutes: float) -> bool:
+    return step == config.steps or step % config.checkpoint_every == 0 or minutes >= config.checkpoint_minutes
+
+
+def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Returns the state of AdamW over images (0) and representations (1); copies, since it steps them in place."""
+    names = ("step", "exp_avg", "exp_avg_sq")
+    return {number: {name: tensors[f"adamw.{number}.{name}"].clone() for name in names} for number in (0, 1)}
 
 
 def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:

@@ -181,9 +181,12 @@ class StudentPool:
         """Restores what `state_dict` returned; of several processes that split the pool, what they returned together.
 
         Raises:
-            KeyError: If a tensor is missing.
+            KeyError: If a tensor or a count is missing.
             RuntimeError: If a tensor has another shape than the student's.
+            ValueError: If these are not as many slots as this pool has.
         """
+        if len(counts) != self.config.size:
+            raise ValueError(f"{len(counts)} students instead of {self.config.size}")
         for place, old in enumerate(self.slots):
             count = counts[old.index]
             slot = self.slots[place] = self._born(old.index, count["births"])

@@ -1,5 +1,6 @@
 """Real batches as a function of the step: which images, which views of them, and the target's representations."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import tee
 
@@ -12,6 +13,7 @@ from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
 from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.processes import ALONE, Processes
+from lightly_distill.representation_cache import RepresentationCache
 from lightly_distill.source import Source
 from lightly_distill.step import RealBatch
 from lightly_distill.targets import Target, represent
@@ -28,12 +30,20 @@ class RealImages:
         target: Frozen target model, on `device`.
         config: For seed, views, batch size and held-out count.
         device: Where batches are delivered.
+        cache: Where representations are kept; by default in memory.
 
     Raises:
         UsageError: If the source has too few images for the synthetic set.
     """
 
-    def __init__(self, source: Source, target: Target, config: DistillConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        config: DistillConfig,
+        device: torch.device,
+        cache: RepresentationCache | None = None,
+    ) -> None:
         self._source, self._target, self._device = source, target, device
         self._seed, self._views, self._init = config.seed, config.source_views, config.init
         self.mean, self.std = target.mean, target.std
@@ -46,25 +56,22 @@ class RealImages:
                 f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
             )
         self._batch_size = min(config.batch_size, len(self._train))
-        # kept[view, i]: representation of that view of image i; empty if every step draws its own view
-        self._table, self._kept = self._keep_representations()
+        if self._views == "random":
+            return  # every step draws its own views
+        shape = (max(1, self._views), len(source))
+        # table[view, i]: that view of image i
+        self._table = _draw_crops(shape, seeding.generator(self._seed, "views")) if self._views else _no_crop(shape)
+        name = hashlib.sha256(self._table.numpy().data).hexdigest() if self._views else "none"
+        self._kept = (cache or RepresentationCache()).keep(name, len(source), self._represent)
 
-    def _keep_representations(self) -> tuple[Tensor, Tensor]:
-        count = 0 if self._views == "random" else max(1, int(self._views))
-        shape = (count, len(self._source))
-        if not self._views or not count:
-            table = _no_crop(shape)
-        else:
-            table = _draw_crops(shape, seeding.generator(self._seed, "views"))
-        kept = []
-        for crops in table:
-            chunks = torch.split(torch.arange(len(self._source)), CHUNK)
-            views = (
-                crop_and_flip(images, crops[indices])
-                for indices, images in zip(chunks, self._source.stream(chunks), strict=True)
-            )
-            kept.append(represent(self._target, views, device=self._device, total=len(self._source)))
-        return table, torch.stack(kept) if kept else torch.empty(0)
+    def _represent(self, indices: Tensor) -> Tensor:
+        """Computes the representations of all views of some images, shape (views, N, D)."""
+        chunks = torch.split(indices, CHUNK)
+        parts = []
+        for chunk, images in zip(chunks, self._source.stream(chunks), strict=True):
+            views = [crop_and_flip(images, crops[chunk]).to(self._device) for crops in self._table]
+            parts.append(torch.stack([self._target(view.float() / 255).cpu() for view in views]))
+        return torch.cat(parts, dim=1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Maps uint8 images (B, 3, H, W) to the normalised space of the students, on the device."""
@@ -78,7 +85,7 @@ class RealImages:
             Their indices in the source, shape (count,), and the batch.
         """
         if self._init == "kmeans":
-            chosen = nearest_to_centroids(self._represent(self._train), count, self._seed)
+            chosen = nearest_to_centroids(self._of_plain(self._train), count, self._seed)
         else:
             chosen = torch.randperm(len(self._train), generator=seeding.generator(self._seed, "initial"))[:count]
         indices = self._train[chosen]
@@ -89,12 +96,12 @@ class RealImages:
         return self._plain(self._held_out) if len(self._held_out) else None
 
     def _plain(self, indices: Tensor) -> RealBatch:
-        return RealBatch(self.normalise(self._source.read(indices)), self._represent(indices).to(self._device))
+        return RealBatch(self.normalise(self._source.read(indices)), self._of_plain(indices).to(self._device))
 
-    def _represent(self, indices: Tensor) -> Tensor:
+    def _of_plain(self, indices: Tensor) -> Tensor:
         """Returns the target's representations of images as they are, shape (B, D)."""
         if self._views == 0:
-            return self._kept[0, indices]
+            return self._kept.gather(torch.zeros_like(indices), indices)
         images = self._source.stream(torch.split(indices, CHUNK))
         return represent(self._target, images, device=self._device, total=len(indices))
 
@@ -136,7 +143,7 @@ class RealImages:
         view = torch.randint(len(self._table), (len(indices),), generator=generator)
         view, chosen = view[part], indices[part]
         images = crop_and_flip(images, self._table[view, chosen])
-        return RealBatch(self.normalise(images), self._kept[view, chosen].to(self._device), len(indices))
+        return RealBatch(self.normalise(images), self._kept.gather(view, chosen).to(self._device), len(indices))
 
 
 def _no_crop(shape: tuple[int, ...]) -> Tensor:

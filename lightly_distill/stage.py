@@ -19,6 +19,8 @@ from lightly_distill.decoder import Decoder
 from lightly_distill.device import resolve_device
 from lightly_distill.distill import DistillState, distill
 from lightly_distill.errors import UsageError
+from lightly_distill.files import writing
+from lightly_distill.lock import locked
 from lightly_distill.pool import StudentBuilder
 from lightly_distill.real import RealImages
 from lightly_distill.run_folder import RunFolder
@@ -81,6 +83,7 @@ class DistillationStage:
         out: str | Path | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        strict: bool = False,
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> SyntheticSet:
         """Distils a dataset.
@@ -89,8 +92,9 @@ class DistillationStage:
             dataset: Real images: a torchvision, Lightly or Hugging Face dataset, a list or tensor of images, a folder,
                 or anything else that `open_source` takes. Labels are not looked at.
             out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing.
-            resume: Go on from the newest checkpoint in `out`.
+            resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
+            strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
             log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`.
 
         Returns:
@@ -99,11 +103,27 @@ class DistillationStage:
         Raises:
             UsageError: If dataset, students, settings and folder do not fit together; before any long work.
             DistillError: If the run cannot go on; the newest checkpoint is intact.
+            KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
+            SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
         """
-        config, target = self.config, self.target
-        device = resolve_device(config.device)
         folder = Path(out) if out is not None else None
         RunFolder.check(folder, resume=resume, overwrite=overwrite)
+        if strict and not resume:
+            raise UsageError("--strict is about the checkpoint that --resume goes on from: give both, or neither.")
+        with locked(folder):
+            return self._run(dataset, folder, resume=resume, strict=strict, log=log)
+
+    def _run(
+        self,
+        dataset: Any,
+        folder: Path | None,
+        *,
+        resume: bool,
+        strict: bool,
+        log: Callable[[dict[str, Any]], None] | None,
+    ) -> SyntheticSet:
+        config, target = self.config, self.target
+        device = resolve_device(config.device)
         images, students = self._look_at(dataset)  # before all images are read
         source = open_source(images)
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
@@ -113,14 +133,14 @@ class DistillationStage:
             torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
         facts = _facts(source, target, config)
         run = RunFolder(folder, facts, log)
-        saved = run.load_checkpoint() if resume else None
-        real = RealImages(source, target, config, device)
+        saved = run.load_checkpoint(strict=strict) if resume else None
+        real = RealImages(source, target, config, device, run.representations)
         state = DistillState.start(real, students, config)
         initial = state.images.detach().clone()
         if saved is not None:
             state.restore(*saved)
         named = {"data": source.name} if isinstance(dataset, str | Path) else {}  # what a command line could name
-        run.begin(overwrite=overwrite, config={**named, **target.options, **facts["config"]})
+        run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
         distill(state, real, config, run)
 
         synthetic = SyntheticSet(
@@ -143,7 +163,8 @@ class DistillationStage:
             },
         )
         if folder is not None:
-            _draw(folder / "pictures", initial.cpu(), synthetic, run)
+            with writing(folder / "pictures"):
+                _draw(folder / "pictures", initial.cpu(), synthetic, run)
             synthetic.save(folder / "set", overwrite=True)
             _logger.info("Wrote %s", folder)
         return synthetic
