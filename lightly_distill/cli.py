@@ -12,6 +12,7 @@ from lightly_distill.commands import COMMANDS
 from lightly_distill.commands.shared import PROGRAM
 from lightly_distill.config import PRESETS, did_you_mean
 from lightly_distill.errors import UsageError
+from lightly_distill.processes import is_main
 
 
 class _Parser(ArgumentParser):
@@ -61,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     options = parsed[parsed.command]
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("lightly_distill").setLevel(logging.INFO)
-    logging.getLogger("lightly_distill_integrations").setLevel(logging.INFO)
+    level = logging.INFO if is_main() else logging.ERROR
+    logging.getLogger("lightly_distill").setLevel(level)
+    logging.getLogger("lightly_distill_integrations").setLevel(level)
     if not options.debug:
         warnings.filterwarnings("ignore")
     try:
@@ -75,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # whatever it is, a user of the command line gets one line
         if options.debug:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        wrong_use = isinstance(error, UsageError)
+        if is_main() or not wrong_use:  # which all processes find; the main one tells
+            text = " ".join(str(error).split()) or type(error).__name__
+            print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        return 2 if wrong_use else 1
     return 0
 
 

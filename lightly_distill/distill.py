@@ -18,9 +18,10 @@ from lightly_distill.config import DistillConfig
 from lightly_distill.errors import DistillError, first_line
 from lightly_distill.krr import kernel_ridge
 from lightly_distill.pool import Slot, StudentBuilder, StudentPool
+from lightly_distill.processes import ALONE, Processes, Team
 from lightly_distill.real import RealImages
 from lightly_distill.signals import StopOnSignal
-from lightly_distill.step import RealBatch, kernel_pass, outer_gradient, require_finite
+from lightly_distill.step import RealBatch, features, kernel_pass, outer_gradient, require_finite
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class DistillState:
         source_index: Index in the source of the real image that each started from, shape (M,).
         pool: Online students.
         optimizer: AdamW over images and representations.
+        team: The processes, and how they work together.
+        chunk_size: Synthetic images that a student is given at a time; None: all.
         step: Outer steps done.
         jitters: How often a ridge penalty had to grow.
         losses: Outer losses of the steps since the last row of measurements.
@@ -64,6 +67,8 @@ class DistillState:
     source_index: Tensor
     pool: StudentPool
     optimizer: torch.optim.AdamW
+    team: Team
+    chunk_size: int | None = None
     step: int = 0
     jitters: int = 0
     losses: list[float] = field(default_factory=list)
@@ -71,19 +76,24 @@ class DistillState:
 
     @classmethod
     def start(
-        cls, real: RealImages, students: Sequence[tuple[str, StudentBuilder]], config: DistillConfig
+        cls,
+        real: RealImages,
+        students: Sequence[tuple[str, StudentBuilder]],
+        config: DistillConfig,
+        processes: Processes = ALONE,
     ) -> "DistillState":
         """Makes the initial state: real images, the target's representations of them, an untrained pool."""
+        team = Team.of(processes, config.parallel)
         index, batch = real.initial(config.num_images)
         images = batch.images.clone().requires_grad_()
         representations = batch.representations.clone().requires_grad_()
-        pool = StudentPool(students, config.pool, images, representations.shape[1], config.seed)
+        pool = StudentPool(students, config.pool, images, representations.shape[1], config.seed, team)
         optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
-        return cls(images, representations, index, pool, optimizer)
+        return cls(images, representations, index, pool, optimizer, team)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of the state by flat name."""
-        tensors, _ = self.pool.state_dict()
+        tensors = self.pool.tensors()
         tensors |= {"images": self.images, "representations": self.representations, "source_index": self.source_index}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adamw.{number}.{name}": value for name, value in moments.items()}
@@ -91,8 +101,8 @@ class DistillState:
 
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of the state, JSON-able."""
-        _, counts = self.pool.state_dict()
-        return {"jitters": self.jitters, "losses": self.losses, "initial": self.initial, "slots": counts}
+        losses = [fmean(each) for each in zip(*self.team.split.gather(self.losses), strict=True)]
+        return {"jitters": self.jitters, "losses": losses, "initial": self.initial, "slots": self.pool.counts()}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Sets the state to what `tensors` and `facts` returned when it was saved, after `facts["step"]` steps.
@@ -109,7 +119,7 @@ class DistillState:
             moments = _moments(tensors) if facts["step"] else {}
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-            self.pool.load_state_dict(tensors, facts["slots"])
+            self.pool.restore(tensors, facts["slots"])
             self.step, self.jitters, self.initial = facts["step"], facts["jitters"], facts["initial"]
             self.losses = list(facts["losses"])
             if any(int(own["step"]) != self.step for own in moments.values()):
@@ -143,11 +153,12 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         recorder.log({"step": 0, **state.initial})
         recorder.checkpoint(state)
 
-    progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=None)
+    quiet = True if not state.team.all.main else None  # None: quiet without a terminal
+    progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=quiet)
     since = saved = time.perf_counter()
     timed = 0  # steps since `since`
     with StopOnSignal() as signalled:
-        for batch in real.batches(state.step, config.steps):
+        for batch in real.batches(state.step, config.steps, team=state.team):
             slot = state.pool.draw(state.step)
             with precision():
                 state.losses.append(_outer_step(state, slot, batch, config))
@@ -157,9 +168,11 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
             progress.update()
 
             measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
-            if measure or state.step % config.log_every == 0:
+            pause = measure or state.step % config.log_every == 0
+            if pause:
                 seconds, since, timed = (time.perf_counter() - since) / timed, time.perf_counter(), 0
-                row: dict[str, Any] = {"step": state.step, "loss": fmean(state.losses), "seconds_per_step": seconds}
+                loss = fmean(chain(*state.team.split.gather(state.losses)))
+                row: dict[str, Any] = {"step": state.step, "loss": loss, "seconds_per_step": seconds}
                 if measure:
                     row |= held_out_loss(state, held_out, config)
                     since = time.perf_counter()
@@ -168,20 +181,25 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
                 if measure and progress.disable:  # no terminal: tell now and then instead
                     _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
                 state.losses = []
-            stop = signalled.received is not None
+            stop, due = signalled.received, (time.perf_counter() - saved) / 60 >= config.checkpoint_minutes
+            if state.team.all.count > 1:  # clocks and signals differ; several processes agree when they pause
+                stop, due = _agreed(state.team.all, stop, due) if pause else (None, False)
+            due = due or state.step == config.steps or state.step % config.checkpoint_every == 0
             # after the measurement, which fails on a student that is not finite: such a state is not kept
-            if stop or _checkpoint_is_due(state.step, config, minutes=(time.perf_counter() - saved) / 60):
+            if stop is not None or due:
                 recorder.checkpoint(state)
                 saved = time.perf_counter()
-            if stop:
+            if stop is not None:
                 break
     progress.close()
-    if signalled.received is not None:
-        recorder.leave(state, signalled.received)
+    if stop is not None:
+        recorder.leave(state, stop)
 
 
-def _checkpoint_is_due(step: int, config: DistillConfig, *, minutes: float) -> bool:
-    return step == config.steps or step % config.checkpoint_every == 0 or minutes >= config.checkpoint_minutes
+def _agreed(processes: Processes, stop: int | None, due: bool) -> tuple[int | None, bool]:
+    """Returns the signal that any process was sent, and whether the main process wants to save."""
+    told = processes.gather((stop, due))
+    return next((number for number, _ in told if number is not None), None), told[0][1]
 
 
 def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -200,8 +218,11 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
             batch,
             ridge=config.ridge.strength,
             dtype=getattr(torch, config.ridge.dtype),
+            chunk_size=state.chunk_size,
+            processes=state.team.divide,
         )
-    state.images.grad, state.representations.grad = gradient.images, gradient.representations
+    gradients = state.team.split.mean(gradient.images, gradient.representations)
+    state.images.grad, state.representations.grad = gradients
     decay = 1 - (1 - config.outer.final_lr) * state.step / config.steps
     rates = (config.outer.lr_images, config.outer.lr_representations)
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
@@ -220,26 +241,34 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
     """
     if held_out is None:
         return {"heldout_loss": None}
+    team = state.team
+    # of students that all processes hold, each measures some
+    mine = [slot for slot in state.pool.slots if slot.index % team.divide.count == team.divide.index]
+    own = [(slot.index, slot.name, _held_out_loss_of(slot, state, held_out, config)) for slot in mine]
     by_student: dict[str, list[float]] = {}
-    for slot in state.pool.slots:
-        who = _named(f"Stopped at the measurement after step {state.step}", slot)
-        with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
-            real_BF, syn_MF = slot.student(held_out.images), slot.student(state.images)
-            require_finite("features of the held-out images", real_BF)
-            require_finite("features of the synthetic images", syn_MF)
-            prediction = kernel_ridge(
-                real_BF,
-                syn_MF,
-                state.representations,
-                ridge=config.ridge.strength,
-                dtype=getattr(torch, config.ridge.dtype),
-            )
-            loss = F.mse_loss(prediction.values, held_out.representations.to(prediction.values.dtype))
-            by_student.setdefault(slot.name, []).append(float(loss))
+    for _, name, loss in sorted(chain(*team.all.gather(own))):
+        by_student.setdefault(name, []).append(loss)
     measured: dict[str, Any] = {"heldout_loss": fmean(chain(*by_student.values()))}
     if len(by_student) > 1:
         measured["heldout_loss_by_student"] = {name: fmean(losses) for name, losses in by_student.items()}
     return measured
+
+
+def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, config: DistillConfig) -> float:
+    who = _named(f"Stopped at the measurement after step {state.step}", slot)
+    with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
+        real_BF = features(slot.student, held_out.images, state.chunk_size)
+        syn_MF = features(slot.student, state.images, state.chunk_size)
+        require_finite("features of the held-out images", real_BF)
+        require_finite("features of the synthetic images", syn_MF)
+        prediction = kernel_ridge(
+            real_BF,
+            syn_MF,
+            state.representations,
+            ridge=config.ridge.strength,
+            dtype=getattr(torch, config.ridge.dtype),
+        )
+        return float(F.mse_loss(prediction.values, held_out.representations.to(prediction.values.dtype)))
 
 
 @contextmanager

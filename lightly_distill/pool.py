@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lightly_distill import seeding
 from lightly_distill.config import PoolConfig
 from lightly_distill.errors import DistillError
-from lightly_distill.processes import ALONE, Processes
+from lightly_distill.processes import SOLO, Team
 from lightly_distill.step import chunks_of
 
 _logger = logging.getLogger(__name__)
@@ -57,9 +57,11 @@ class StudentPool:
         images: Synthetic images, shape (M, C, H, W); here only to measure the features' width.
         dim: Width D of the representations.
         seed: Root seed.
+        team: The processes, and whether each holds a part of the pool or all of it.
+
+    Attributes:
+        slots: Those of this process.
         chunk_size: Images that a student is trained on at a time. None: all.
-        split: Processes that hold a part of the pool each. By default each holds all of it.
-        alike: Processes that hold the same students and keep them the same.
     """
 
     def __init__(
@@ -69,19 +71,16 @@ class StudentPool:
         images: Tensor,
         dim: int,
         seed: int,
-        *,
-        chunk_size: int | None = None,
-        split: Processes = ALONE,
-        alike: Processes = ALONE,
+        team: Team = SOLO,
     ) -> None:
         self.config = config
         self.seed = seed
-        self.chunk_size = chunk_size
-        self._split, self._alike = split, alike
+        self.chunk_size: int | None = None
+        self.team = team
         self._students = students
         self._probe = images.detach()[:2]
         self._dim = dim
-        self.slots = [self._born(index, births=0) for index in range(split.index, config.size, split.count)]
+        self.slots = [self._born(index, births=0) for index in range(team.split.index, config.size, team.split.count)]
 
     def _born(self, index: int, births: int) -> Slot:
         name, build = self._students[index % len(self._students)]
@@ -102,7 +101,7 @@ class StudentPool:
 
     def draw(self, step: int) -> Slot:
         """Returns the slot of an outer step, drawn uniformly from those of this process."""
-        number = step * self._split.count + self._split.index
+        number = step * self.team.split.count + self.team.split.index
         draw = torch.randint(len(self.slots), (1,), generator=seeding.generator(self.seed, "draw", number))
         return self.slots[int(draw)]
 
@@ -112,7 +111,8 @@ class StudentPool:
         of_all = torch.randint(1, self.config.max_age + 1, (self.config.size,), generator=generator).tolist()
         ages = [of_all[slot.index] for slot in self.slots]
         _logger.info("Warming up %d students: %d training steps", len(ages), sum(ages))
-        with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", disable=None) as progress:
+        quiet = True if not self.team.all.main else None  # None: quiet without a terminal
+        with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", disable=quiet) as progress:
             for slot, age in zip(self.slots, ages, strict=True):
                 for _ in range(age):
                     self._train(slot, images, representations)
@@ -158,14 +158,27 @@ class StudentPool:
 
     def _keep_alike(self, slot: Slot) -> None:
         """Averages what rounding, which on a GPU is not the same twice, may have made different between processes."""
-        if self._alike.count > 1:
+        if self.team.divide.count > 1:
             gradients = [p.grad for part in (slot.student, slot.head) for p in part.parameters() if p.grad is not None]
             statistics = [buffer for buffer in slot.student.buffers() if buffer.is_floating_point()]
             for tensor in (*gradients, *statistics):
-                tensor.copy_(self._alike.mean(tensor.clone())[0])
+                tensor.copy_(self.team.divide.mean(tensor.clone())[0])
 
-    def state_dict(self) -> tuple[dict[str, Tensor], list[dict[str, int]]]:
-        """Returns the tensors of all slots by flat name, and the age and births of each."""
+    def counts(self) -> list[dict[str, int]]:
+        """Returns age and births of each slot, those of all processes."""
+        own = {slot.index: {"age": slot.age, "births": slot.births} for slot in self.slots}
+        everyone = {index: each for part in self.team.split.gather(own) for index, each in part.items()}
+        return [everyone[index] for index in sorted(everyone)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors of all slots by flat name, those of all processes."""
+        own = self._own_tensors()
+        if self.team.split.count == 1:
+            return own
+        parts = self.team.split.gather({name: value.detach().cpu() for name, value in own.items()})
+        return {name: value for part in parts for name, value in part.items()}
+
+    def _own_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for slot in self.slots:
             prefix = f"pool.{slot.index}."
@@ -175,10 +188,10 @@ class StudentPool:
                 buffer = slot.optimizer.state.get(parameter, {}).get("momentum_buffer")
                 if buffer is not None:
                     tensors[f"{prefix}momentum.{number}"] = buffer
-        return tensors, [{"age": slot.age, "births": slot.births} for slot in self.slots]
+        return tensors
 
-    def load_state_dict(self, tensors: dict[str, Tensor], counts: Sequence[dict[str, int]]) -> None:
-        """Restores what `state_dict` returned; of several processes that split the pool, what they returned together.
+    def restore(self, tensors: dict[str, Tensor], counts: Sequence[dict[str, int]]) -> None:
+        """Restores what `tensors` and `counts` returned.
 
         Raises:
             KeyError: If a tensor or a count is missing.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from torch import Tensor, distributed
+import torch
+from torch import Tensor, distributed, nn
 
 from lightly_distill.errors import DistillError, UsageError
 
@@ -68,6 +69,16 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
+    def copy_from_main(self, module: nn.Module) -> None:
+        """Gives the parameters and buffers of a module the values that they have in the main process."""
+        for tensor in module.state_dict().values() if self.count > 1 else ():
+            distributed.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.count > 1:
+            distributed.barrier()
+
     def in_main(self, function: Callable[[], T]) -> T:
         """Calls a function in the main process only, and returns its value, or raises its error, in all."""
         result: list[Any] = [None, None]
@@ -87,6 +98,37 @@ class Processes:
 ALONE = Processes()
 
 
+@dataclass(frozen=True)
+class Team:
+    """How the processes of a run work together; at most one of the two is more than one process.
+
+    Attributes:
+        divide: Those that divide each step: its real batch and the synthetic images. They hold the same students.
+        split: Those that take a step each, with a part of the pool and a batch of their own, and average gradients.
+    """
+
+    divide: Processes = ALONE
+    split: Processes = ALONE
+
+    @classmethod
+    def of(cls, processes: Processes, parallel: str) -> "Team":
+        """Returns the team of `DistillConfig.parallel`, which is `batch` or `pool`."""
+        return cls(split=processes) if parallel == "pool" else cls(divide=processes)
+
+    @property
+    def all(self) -> Processes:
+        """All processes."""
+        return self.split if self.split.count > 1 else self.divide
+
+
+SOLO = Team()
+
+
+def is_main() -> bool:
+    """Returns whether a launcher calls this the first process, or there is no launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launched(device: str) -> tuple[Processes, str]:
     """Joins the processes that a launcher or the user's script started.
 
@@ -99,13 +141,18 @@ def launched(device: str) -> tuple[Processes, str]:
     Raises:
         UsageError: If several processes are given one and the same CUDA device.
     """
-    opened = distributed.is_available() and distributed.is_initialized()
-    if not opened and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if distributed.is_available() and distributed.is_initialized():  # by the user's script: its devices are its own
+        processes = Processes(distributed.get_rank(), distributed.get_world_size())
+        return processes, f"cuda:{torch.cuda.current_device()}" if _any_cuda(device) else device
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE, device
     from accelerate import PartialState  # here: it takes a second to import
 
-    state = PartialState(cpu=device == "cpu", **({} if opened else {"timeout": PATIENCE}))
-    processes = Processes(state.process_index, state.num_processes)
-    if processes.count > 1 and device.startswith("cuda:"):
-        raise UsageError(f"device={device} is one device for {processes.count} processes: give auto or cuda.")
-    return processes, device if device == "cpu" or processes.count == 1 else str(state.device)
+    if device.startswith("cuda:"):
+        raise UsageError(f"device={device} is one device for several processes: give auto or cuda.")
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    return Processes(state.process_index, state.num_processes), "cpu" if device == "cpu" else str(state.device)
+
+
+def _any_cuda(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())

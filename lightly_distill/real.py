@@ -12,7 +12,7 @@ from lightly_distill import seeding
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
 from lightly_distill.kmeans import nearest_to_centroids
-from lightly_distill.processes import ALONE, Processes
+from lightly_distill.processes import SOLO, Team
 from lightly_distill.representation_cache import RepresentationCache
 from lightly_distill.source import Source
 from lightly_distill.step import RealBatch
@@ -55,7 +55,7 @@ class RealImages:
                 f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
                 f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
             )
-        self._batch_size = min(config.batch_size, len(self._train))
+        self.batch_size = min(config.batch_size, len(self._train))
         if self._views == "random":
             return  # every step draws its own views
         shape = (max(1, self._views), len(source))
@@ -105,17 +105,9 @@ class RealImages:
         images = self._source.stream(torch.split(indices, CHUNK))
         return represent(self._target, images, device=self._device, total=len(indices))
 
-    def batches(
-        self, first_step: int, last_step: int, *, split: Processes = ALONE, divide: Processes = ALONE
-    ) -> Iterator[RealBatch]:
-        """Yields the real batch of each step from `first_step` to before `last_step`.
-
-        Args:
-            first_step: From 0.
-            last_step: After the last one.
-            split: Processes that take one batch each in a step.
-            divide: Processes that take a part of one batch each.
-        """
+    def batches(self, first_step: int, last_step: int, *, team: Team = SOLO) -> Iterator[RealBatch]:
+        """Yields the real batch of each step from `first_step` to before `last_step`, or this process's part of it."""
+        split, divide = team.split, team.divide
         numbers = range(first_step * split.count + split.index, last_step * split.count, split.count)
         # the source may read ahead; tee holds no more than what it has
         ahead, kept = tee(self._indices(numbers))
@@ -127,11 +119,11 @@ class RealImages:
         """Each image once an epoch, in an order of that epoch; what does not fill a batch waits for another epoch."""
         current, order = -1, self._train
         for number in numbers:
-            epoch, position = divmod(number, len(self._train) // self._batch_size)
+            epoch, position = divmod(number, len(self._train) // self.batch_size)
             if epoch != current:
                 current, generator = epoch, seeding.generator(self._seed, "batches", epoch)
                 order = self._train[torch.randperm(len(self._train), generator=generator)]
-            yield order[position * self._batch_size :][: self._batch_size]
+            yield order[position * self.batch_size :][: self.batch_size]
 
     def _batch(self, number: int, indices: Tensor, images: Tensor, part: slice) -> RealBatch:
         generator = seeding.generator(self._seed, "view", number)  # draws for the whole batch, whoever takes which part

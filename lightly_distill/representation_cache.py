@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightly_distill.files import PARTIAL, replacing
+from lightly_distill.processes import ALONE, Processes
 
 SHARD = 8192  # images
 _FORMAT = 1
@@ -62,10 +63,16 @@ class RepresentationCache:
     Args:
         folder: Holds a folder for each key; None keeps representations in memory only.
         facts: JSON-able; tells real images and target apart from others.
+        processes: That share the work and the folder.
     """
 
-    def __init__(self, folder: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
-        self._folder, self._facts = folder, dict(facts or {})
+    def __init__(
+        self,
+        folder: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._folder, self._facts, self._processes = folder, dict(facts or {}), processes
         self._used: Path | None = None
 
     def keep(self, views: str, count: int, compute: Callable[[Tensor], Tensor]) -> Representations:
@@ -82,14 +89,25 @@ class RepresentationCache:
         if self._folder is not None:
             key = json.dumps({**self._facts, "views": views, "dtype": "float32", "format": _FORMAT}, sort_keys=True)
             self._used = self._folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-            for partial in self._used.glob(f"*{PARTIAL}"):
-                partial.unlink()
-        shards = []
-        with tqdm(total=count, unit="image", desc="Representations", disable=None) as bar:
-            for indices in torch.split(torch.arange(count), SHARD):
-                shards.append(_shard(self._used, indices, compute))
-                bar.update(len(indices))
-        return Representations(shards)
+            if self._processes.main:
+                for partial in self._used.glob(f"*{PARTIAL}"):
+                    partial.unlink()
+        self._processes.wait()
+        parts = torch.split(torch.arange(count), SHARD)
+        mine = range(self._processes.index, len(parts), self._processes.count)
+        own: dict[int, Tensor] = {}
+        quiet = True if not self._processes.main else None  # None: quiet without a terminal
+        with tqdm(total=sum(len(parts[i]) for i in mine), unit="image", desc="Representations", disable=quiet) as bar:
+            for number in mine:
+                own[number] = _shard(self._used, parts[number], compute)
+                bar.update(len(parts[number]))
+        if self._used is not None:  # what the others wrote is read from the folder
+            self._processes.wait()
+            return Representations(
+                [own[i] if i in own else _shard(self._used, part, compute) for i, part in enumerate(parts)]
+            )
+        everyone = {number: shard for each in self._processes.gather(own) for number, shard in each.items()}
+        return Representations([everyone[number] for number in range(len(parts))])
 
     def forget_others(self) -> None:
         """Removes the shards of all keys but the one in use."""

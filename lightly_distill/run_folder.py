@@ -27,6 +27,7 @@ from lightly_distill.config import differences
 from lightly_distill.distill import DistillState
 from lightly_distill.errors import UsageError
 from lightly_distill.files import PARTIAL, replacing, writing
+from lightly_distill.processes import ALONE, Processes
 from lightly_distill.representation_cache import RepresentationCache
 
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "representations", "pictures", "set")
@@ -43,17 +44,24 @@ class RunFolder:
         path: The folder, or None to keep nothing on disk.
         settings: Everything that decides the result: configuration, source and target with their fingerprints.
         log: Is given each row of measurements too.
+        processes: Of which the main one writes; all read.
     """
 
     def __init__(
-        self, path: Path | None, settings: Mapping[str, Any], log: Callable[[dict[str, Any]], None] | None = None
+        self,
+        path: Path | None,
+        settings: Mapping[str, Any],
+        log: Callable[[dict[str, Any]], None] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.path = path
         self._log = log
+        self._processes = processes
         self._settings = dict(settings)
         self.representations = RepresentationCache(
             path / "representations" if path is not None else None,
             {"source": settings["source"]["fingerprint"], "target": settings["target"]["sha256"]},
+            processes,
         )
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0  # of earlier sessions of a resumed run
@@ -90,7 +98,7 @@ class RunFolder:
 
     def begin(self, *, resumed: bool, config: Mapping[str, Any]) -> None:
         """Makes the folder, removes an old run unless it is resumed, and writes the configuration."""
-        if self.path is None:
+        if self.path is None or not self._processes.main:
             return
         with writing(self.path):
             _remove_unfinished(self.path)
@@ -106,6 +114,8 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
         self.rows.append(row)
+        if not self._processes.main:
+            return
         if self._log is not None:
             self._log(row)
         if self.path is not None:
@@ -118,11 +128,12 @@ class RunFolder:
         return next((row[name] for row in reversed(self.rows) if name in row), None)
 
     def checkpoint(self, state: DistillState) -> None:
-        """Writes the state of the run."""
+        """Writes the state of the run, which all processes are asked for."""
         if self.path is not None:
             seconds = self.seconds_before + time.perf_counter() - self._started
-            facts = {**state.facts(), "settings": self._settings, "seconds": seconds}
-            checkpoint.save(self.path / "checkpoints", state.step, state.tensors(), facts)
+            tensors, facts = state.tensors(), {**state.facts(), "settings": self._settings, "seconds": seconds}
+            if self._processes.main:
+                checkpoint.save(self.path / "checkpoints", state.step, tensors, facts)
 
     def leave(self, state: DistillState, number: int) -> NoReturn:
         """Tells where the state is and ends the program as the signal of this number asks."""
@@ -157,8 +168,9 @@ class RunFolder:
         self.seconds_before = facts["seconds"]
         log = self.path / "metrics.jsonl"
         self.rows = [row for row in _rows(log) if row["step"] <= facts["step"]]
-        with replacing(log) as partial:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        if self._processes.main:
+            with replacing(log) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         return tensors, facts
 
 

@@ -102,10 +102,10 @@ def test_a_restored_pool_goes_on_as_the_old_one_bit_for_bit() -> None:
     pool, images, reps = make_pool(dropout=0.3)  # dropout draws from the global generator
     pool.warm_up(images, reps)
     pool.advance(pool.slots[2], images, reps)
-    tensors, counts = pool.state_dict()
+    tensors, counts = pool.tensors(), pool.counts()
     tensors = {name: value.clone() for name, value in tensors.items()}
     restored, *_ = make_pool(dropout=0.3)
-    restored.load_state_dict(tensors, counts)
+    restored.restore(tensors, counts)
     torch.manual_seed(99)  # whatever the global generator is at
     for step in range(30):
         for p in (pool, restored):

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightly_distill.commands.shared import PROGRAM, SOURCE_HELP, TARGET_HELP, target_options
 from lightly_distill.config import DistillConfig, make_config
 from lightly_distill.locate import locate
+from lightly_distill.processes import is_main
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.targets import load_target
@@ -43,13 +44,16 @@ def run(options: Namespace) -> None:
     fields = {field.name for field in dataclasses.fields(DistillConfig)}
     settings = {name: value for name, value in options.as_dict().items() if name in fields}
     # what is quickly seen to be wrong comes before the target, which may be a download
-    RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
+    if is_main():
+        RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
     locate(options.data)
     config = make_config(**settings)
     target = load_target(options.target, options.target_encoder, options.target_class)
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}
     synthetic = stage.run(options.data, out=options.out, **flags)
+    if not is_main():
+        return
     losses = synthetic.provenance["heldout_loss"]
     if losses["initial"] is not None:
         print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
