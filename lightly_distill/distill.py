@@ -55,7 +55,6 @@ class DistillState:
         pool: Online students.
         optimizer: AdamW over images and representations.
         team: The processes, and how they work together.
-        chunk_size: Synthetic images that a student is given at a time; None: all.
         step: Outer steps done.
         jitters: How often a ridge penalty had to grow.
         losses: Outer losses of the steps since the last row of measurements.
@@ -68,7 +67,6 @@ class DistillState:
     pool: StudentPool
     optimizer: torch.optim.AdamW
     team: Team
-    chunk_size: int | None = None
     step: int = 0
     jitters: int = 0
     losses: list[float] = field(default_factory=list)
@@ -102,7 +100,8 @@ class DistillState:
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of the state, JSON-able."""
         losses = [fmean(each) for each in zip(*self.team.split.gather(self.losses), strict=True)]
-        return {"jitters": self.jitters, "losses": losses, "initial": self.initial, "slots": self.pool.counts()}
+        own = {"jitters": self.jitters, "losses": losses, "initial": self.initial, "slots": self.pool.counts()}
+        return {**own, "chunk_size": self.pool.chunk_size}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Sets the state to what `tensors` and `facts` returned when it was saved, after `facts["step"]` steps.
@@ -122,6 +121,7 @@ class DistillState:
             self.pool.restore(tensors, facts["slots"])
             self.step, self.jitters, self.initial = facts["step"], facts["jitters"], facts["initial"]
             self.losses = list(facts["losses"])
+            self.pool.chunk_size = facts["chunk_size"]
             if any(int(own["step"]) != self.step for own in moments.values()):
                 raise ValueError(f"it is of step {self.step}, AdamW in it of step {int(moments[0]['step'])}")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -157,6 +157,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=quiet)
     since = saved = time.perf_counter()
     timed = 0  # steps since `since`
+    stop: int | None = None  # the signal that asked for it
     with StopOnSignal() as signalled:
         for batch in real.batches(state.step, config.steps, team=state.team):
             slot = state.pool.draw(state.step)
@@ -218,7 +219,7 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
             batch,
             ridge=config.ridge.strength,
             dtype=getattr(torch, config.ridge.dtype),
-            chunk_size=state.chunk_size,
+            chunk_size=state.pool.chunk_size,
             processes=state.team.divide,
         )
     gradients = state.team.split.mean(gradient.images, gradient.representations)
@@ -257,8 +258,8 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
 def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, config: DistillConfig) -> float:
     who = _named(f"Stopped at the measurement after step {state.step}", slot)
     with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
-        real_BF = features(slot.student, held_out.images, state.chunk_size)
-        syn_MF = features(slot.student, state.images, state.chunk_size)
+        real_BF = features(slot.student, held_out.images, state.pool.chunk_size)
+        syn_MF = features(slot.student, state.images, state.pool.chunk_size)
         require_finite("features of the held-out images", real_BF)
         require_finite("features of the synthetic images", syn_MF)
         prediction = kernel_ridge(

@@ -159,7 +159,7 @@ class DistillationStage:
             state.restore(*saved)
         named = {"data": source.name} if isinstance(dataset, str | Path) else {}  # what a command line could name
         run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
-        _plan(state, real.batch_size, config)
+        _plan(state, real.batch_size, config, decided=saved is not None)
         distill(state, real, config, run)
 
         synthetic = SyntheticSet(
@@ -202,12 +202,18 @@ class DistillationStage:
         return images, students
 
 
-def _plan(state: DistillState, batch_size: int, config: DistillConfig) -> None:
-    """Decides how many synthetic images a student is given at a time, and tells what a step will need."""
+def _plan(state: DistillState, batch_size: int, config: DistillConfig, *, decided: bool) -> None:
+    """Decides how many synthetic images a student is given at a time, and tells what a step will need.
+
+    A resumed run keeps what was decided: in chunks batch norm is trained otherwise.
+    """
     students = list({slot.name: slot.student for slot in state.pool.slots}.values())
     share = len(range(batch_size)[state.team.divide.share(batch_size)])
-    plan = estimate(students, state.images, share, config.chunk_size, processes=state.team.divide.count)
-    state.chunk_size = state.pool.chunk_size = plan.chunk_size
+    chunk_size = state.pool.chunk_size if decided else config.chunk_size
+    plan = estimate(students, state.images, share, chunk_size, processes=state.team.divide.count)
+    # the least of all processes, which must agree
+    sizes = [size for size in state.team.all.gather(plan.chunk_size) if size is not None]
+    state.pool.chunk_size = min(sizes, default=None)
     chunks = "" if plan.chunk_size is None else f", in chunks of {plan.chunk_size} synthetic images"
     _logger.info(
         "Estimated: %.2g GiB for activations and features%s, about %.2g s a step, %s for %d steps",

@@ -50,6 +50,32 @@ def test_a_training_step_equals_the_plain_reference() -> None:
     torch.testing.assert_close(weights(slot.head), weights(twin.head), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 5, 9])
+def test_without_batch_norm_a_training_step_in_chunks_is_the_same(chunk_size: int) -> None:
+    def plain() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
+
+    _, images, reps = make_pool()
+    whole, parts = (StudentPool([("plain", plain)], PoolConfig(size=1), images, 5, seed=0) for _ in range(2))
+    parts.chunk_size = chunk_size
+    for _ in range(4):
+        whole.advance(whole.slots[0], images, reps)
+        parts.advance(parts.slots[0], images, reps)
+    torch.testing.assert_close(weights(parts.slots[0].student), weights(whole.slots[0].student), rtol=1e-4, atol=1e-6)
+
+
+def test_in_chunks_batch_norms_statistics_go_as_far_as_in_one_step() -> None:
+    pool, images, reps = make_pool()
+    same = images[:1].repeat(6, 1, 1, 1)  # so that each chunk has the mean of the whole
+    other, *_ = make_pool()
+    other.chunk_size = 2
+    for each in (pool, other):
+        each.advance(each.slots[0], same, reps)
+    norm, chunked = pool.slots[0].student[1], other.slots[0].student[1]
+    torch.testing.assert_close(chunked.running_mean, norm.running_mean, rtol=1e-4, atol=1e-6)
+    assert chunked.momentum == norm.momentum == 0.1
+
+
 def test_a_student_of_age_T_is_replaced_by_a_fresh_one_that_goes_on_training() -> None:
     pool, images, reps = make_pool(size=1, max_age=3)
     first = pool.slots[0].student
