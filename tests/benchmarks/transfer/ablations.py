@@ -23,25 +23,25 @@ from lightly_distill.evaluation import Evaluation
 from lightly_distill.pool import Slot, StudentPool
 from lightly_distill.run_folder import run_metrics
 
-STEPS = 600
+STEPS = 300
 BASE: dict[str, Any] = {"steps": STEPS}
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "released pool: not trained after the first reset": {},
-    "T=50": {"pool": {"max_age": 50}},
-    "T=500": {"pool": {"max_age": 500}},
-    "pool of 5": {"pool": {"size": 5}},
-    "pool of 40": {"pool": {"size": 40}},
-    "ridge 1e-4": {"ridge": {"strength": 1e-4}},
-    "ridge 1e-2": {"ridge": {"strength": 1e-2}},
+    "lr of Y_s 2e-3": {"outer": {"lr_representations": 2e-3}},
     "lr of X_s 5e-3": {"outer": {"lr_images": 5e-3}},
     "lr of X_s 5e-2": {"outer": {"lr_images": 5e-2}},
-    "lr of Y_s 2e-3": {"outer": {"lr_representations": 2e-3}},
-    "lr of Y_s 5e-2": {"outer": {"lr_representations": 5e-2}},
-    "views 1": {"source_views": 1},
+    "init k-means": {"init": "kmeans"},
+    "pool of 5": {"pool": {"size": 5}},
+    "T=50": {"pool": {"max_age": 50}},
+    "ridge 1e-3": {"ridge": {"strength": 1e-3}},
     "views 4": {"source_views": 4},
     "views random": {"source_views": "random"},
-    "init k-means": {"init": "kmeans"},
+    "T=500": {"pool": {"max_age": 500}},
+    "views 1": {"source_views": 1},
+    "pool of 40": {"pool": {"size": 40}},
+    "lr of Y_s 1e-1": {"outer": {"lr_representations": 1e-1}},
+    "ridge 1e-5": {"ridge": {"strength": 1e-5}},
 }
 LENGTHS = (50, 150, 500, 1000)  # epochs of pre-training on the base set, tried besides
 MEASURES = ("cifar10/linear@2000", "cifar10/knn@2000")
@@ -115,8 +115,8 @@ def main() -> None:
     model = train_target(CPU, options.target, workers=2)
     found: dict[str, Any] = {}
     losses: dict[str, list[float]] = {}
-    for seed in options.seeds:
-        for name in options.only:
+    for name in options.only:
+        for seed in options.seeds:
             for epochs in LENGTHS if name == "base" else (150,):
                 result = run_variant(name, model, options.out, seed, epochs)
                 told = "" if epochs == 150 else f", pre-trained {epochs} epochs"
