@@ -85,7 +85,9 @@ class DistillState:
         index, batch = real.initial(config.num_images)
         images = batch.images.clone().requires_grad_()
         representations = batch.representations.clone().requires_grad_()
-        pool = StudentPool(students, config.pool, images, representations.shape[1], config.seed, team)
+        pool = StudentPool(
+            students, config.pool, images, representations.shape[1], config.seed, team, compile=config.compile
+        )
         optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
         return cls(images, representations, index, pool, optimizer, team)
 
@@ -146,6 +148,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     """
     precision = _precision(config, state.images.device)
     held_out = real.held_out()
+    real.free_target()
     if not state.initial:  # not a resumed run
         with precision():
             state.pool.warm_up(state.images, state.representations)
@@ -260,8 +263,7 @@ def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, conf
     with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
         real_BF = features(slot.student, held_out.images, state.pool.chunk_size)
         syn_MF = features(slot.student, state.images, state.pool.chunk_size)
-        require_finite("features of the held-out images", real_BF)
-        require_finite("features of the synthetic images", syn_MF)
+        require_finite({"features of the held-out images": real_BF, "features of the synthetic images": syn_MF})
         prediction = kernel_ridge(
             real_BF,
             syn_MF,

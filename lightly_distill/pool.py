@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lightly_distill import seeding
 from lightly_distill.config import PoolConfig
-from lightly_distill.errors import DistillError
+from lightly_distill.errors import DistillError, first_line
 from lightly_distill.processes import SOLO, Team
 from lightly_distill.step import chunks_of
 
@@ -58,6 +58,7 @@ class StudentPool:
         dim: Width D of the representations.
         seed: Root seed.
         team: The processes, and whether each holds a part of the pool or all of it.
+        compile: With torch.compile; students of one architecture share the compiled code.
 
     Attributes:
         slots: Those of this process.
@@ -72,8 +73,11 @@ class StudentPool:
         dim: int,
         seed: int,
         team: Team = SOLO,
+        *,
+        compile: bool = False,
     ) -> None:
         self.config = config
+        self._compile = compile
         self.seed = seed
         self.chunk_size: int | None = None
         self.team = team
@@ -88,8 +92,7 @@ class StudentPool:
         with seeding.global_seed(self.seed, "student", index, births):
             # channels last: convolutions of the kernel pass take two thirds of the time, on a CPU too
             student = build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            with torch.no_grad():
-                features = student.eval()(self._probe)
+            features = self._tried(name, student)
             head = nn.Linear(features.shape[1], self._dim).to(device)
         optimizer = torch.optim.SGD(
             [*student.parameters(), *head.parameters()],
@@ -98,6 +101,21 @@ class StudentPool:
             weight_decay=self.config.weight_decay,
         )
         return Slot(index, name, student, head, optimizer, births=births)
+
+    @torch.no_grad()
+    def _tried(self, name: str, student: nn.Module) -> Tensor:
+        """Returns the features of a few images, compiling the student first if asked to."""
+        if not self._compile:
+            features: Tensor = student.eval()(self._probe)
+            return features
+        student.compile()
+        try:
+            features = student.eval()(self._probe)
+        except Exception as error:  # a missing compiler, or what it does not understand
+            raise DistillError(
+                f"Student '{name}' cannot be compiled, leave --compile out: {first_line(error)}"
+            ) from error
+        return features
 
     def draw(self, step: int) -> Slot:
         """Returns the slot of an outer step, drawn uniformly from those of this process."""

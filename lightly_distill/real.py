@@ -12,6 +12,7 @@ from lightly_distill import seeding
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
 from lightly_distill.kmeans import nearest_to_centroids
+from lightly_distill.memory import free_memory
 from lightly_distill.processes import SOLO, Team
 from lightly_distill.representation_cache import RepresentationCache
 from lightly_distill.source import Source
@@ -55,6 +56,7 @@ class RealImages:
                 f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
                 f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
             )
+        self._resident = _on_device(source, device)
         self.batch_size = min(config.batch_size, len(self._train))
         if self._views == "random":
             return  # every step draws its own views
@@ -105,6 +107,11 @@ class RealImages:
         images = self._source.stream(torch.split(indices, CHUNK))
         return represent(self._target, images, device=self._device, total=len(indices))
 
+    def free_target(self) -> None:
+        """Takes the target off the device, unless every step needs it: its representations are kept."""
+        if self._views != "random":
+            self._target.to("cpu")
+
     def batches(self, first_step: int, last_step: int, *, team: Team = SOLO) -> Iterator[RealBatch]:
         """Yields the real batch of each step from `first_step` to before `last_step`, or this process's part of it."""
         split, divide = team.split, team.divide
@@ -112,7 +119,8 @@ class RealImages:
         # the source may read ahead; tee holds no more than what it has
         ahead, kept = tee(self._indices(numbers))
         parts = (indices[divide.share(len(indices))] for indices in ahead)
-        for number, indices, images in zip(numbers, kept, self._source.stream(parts), strict=True):
+        stream = self._source.stream(parts) if self._resident is None else map(self._resident.__getitem__, parts)
+        for number, indices, images in zip(numbers, kept, stream, strict=True):
             yield self._batch(number, indices, images, divide.share(len(indices)))
 
     def _indices(self, numbers: Iterable[int]) -> Iterator[Tensor]:
@@ -136,6 +144,14 @@ class RealImages:
         view, chosen = view[part], indices[part]
         images = crop_and_flip(images, self._table[view, chosen])
         return RealBatch(self.normalise(images), self._kept.gather(view, chosen).to(self._device), len(indices))
+
+
+def _on_device(source: Source, device: torch.device) -> Tensor | None:
+    """Returns all images on a GPU, if they are in memory and take less than a quarter of what is free there."""
+    if device.type != "cuda" or not source.in_memory:
+        return None
+    size = len(source) * 3 * source.image_size**2
+    return source.read(torch.arange(len(source))).to(device) if size < free_memory(device) // 4 else None
 
 
 def _no_crop(shape: tuple[int, ...]) -> Tensor:
@@ -162,9 +178,9 @@ def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
     if (crops == torch.tensor([PAD, PAD, 0])).all():
         return images
     height, width = images.shape[-2:]
-    padded = F.pad(images, (PAD, PAD, PAD, PAD))
-    rows = crops[:, 0, None] + torch.arange(height)
-    straight = torch.arange(width)
+    padded, crops = F.pad(images, (PAD, PAD, PAD, PAD)), crops.to(images.device)
+    rows = crops[:, 0, None] + torch.arange(height, device=images.device)
+    straight = torch.arange(width, device=images.device)
     columns = crops[:, 1, None] + torch.where(crops[:, 2, None] == 1, straight.flip(0), straight)
-    number = torch.arange(len(images))[:, None, None]
+    number = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

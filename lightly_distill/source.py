@@ -38,7 +38,10 @@ class Source(ABC):
         fingerprint: SHA-256, in hexadecimal, of the bytes of the kept images in order and of their shape.
         skipped: How many items were skipped, by reason.
         kept: Index of each kept image among the items of the dataset, int64, shape (n,).
+        in_memory: Whether the decoded images are kept in memory.
     """
+
+    in_memory = False
 
     def __init__(self, kept: Tensor, name: str, image_size: int, fingerprint: str, skipped: dict[str, int]) -> None:
         self.kept = kept
@@ -71,6 +74,8 @@ class Source(ABC):
 
 
 class _MemorySource(Source):
+    in_memory = True
+
     def __init__(self, images: Tensor, *facts: Any) -> None:
         super().__init__(*facts)
         self._images = images

@@ -93,13 +93,16 @@ def outer_gradient(
     mine = processes.share(len(images))
     with kernel_pass(student):
         real_BF = features(student, real.images, chunk_size)
-        require_finite("features of the real images", real_BF)
         chunks = chunks_of(images.detach()[mine], chunk_size)
         passes = [_Pass(student, chunk, keep=len(chunks) == 1) for chunk in chunks]
         own_MF = torch.cat([each.features for each in passes]) if passes else real_BF[:0]
         syn_MF = processes.join(own_MF, mine, len(images)).requires_grad_()
-        require_finite("features of the synthetic images", syn_MF)
-        prediction = kernel_ridge(real_BF, syn_MF, representations, ridge=ridge, dtype=dtype)
+        guarded = {"features of the real images": real_BF, "features of the synthetic images": syn_MF}
+        try:
+            prediction = kernel_ridge(real_BF, syn_MF, representations, ridge=ridge, dtype=dtype)
+        except DistillError:
+            require_finite(guarded)  # the reason, where it is one
+            raise
         # of all processes' parts of the batch, whatever their sizes, the sum is the mean
         squared = F.mse_loss(prediction.values, real.representations.to(dtype), reduction="sum")
         loss = squared / ((real.total or len(real.images)) * representations.shape[1])
@@ -109,9 +112,14 @@ def outer_gradient(
         parts = [each.gradient(grad) for each, grad in zip(passes, chunks_of(grad_MF[mine], chunk_size), strict=True)]
     own = torch.cat(parts) if parts else images.detach()[:0]
     grad_images = processes.join(own, mine, len(images))
-    require_finite("outer loss", loss)
-    require_finite("gradient of the synthetic images", grad_images)
-    require_finite("gradient of the synthetic representations", grad_representations)
+    require_finite(
+        {
+            **guarded,
+            "outer loss": loss,
+            "gradient of the synthetic images": grad_images,
+            "gradient of the synthetic representations": grad_representations,
+        }
+    )
     return OuterGradient(loss, grad_images, grad_representations, prediction.jitters)
 
 
@@ -156,8 +164,11 @@ def chunks_of(rows: Tensor, chunk_size: int | None) -> Sequence[Tensor]:
     return torch.split(rows, chunk_size or len(rows))
 
 
-def require_finite(what: str, value: Tensor) -> None:
-    """Raises a DistillError that names `what` if a number of `value` is NaN or infinite."""
-    # one reduction instead of a mask as large as the tensor; the sum of finite float32 features does not overflow here
-    if not torch.isfinite(value.detach().sum(dtype=torch.float32)):
-        raise DistillError(f"NaN or infinity in the {what}; lower outer.lr_images or pool.lr.")
+def require_finite(values: dict[str, Tensor]) -> None:
+    """Raises a DistillError that names the first of `values` in which a number is NaN or infinite."""
+    # one reduction each instead of a mask as large as the tensor, and one wait for the device for all of them; the sum
+    # of finite float32 features does not overflow here
+    sums = torch.stack([value.detach().sum(dtype=torch.float32) for value in values.values()])
+    for what, finite in zip(values, torch.isfinite(sums).tolist(), strict=True):
+        if not finite:
+            raise DistillError(f"NaN or infinity in the {what}; lower outer.lr_images or pool.lr.")

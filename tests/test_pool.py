@@ -171,3 +171,25 @@ def test_a_diverging_student_is_named_before_its_weights_are_touched() -> None:
     with pytest.raises(DistillError, match=r"Student 1 \(tiny\) diverged at training step 1 .* lower pool.lr, now 0.1"):
         pool.advance(pool.slots[1], images, reps * float("inf"))
     assert torch.equal(weights(pool.slots[1].student)[:200], before)
+
+
+def test_a_compiled_student_takes_the_same_steps() -> None:
+    plain, images, reps = make_pool(size=1)
+    compiled = StudentPool([("tiny", tiny.student)], PoolConfig(size=1), images, 5, seed=0, compile=True)
+    assert compiled.slots[0].student._compiled_call_impl is not None
+    for _ in range(3):
+        plain.advance(plain.slots[0], images, reps)
+        compiled.advance(compiled.slots[0], images, reps)
+    torch.testing.assert_close(
+        weights(compiled.slots[0].student), weights(plain.slots[0].student), rtol=1e-4, atol=1e-5
+    )
+    assert set(compiled.tensors()) == set(plain.tensors())
+
+
+def test_a_student_that_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(self: nn.Module) -> None:
+        self._compiled_call_impl = lambda *args: (_ for _ in ()).throw(RuntimeError("no C++ compiler"))
+
+    monkeypatch.setattr(nn.Module, "compile", no_compiler)
+    with pytest.raises(DistillError, match="Student 'tiny' cannot be compiled, leave --compile out: no C"):
+        StudentPool([("tiny", tiny.student)], PoolConfig(size=1), torch.randn(2, 3, 8, 8), 5, seed=0, compile=True)

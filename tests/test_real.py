@@ -127,3 +127,18 @@ def test_kmeans_starts_from_the_images_nearest_to_the_centroids_of_those_that_ar
     assert torch.equal(indices, train[nearest_to_centroids(points, 6, config.seed)])
     torch.testing.assert_close(batch.representations, target(images[indices].float() / 255))
     assert not torch.equal(indices, make(num_images=6, holdout=6, source_views=views)[0].initial(6)[0])
+
+
+@pytest.mark.parametrize("views", [0, 2, "random"])
+def test_images_that_stay_on_the_device_make_the_same_batches(
+    views: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, *_ = make(source_views=views)
+    monkeypatch.setattr(
+        "lightly_distill.real._on_device", lambda source, device: source.read(torch.arange(len(source)))
+    )
+    resident, *_ = make(source_views=views)
+    expected = list(plain.batches(0, 6))
+    monkeypatch.setattr(type(resident._source), "stream", None)  # nothing is read from the source any more
+    for a, b in zip(expected, resident.batches(0, 6), strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.representations, b.representations)
