@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.config import DistillConfig
-from lightly_distill.errors import DistillError, first_line
+from lightly_distill.errors import DistillError
 from lightly_distill.krr import kernel_ridge
 from lightly_distill.pool import Slot, StudentBuilder, StudentPool
 from lightly_distill.real import RealImages
@@ -92,7 +92,7 @@ class DistillState:
     def facts(self) -> dict[str, Any]:
         """Returns the numbers of the state, JSON-able."""
         _, counts = self.pool.state_dict()
-        return {"jitters": self.jitters, "losses": self.losses, "initial": self.initial, "slots": counts}
+        return {"jitters": self.jitters, "losses": list(self.losses), "initial": self.initial, "slots": counts}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Sets the state to what `tensors` and `facts` returned when it was saved, after `facts["step"]` steps.
@@ -106,7 +106,7 @@ class DistillState:
                 self.images.copy_(tensors["images"])
                 self.representations.copy_(tensors["representations"])
             self.source_index = tensors["source_index"]
-            moments = _moments(tensors) if facts["step"] else {}
+            moments = _moments(tensors) if facts["step"] or "adamw.0.step" in tensors else {}
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
             self.pool.load_state_dict(tensors, facts["slots"])
@@ -115,9 +115,10 @@ class DistillState:
             if any(int(own["step"]) != self.step for own in moments.values()):
                 raise ValueError(f"it is of step {self.step}, AdamW in it of step {int(moments[0]['step'])}")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+            why = " ".join(str(error).split())
+            why = f"it lacks {why}" if isinstance(error, KeyError) else why
             raise DistillError(
-                f"The checkpoint does not hold the whole state of this run ({missing}): start again with --overwrite."
+                f"The checkpoint does not hold the whole state of this run ({why}): start again with --overwrite."
             ) from error
 
 
