@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.config import DistillConfig
-from lightly_distill.errors import DistillError, first_line
+from lightly_distill.errors import DistillError
 from lightly_distill.krr import kernel_ridge
 from lightly_distill.pool import Slot, StudentBuilder, StudentPool
 from lightly_distill.processes import ALONE, Processes, Team
@@ -117,7 +117,7 @@ class DistillState:
                 self.images.copy_(tensors["images"])
                 self.representations.copy_(tensors["representations"])
             self.source_index = tensors["source_index"]
-            moments = _moments(tensors) if facts["step"] else {}
+            moments = _moments(tensors) if facts["step"] or "adamw.0.step" in tensors else {}
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
             self.pool.restore(tensors, facts["slots"])
@@ -127,9 +127,10 @@ class DistillState:
             if any(int(own["step"]) != self.step for own in moments.values()):
                 raise ValueError(f"it is of step {self.step}, AdamW in it of step {int(moments[0]['step'])}")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+            why = " ".join(str(error).split())
+            why = f"it lacks {why}" if isinstance(error, KeyError) else why
             raise DistillError(
-                f"The checkpoint does not hold the whole state of this run ({missing}): start again with --overwrite."
+                f"The checkpoint does not hold the whole state of this run ({why}): start again with --overwrite."
             ) from error
 
 

@@ -146,6 +146,10 @@ def test_a_failure_in_mid_run_is_one_line_and_debug_shows_where(
 def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     for command, words in (
         ("distill", ["--num-images", "Number of synthetic images", "--pool.max-age", "torchvision:NAME", "--resume"]),
+        (
+            "distill",
+            ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
+        ),
         ("pretrain", ["--set", "Passes over the set", "--weight-decay"]),
         ("inspect", ["Synthetic set"]),
         ("demo", ["--seed"]),

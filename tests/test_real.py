@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,8 +9,10 @@ from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
 from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.real import PAD, RealImages, crop_and_flip
+from lightly_distill.representation_cache import RepresentationCache
 from lightly_distill.seeding import generator
 from lightly_distill.source import open_source
+from lightly_distill.step import RealBatch
 from lightly_distill.targets import Target, as_target
 
 CPU = torch.device("cpu")
@@ -107,6 +111,27 @@ def test_normalised_images_have_the_targets_statistics() -> None:
     grey = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=generator(0, "grey"))
     expected = (grey[:, 2].double() / 255 - 0.3) / 0.1
     torch.testing.assert_close(real.normalise(grey)[:, 2].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_resumed_run_does_not_ask_the_target_again_and_another_seed_of_views_does(views: int, tmp_path: Path) -> None:
+    facts = {"source": "60 images", "target": "the encoder"}
+
+    def batches(seed: int) -> tuple[list[RealBatch], int]:
+        config, target = tiny.config(source_views=views, seed=seed), as_target(tiny.encoder())
+        asked: list[int] = []
+        target.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+        real = RealImages(open_source(tiny.images()), target, config, CPU, RepresentationCache(tmp_path, facts))
+        return list(real.batches(0, 4)), sum(asked)
+
+    first, computed = batches(seed=0)
+    again, computed_again = batches(seed=0)
+    assert (computed, computed_again) == (60 * max(1, views), 0)
+    memory = list(make(source_views=views)[0].batches(0, 4))
+    for a, b, c in zip(first, again, memory, strict=True):
+        assert torch.equal(a.representations, b.representations) and torch.equal(a.representations, c.representations)
+        assert torch.equal(a.images, b.images)
+    assert batches(seed=1)[1] == (120 if views else 0)  # without views, a seed changes nothing that is kept
 
 
 def test_another_seed_starts_from_other_images() -> None:
