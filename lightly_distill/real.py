@@ -35,14 +35,9 @@ class RealImages:
         self._source, self._target, self._device = source, target, device
         self._seed, self._views = config.seed, config.source_views
         self.mean, self.std = target.mean, target.std
-        held = min(config.holdout, len(source) // 10)
+        held = require_enough(source, config)
         order = torch.randperm(len(source), generator=seeding.generator(config.seed, "holdout"))
         self._held_out, self._train = order[:held].sort().values, order[held:].sort().values
-        if len(self._train) < config.num_images:
-            raise UsageError(
-                f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
-                f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
-            )
         self._batch_size = min(config.batch_size, len(self._train))
         # kept[view, i]: representation of that view of image i; empty if every step draws its own view
         self._table, self._kept = self._keep_representations()
@@ -120,6 +115,21 @@ class RealImages:
         view = torch.randint(len(self._table), (len(indices),), generator=generator)
         images = crop_and_flip(images, self._table[view, indices])
         return RealBatch(self.normalise(images), self._kept[view, indices].to(self._device))
+
+
+def require_enough(source: Source, config: DistillConfig) -> int:
+    """Returns how many images are held out.
+
+    Raises:
+        UsageError: If the source has too few images for the synthetic set.
+    """
+    held = min(config.holdout, len(source) // 10)
+    if len(source) - held < config.num_images:
+        raise UsageError(
+            f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
+            f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
+        )
+    return held
 
 
 def _no_crop(shape: tuple[int, ...]) -> Tensor:

@@ -119,7 +119,8 @@ class DistillationStage:
         initial = state.images.detach().clone()
         if saved is not None:
             state.restore(*saved)
-        named = {"data": source.name} if isinstance(dataset, str | Path) else {}  # what a command line could name
+        # what a command line could name
+        named = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
         run.begin(overwrite=overwrite, config={**named, **target.options, **facts["config"]})
         distill(state, real, config, run)
 
