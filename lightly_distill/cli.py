@@ -32,15 +32,16 @@ class _Parser(ArgumentParser):
 
 
 def build_parser(preset: str | None = None) -> ArgumentParser:
-    """Builds the parser of all commands; a preset gives `distill` its defaults."""
+    """Builds the parser of all commands; a preset gives those that distil their defaults."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))
         module.arguments(command)
-        if preset is not None and name == "distill":
-            command.set_defaults(_flat(PRESETS[preset]))
+        known = {action.dest for action in command._actions}
+        if preset is not None and "preset" in known:
+            command.set_defaults({key: value for key, value in _flat(PRESETS[preset]).items() if key in known})
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         commands.add_subcommand(name, command, help=module.ABOUT)
     return parser

@@ -162,12 +162,10 @@ def evaluate(
     Raises:
         UsageError: If set, tasks, students, arms or folder do not fit together; before any long work.
     """
-    names = _check_arms(baselines, others or {})
+    names = check_arms(baselines, others or {})
     probes, labels = list(dict.fromkeys(probes)), list(dict.fromkeys(labels))
-    _known("probe", probes, PROBES)
-    used = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not used:
-        raise UsageError(f"seeds is a number of repetitions, at least 1; got {seeds}.")
+    check_known("probe", probes, PROBES)
+    used = seed_list(seeds)
     place = resolve_device(device)
     folder = None if out is None else empty_folder(Path(out))
     own = _as_set(synthetic)
@@ -186,14 +184,7 @@ def evaluate(
             )
     students = list(dict.fromkeys(part.strip() for part in student.split(",")))
     builders = {name: student_builder(name, size) for name in students}
-    opened = [task if isinstance(task, Task) else open_task(task, image_size=size) for task in tasks]
-    if not opened:
-        raise UsageError("Name a task to try the students on.")
-    for task in opened:
-        if [other.name for other in opened].count(task.name) > 1:
-            raise UsageError(f"Two tasks are named {task.name}: give one of them another name, as (name, train, test).")
-        for count in labels:
-            task.few(count, 0)  # refuses too few or too many now
+    opened = open_tasks(tasks, labels, image_size=size)
     real = _real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
     if real is not None:
         _check_origin(own, real)
@@ -229,8 +220,7 @@ def evaluate(
                                 arm.values.setdefault(key, []).append(PROBES[probe](trial))
                     progress.update()
                 if folder is not None:  # what is measured is not lost, whatever comes
-                    told = [result.to_dict() for result in results]
-                    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+                    write_results(results, folder)
     if folder is not None:
         report.write(results, own, folder, [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic)))
     return results
@@ -240,8 +230,54 @@ def _measure(probe: str, labels: "int | float | None") -> str:
     return probe if labels is None else f"{probe}@{labels:g}"
 
 
-def _check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str]:
-    _known("baseline", baselines, ARMS)
+def write_results(results: Sequence[Evaluation], folder: Path) -> None:
+    """Writes `results.json`."""
+    told = [result.to_dict() for result in results]
+    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """Returns the seeds of `evaluate`: so many, or these.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    used = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if not used:
+        raise UsageError(f"seeds is a number of repetitions, at least 1; got {seeds}.")
+    return used
+
+
+def open_tasks(tasks: Sequence[Any], labels: Sequence["int | float | None"], *, image_size: int) -> list[Task]:
+    """Opens the tasks of `evaluate`.
+
+    Raises:
+        UsageError: If there are none, two have one name, or one has too few labels or cannot be opened.
+    """
+    opened = [task if isinstance(task, Task) else open_task(task, image_size=image_size) for task in tasks]
+    check_task_names([task.name for task in opened])
+    for task in opened:
+        for count in labels:
+            task.few(count, 0)  # refuses too few or too many now
+    return opened
+
+
+def check_task_names(names: Sequence[str]) -> None:
+    """Refuses no tasks, and two of one name."""
+    if not names:
+        raise UsageError("Name a task to try the students on.")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"Two tasks are named {name}: give one of them another name, as (name, train, test).")
+
+
+def check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str]:
+    """Returns the names of all arms, in the order of the tables.
+
+    Raises:
+        UsageError: If a baseline is unknown, or another set has the name of an arm.
+    """
+    check_known("baseline", baselines, ARMS)
     taken = sorted(set(others) & set(ARMS))
     if taken:
         raise UsageError(f"The name of another set cannot be that of an arm: {', '.join(taken)}.")
@@ -249,7 +285,8 @@ def _check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str
     return [name for name in ARMS if name == "distilled" or name in baselines] + list(others)
 
 
-def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+def check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a name that is not known, and suggests the nearest."""
     for name in names:
         if name not in known:
             raise UsageError(f"Unknown {what} '{name}'.{did_you_mean(name, known)}")

@@ -48,14 +48,9 @@ class RealImages:
         self._source, self._target, self._device = source, target, device
         self._seed, self._views, self._init = config.seed, config.source_views, config.init
         self.mean, self.std = target.mean, target.std
-        held = min(config.holdout, len(source) // 10)
+        held = require_enough(source, config)
         order = torch.randperm(len(source), generator=seeding.generator(config.seed, "holdout"))
         self._held_out, self._train = order[:held].sort().values, order[held:].sort().values
-        if len(self._train) < config.num_images:
-            raise UsageError(
-                f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
-                f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
-            )
         self._resident = _on_device(source, device)
         self.batch_size = min(config.batch_size, len(self._train))
         if self._views == "random":
@@ -152,6 +147,21 @@ def _on_device(source: Source, device: torch.device) -> Tensor | None:
         return None
     size = len(source) * 3 * source.image_size**2
     return source.read(torch.arange(len(source))).to(device) if size < free_memory(device) // 4 else None
+
+
+def require_enough(source: Source, config: DistillConfig) -> int:
+    """Returns how many images are held out.
+
+    Raises:
+        UsageError: If the source has too few images for the synthetic set.
+    """
+    held = min(config.holdout, len(source) // 10)
+    if len(source) - held < config.num_images:
+        raise UsageError(
+            f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
+            f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
+        )
+    return held
 
 
 def _no_crop(shape: tuple[int, ...]) -> Tensor:

@@ -86,9 +86,9 @@ def write(
         body += [f"<h2>Student {html_text(result.student)}</h2>", html_table(table), *_student_charts(result)]
     if len(results) > 1:
         body += ["<h2>Distilled against random, by student</h2>", figures(_architectures(results))]
-    drawn = [_synthetic(synthetic)]
+    drawn = [synthetic_images(synthetic)]
     if loss_rows:
-        chart = _chart(pictures.loss_curve, loss_rows, width=pictures.NARROW)
+        chart = draw_chart(pictures.loss_curve, loss_rows, width=pictures.NARROW)
         drawn.append(figure(chart, "Outer loss by step", "The loss of the distillation."))
     body += ["<h2>The synthetic set</h2>", figures(drawn, "large")]
     body += ["<h2>Settings</h2>", html_table(settings), _origin(synthetic)]
@@ -99,15 +99,15 @@ def _accuracies(result: "Evaluation") -> Table:
     """Makes the table of one student: a row for each arm, then what follows from them."""
     measures = findings.measures(result)
     table = Table(
-        f"Accuracy in %, {_of_seeds(result)}. Bold: the best, the ceilings full and target left out. Last row: points "
+        f"Accuracy in %, {of_seeds(result)}. Bold: the best, the ceilings full and target left out. Last row: points "
         "of accuracy ± standard error.",
         ["arm", *measures, "images", "size", "pre-training in s"],
         [],
         foot=2,
     )
     for name, arm in result.arms.items():
-        cost = [f"{arm.images:,}", pictures.size_text(arm.bytes), _spread(arm.seconds)] if arm.images else ["-"] * 3
-        table.rows.append([name, *(_spread(arm.values.get(measure, []), 100) for measure in measures), *cost])
+        cost = [f"{arm.images:,}", pictures.size_text(arm.bytes), mean_spread(arm.seconds)] if arm.images else ["-"] * 3
+        table.rows.append([name, *(mean_spread(arm.values.get(measure, []), 100) for measure in measures), *cost])
     for column, measure in enumerate(measures, start=1):
         means = {
             row: statistics.fmean(arm.values[measure])
@@ -124,14 +124,16 @@ def _accuracies(result: "Evaluation") -> Table:
     return table
 
 
-def _of_seeds(result: "Evaluation") -> str:
+def of_seeds(result: "Evaluation") -> str:
+    """Returns what values with a spread are, in words."""
     numbers = ", ".join(map(str, result.seeds))
     if len(result.seeds) == 1:
         return f"one seed ({numbers}), so no spread is known"
     return f"mean ± standard deviation of {len(result.seeds)} seeds ({numbers})"
 
 
-def _spread(values: Sequence[float], scale: float = 1.0) -> str:
+def mean_spread(values: Sequence[float], scale: float = 1.0) -> str:
+    """Returns mean and standard deviation as text, times `scale`; a dash where there are no values."""
     if not values:
         return "-"
     mean = f"{scale * statistics.fmean(values):.1f}"
@@ -170,11 +172,11 @@ def _student_charts(result: "Evaluation") -> list[str]:
     for measure in findings.measures(result):
         arms = {name: arm for name, arm in result.arms.items() if arm.values.get(measure)}
         values = {name: arm.values[measure] for name, arm in arms.items()}
-        told = ", ".join(f"{name} {_spread(seen, 100)}" for name, seen in values.items())
-        chart = _chart(pictures.accuracy_points, values, title=measure)
+        told = ", ".join(f"{name} {mean_spread(seen, 100)}" for name, seen in values.items())
+        chart = draw_chart(pictures.accuracy_points, values, title=measure)
         points.append(figure(chart, f"Accuracy in % by arm, {measure}: {told}"))
         by_size = {name: (arm.bytes, arm.values[measure]) for name, arm in arms.items()}
-        chart = _chart(pictures.accuracy_by_size, by_size, title=measure)
+        chart = draw_chart(pictures.accuracy_by_size, by_size, title=measure)
         sizes.append(figure(chart, f"Accuracy against size, {measure}; the numbers are in the table"))
     return ["<h3>Accuracy by arm</h3>", figures(points), "<h3>Accuracy against size</h3>", figures(sizes)]
 
@@ -186,12 +188,13 @@ def _architectures(results: "Sequence[Evaluation]") -> list[str]:
         bars = {name: (each.difference, each.error) for name, each in compared.items() if each}
         if bars:
             told = ", ".join(f"{name} {each.cell()}" for name, each in compared.items() if each)
-            chart = _chart(pictures.difference_bars, bars, title=f"{measure}: distilled - random")
+            chart = draw_chart(pictures.difference_bars, bars, title=f"{measure}: distilled - random")
             charts.append(figure(chart, f"Distilled minus random in points, {measure}: {told}"))
     return charts
 
 
-def _synthetic(synthetic: SyntheticSet) -> str:
+def synthetic_images(synthetic: SyntheticSet) -> str:
+    """Returns a figure of the first images of a set."""
     shown = synthetic.displayable()
     file = io.BytesIO()
     pictures.image_grid(shown, limit=SHOWN).save(file, "PNG", optimize=True)
@@ -212,8 +215,8 @@ def _origin(synthetic: SyntheticSet) -> str:
     return f"{table}<details><summary>Provenance of the set, in full</summary>{preformatted(whole)}</details>"
 
 
-def _chart(draw: Callable[..., None], what: Any, **options: Any) -> str:
-    """Draws as SVG: sharp at any width."""
+def draw_chart(draw: Callable[..., None], what: Any, **options: Any) -> str:
+    """Returns a chart as an address that holds all of it, in SVG: sharp at any width."""
     import matplotlib
 
     # Letters as outlines need no font where they are shown, and a dollar in a name starts no formula.

@@ -39,9 +39,11 @@ class Source(ABC):
         skipped: How many items were skipped, by reason.
         kept: Index of each kept image among the items of the dataset, int64, shape (n,).
         in_memory: Whether the decoded images are kept in memory.
+        located: Whether its name, given to `open_source`, finds it again.
     """
 
     in_memory = False
+    located = False
 
     def __init__(self, kept: Tensor, name: str, image_size: int, fingerprint: str, skipped: dict[str, int]) -> None:
         self.kept = kept
@@ -188,7 +190,9 @@ def open_source(
     shape = (len(decoder), 3, decoder.image_size, decoder.image_size)
     fits = torch.Size(shape).numel() <= memory_limit
     memory = torch.empty(shape, dtype=torch.uint8) if fits else None
-    return _first_pass(decoder, memory, num_workers)
+    source = _first_pass(decoder, memory, num_workers)
+    source.located = isinstance(data, str | Path)
+    return source
 
 
 def _own_size(items: Items) -> int:

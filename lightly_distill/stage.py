@@ -157,7 +157,8 @@ class DistillationStage:
         initial = state.images.detach().clone()
         if saved is not None:
             state.restore(*saved)
-        named = {"data": source.name} if isinstance(dataset, str | Path) else {}  # what a command line could name
+        # what a command line could name
+        named = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
         run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
         _plan(state, real.batch_size, config, decided=saved is not None)
         distill(state, real, config, run)

@@ -76,20 +76,17 @@ def open_task(data: Any, *, image_size: int) -> Task:
     Args:
         data: A source as `locate` takes it, without `#SPLIT`: its split `train` is for training, and the first there is
             of `test`, `validation`, `valid`, `val` for testing. Class folders are labels. Or a pair of datasets,
-            for training and testing, with a name before them where two pairs are of one class.
+            for training and testing, with a name before them where two pairs are of one class. An open task is
+            returned as it is.
         image_size: S, in pixels.
 
     Raises:
         UsageError: If there is no such source, a split or the labels are missing, there is one class only, or the test
             images have a class that the training images do not.
     """
-    if isinstance(data, (str, Path)):
-        name, train, test = str(data), *_splits(str(data))
-    elif isinstance(data, Sequence) and len(data) in (2, 3):
-        *named, train, test = data
-        name = str(named[0]) if named else type(train).__name__
-    else:
-        raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {data!r}.")
+    if isinstance(data, Task):
+        return data
+    name, train, test = find_task(data)
     images, labels = _labelled(train, image_size, name)
     test_images, test_labels = _labelled(test, image_size, name)
     classes = sorted(set(labels))
@@ -107,6 +104,26 @@ def open_task(data: Any, *, image_size: int) -> Task:
         torch.tensor([number[label] for label in test_labels]),
         tuple(map(str, classes)),
     )
+
+
+def find_task(data: Any) -> tuple[str, Any, Any]:
+    """Finds a task and reads none of its images and labels.
+
+    Args:
+        data: As for `open_task`.
+
+    Returns:
+        Its name, and its splits for training and testing.
+
+    Raises:
+        UsageError: If there is no such source, or a split is missing.
+    """
+    if isinstance(data, (str, Path)):
+        return str(data), *_splits(str(data))
+    if isinstance(data, Sequence) and len(data) in (2, 3):
+        *named, train, test = data
+        return str(named[0]) if named else type(train).__name__, train, test
+    raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {data!r}.")
 
 
 def _splits(spec: str) -> tuple[Any, Any]:

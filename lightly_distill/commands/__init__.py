@@ -1,6 +1,6 @@
 """The commands, one module each: what it does (`ABOUT`), how its options are declared, how it is run."""
 
-from lightly_distill.commands import demo, distill, evaluate, inspect, pretrain, students
+from lightly_distill.commands import demo, distill, evaluate, inspect, pretrain, students, sweep
 
 # in the order of --help
 COMMANDS = {
@@ -8,6 +8,7 @@ COMMANDS = {
     "distill": distill,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "sweep": sweep,
     "students": students,
     "inspect": inspect,
 }

@@ -1,6 +1,7 @@
 """`lightly-distill distill`."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -25,29 +26,38 @@ Preset = Literal["cifar", "tinyimagenet", "imagenet64"]
 
 def arguments(parser: ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
-    parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
-    parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
-    target_options(parser)
+    stage_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Output folder.")
-    parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
     parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in --out.")
     parser.add_argument(
         "--strict", action="store_true", help="Refuse to go on from an older checkpoint if the newest is damaged."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an old run in --out.")
-    parser.add_class_arguments(DistillConfig, nested_key=None)
+
+
+def stage_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
+    """Declares what decides a synthetic set: source, target, and the configuration without the fields in `skip`."""
+    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
+    parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
+    parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
+    target_options(parser)
+    parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
+    parser.add_class_arguments(DistillConfig, nested_key=None, skip=set(skip))
+
+
+def stage_config(options: Namespace) -> DistillConfig:
+    """Returns the configuration that the options of `stage_options` give."""
+    fields = {field.name for field in dataclasses.fields(DistillConfig)}
+    return make_config(**{name: value for name, value in options.as_dict().items() if name in fields})
 
 
 def run(options: Namespace) -> None:
     """Runs the command."""
-    fields = {field.name for field in dataclasses.fields(DistillConfig)}
-    settings = {name: value for name, value in options.as_dict().items() if name in fields}
     # what is quickly seen to be wrong comes before the target, which may be a download
     if is_main():
         RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
     locate(options.data)
-    config = make_config(**settings)
+    config = stage_config(options)
     target = load_target(options.target, options.target_encoder, options.target_class)
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}
