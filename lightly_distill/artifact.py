@@ -1,11 +1,12 @@
 """A synthetic set on disk: a folder that is also the layout of a Hugging Face dataset repository.
 
-    README.md                         the dataset card
+    README.md                         the dataset card; anybody's to edit, so without a hash
     data/train-00000-of-00001.parquet image (PNG, for eyes), pixels (float32), representation (float32), source_index
     lightly_distill.json              format version, shape, normalisation, provenance, metrics, hashes
     preview.png                       the grid of images
 
-A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read.
+A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read. From the
+Hub nothing is fetched before that JSON has been read and its claims compared with the sizes that the Hub tells.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +38,7 @@ PREVIEW = "preview.png"
 MAX_FACTS = 16 * 2**20  # bytes of JSON
 MAX_SHAPE = {"m": 10**6, "C": 3, "H": 4096, "W": 4096, "d": 2**17}
 MAX_NUMBERS = 2**31 - 1  # of all images, and of all representations: 8 GiB each, and what Arrow's lists can count
+MAX_BESIDE = 64 * 2**20  # bytes of all files but the data
 
 _FILE_NAME = re.compile(r"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png)", re.ASCII)
 _OWN_FILE = re.compile("|".join([*map(re.escape, (CARD, FACTS, PREVIEW)), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII)
@@ -91,8 +94,7 @@ def find(folder: Path) -> Path:
             return candidate
     if not folder.exists():
         raise UsageError(
-            f"There is no synthetic set at {folder}: no such folder. Loading from the Hugging Face Hub is not in this "
-            "version; download the set and give its folder."
+            f"There is no synthetic set at {folder}: no such folder. (A set on the Hugging Face Hub is OWNER/NAME.)"
         )
     raise UsageError(f"{folder} holds no synthetic set: there is no {FACTS} in it, nor in its folder 'set'.")
 
@@ -104,8 +106,8 @@ def read(folder: Path) -> dict[str, Any]:
         DistillError: If a file is missing, changed or damaged, or the format is newer.
     """
     facts = read_facts(folder)
-    for name, expected in facts["files"].items():
-        _check_file(folder / name, expected)
+    for name, expected in hashed(facts).items():
+        check_file(folder / name, expected)
     count, channels, height, width, dim = (facts["shape"][letter] for letter in MAX_SHAPE)
     try:
         images, representations, source_index = parquet.read(folder / DATA, (count, channels, height, width), dim)
@@ -133,8 +135,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_FACTS + 1)
-        if len(content) > MAX_FACTS:
-            raise DistillError(f"{path} is larger than {MAX_FACTS >> 20} MiB: not a synthetic set.")
+        check_facts_size(len(content), str(path))
         facts: dict[str, Any] = json.loads(content.decode(), parse_constant=_refuse_constant)
         version = facts["format_version"]
         major = int(version.split(".")[0])
@@ -153,6 +154,51 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DistillError(f"{path} is not complete: {type(error).__name__}: {error}") from error
     return facts
+
+
+def hashed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Returns the files that must be those that were written, name to `bytes` and `sha256`; the card is not one."""
+    return {name: expected for name, expected in facts["files"].items() if name != CARD}
+
+
+def check_facts_size(size: int, owner: str) -> None:
+    """Refuses a lightly_distill.json that is larger than one ever is.
+
+    Raises:
+        DistillError: If it is.
+    """
+    if size > MAX_FACTS:
+        raise DistillError(f"{owner} is larger than {MAX_FACTS >> 20} MiB: not a synthetic set.")
+
+
+def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> None:
+    """Refuses files that are not of the size that the facts claim, or larger than a set of this shape can be.
+
+    Args:
+        facts: From `read_facts`.
+        sizes: Bytes of each file that is there, before anything is fetched.
+        owner: Of the files, for messages.
+
+    Raises:
+        DistillError: If a file is missing, of another size, or too large.
+    """
+    claimed = {name: expected["bytes"] for name, expected in hashed(facts).items()}
+    for name, size in claimed.items():
+        if name not in sizes:
+            raise DistillError(f"{owner} is not complete: {FACTS} lists {name}, which is not there.")
+        if sizes[name] != size:
+            raise DistillError(
+                f"{owner} is not what was published: {name} has {sizes[name]} bytes, {FACTS} says {size}."
+            )
+    count, channels, height, width, dim = (facts["shape"][letter] for letter in MAX_SHAPE)
+    pixels = channels * height * width
+    # float32 as it is, a PNG that no compression helped, and what a table needs for each row and itself
+    most = count * (4 * (pixels + dim) + 2 * pixels + 2**12) + 2**20
+    if claimed[DATA] > most or sum(claimed.values()) - claimed[DATA] > MAX_BESIDE:
+        raise DistillError(
+            f"{owner} has {sum(claimed.values())} bytes, more than a set of the shape {facts['shape']} can have: "
+            "refused."
+        )
 
 
 def _check_facts(path: Path, facts: dict[str, Any]) -> None:
@@ -183,7 +229,16 @@ def _check_shape(shape: dict[str, int], owner: str, error: type[DistillError]) -
         )
 
 
-def _check_file(path: Path, expected: dict[str, Any]) -> None:
+def check_file(path: Path, expected: dict[str, Any]) -> None:
+    """Refuses a file that is not the one that was written.
+
+    Args:
+        path: Of the file.
+        expected: Its `bytes` and `sha256`.
+
+    Raises:
+        DistillError: If it is missing, changed or damaged.
+    """
     if not path.is_file():
         raise DistillError(f"The set is not complete: {path} is missing; get it again.")
     try:
@@ -237,7 +292,7 @@ def _facts(synthetic: "SyntheticSet", folder: Path) -> str:
         "metrics": synthetic.metrics,
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-            for name in (CARD, DATA, PREVIEW)
+            for name in (DATA, PREVIEW)
         },
     }
     try:

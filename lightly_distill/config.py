@@ -81,9 +81,10 @@ class DistillConfig:
     source_views: int | Literal["random"] = 0
     """0: real images as they are. K: K fixed views (pad-4 crop and flip) of each, their target representations kept.
     "random": a fresh view and a pass of the target in each step, as the paper's authors do."""
-    init: Literal["random", "kmeans"] = "random"
-    """Real images that the synthetic ones start from: drawn at random, or those nearest to as many centroids of the
-    target's representations."""
+    init: Literal["random", "kmeans", "noise"] = "random"
+    """What the synthetic images start from. "random": real images, drawn at random. "kmeans": those nearest to as many
+    centroids of the target's representations. "noise": no real image, nor its representation: normal noise, and
+    representations drawn from a normal distribution with mean and covariance of the real ones."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
     seed: int = 0
@@ -118,7 +119,7 @@ class DistillConfig:
         _one_of("precision", self.precision, ("fp32", "bf16"))
         if not isinstance(self.compile, bool):
             raise UsageError(f"compile must be true or false; got {self.compile!r}.")
-        _one_of("init", self.init, ("random", "kmeans"))
+        _one_of("init", self.init, ("random", "kmeans", "noise"))
         _one_of("parallel", self.parallel, ("batch", "pool"))
         chunk = self.chunk_size
         if chunk not in ("auto", None) and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 2):

@@ -51,7 +51,7 @@ class DistillState:
     Attributes:
         images: Synthetic images, shape (M, C, H, W), normalised. A leaf that requires grad.
         representations: Synthetic representations, shape (M, D). A leaf that requires grad.
-        source_index: Index in the source of the real image that each started from, shape (M,).
+        source_index: Index in the source of the real image that each started from, -1 where it was noise, shape (M,).
         pool: Online students.
         optimizer: AdamW over images and representations.
         team: The processes, and how they work together.
@@ -80,9 +80,9 @@ class DistillState:
         config: DistillConfig,
         processes: Processes = ALONE,
     ) -> "DistillState":
-        """Makes the initial state: real images, the target's representations of them, an untrained pool."""
+        """Makes the initial state: images and representations as `config.init` says, an untrained pool."""
         team = Team.of(processes, config.parallel)
-        index, batch = real.initial(config.num_images)
+        index, batch = (real.noise if config.init == "noise" else real.initial)(config.num_images)
         images = batch.images.clone().requires_grad_()
         representations = batch.representations.clone().requires_grad_()
         pool = StudentPool(

@@ -185,9 +185,9 @@ def evaluate(
     students = list(dict.fromkeys(part.strip() for part in student.split(",")))
     builders = {name: student_builder(name, size) for name in students}
     opened = open_tasks(tasks, labels, image_size=size)
-    real = _real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
+    real = real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
     if real is not None:
-        _check_origin(own, real)
+        check_origin(own, real)
 
     setting = {
         "tasks": [task.name for task in opened],
@@ -300,11 +300,11 @@ def _shape(synthetic: SyntheticSet) -> str:
     return "x".join(map(str, synthetic.images.shape[1:]))
 
 
-def _real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
+def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
     """Opens the real images and the target, which the configuration of a run names where the user does not."""
     named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
     data = data if data is not None else named.get("data")
-    if target is None and _is_only_weights(named.get("target")) and "target_class" not in named:
+    if target is None and is_only_weights(named.get("target")) and "target_class" not in named:
         target = load_target(named["target"], named.get("target_encoder"))
     if data is None or target is None:
         missing = " and ".join(name for name, value in (("data", data), ("target", target)) if value is None)
@@ -316,12 +316,12 @@ def _real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.
     return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
 
 
-def _is_only_weights(spec: Any) -> bool:
+def is_only_weights(spec: Any) -> bool:
     """Returns whether loading this target runs no code that a file names: a set may come from a stranger."""
     return isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
 
 
-def _check_origin(own: SyntheticSet, real: RealSide) -> None:
+def check_origin(own: SyntheticSet, real: RealSide) -> None:
     """Refuses real images and a target that the set was not distilled from, as far as the set knows."""
     if (own.mean, own.std) != (real.target.mean, real.target.std):
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightly_distill import artifact
+from lightly_distill import artifact, hub
 from lightly_distill.synthetic import SyntheticSet
 
 WIDTH = 100  # characters of a line
@@ -16,16 +16,19 @@ MAX_ORIGIN = 30  # lines of provenance and metrics; the JSON file has the rest
 MAX_FACT = 400  # characters of one of them
 
 
-def describe(folder: Path) -> str:
-    """Returns sizes, statistics, origin and pictures of a set on disk; see `describe_set`.
+def describe(place: str | Path) -> str:
+    """Returns sizes, statistics, origin and pictures of a set on disk or on the Hub; see `describe_set`.
 
     Args:
-        folder: The folder of a set, or the output folder of a run.
+        place: As for `SyntheticSet.load`.
 
     Raises:
         DistillError: If there is no set, or it is damaged; see `SyntheticSet.load`.
     """
-    return describe_set(SyntheticSet.load(folder), artifact.find(folder))
+    folder, origin = hub.local_folder(place)
+    synthetic = SyntheticSet.load(folder)
+    synthetic.origin = origin
+    return describe_set(synthetic, artifact.find(folder))
 
 
 def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
@@ -49,6 +52,8 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
         "started from": f"{started} real images, {count - started} of noise",
         "representations": f"{count} of {synthetic.dim} numbers, {_statistics(synthetic.representations)}, float32",
     }
+    if synthetic.origin:
+        lines["on the Hub"] = synthetic.origin
     if folder is not None:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         lines["on disk"] = f"{size / 1e6:.2f} MB ({size} bytes) in {folder}"

@@ -1,5 +1,6 @@
 """Trains a fresh student on a synthetic set."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,26 @@ def pretrain(
     return backbone
 
 
+def is_trained(student: str, synthetic: "SyntheticSet", out: "str | Path", device: str, **settings: Any) -> bool:
+    """Returns whether a folder holds just the backbone that `pretrain` with these arguments would write there.
+
+    Args:
+        student: As for `pretrain`, and so are all others.
+        synthetic: The set.
+        out: The folder.
+        device: Does not decide.
+        settings: All numbers of the recipe.
+    """
+    path = Path(out, "config.json")
+    if not path.is_file() or not Path(out, "model.safetensors").is_file():
+        return False
+    try:
+        written = json.loads(path.read_text()).get("lightly_distill")
+    except (ValueError, AttributeError):
+        return False
+    return bool(written == json.loads(json.dumps(_metadata(student, synthetic, settings))))
+
+
 def _epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, representations: Tensor, batches: list[Tensor]
 ) -> float:
@@ -151,4 +172,5 @@ def _metadata(student: str, synthetic: "SyntheticSet", settings: dict[str, Any])
         "input_size": list(synthetic.images.shape[1:]),
         "pretraining": settings,
         "synthetic_set": synthetic.provenance,
+        **({"set": synthetic.origin} if synthetic.origin else {}),
     }

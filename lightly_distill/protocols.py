@@ -63,6 +63,10 @@ class StudentAdapter(Protocol):
         """Returns the lines of Python that bring back what `save` wrote."""
         ...
 
+    def how_to_load_from_hub(self, name: str, repo_id: str) -> str:
+        """Returns the lines of Python that load it from a model repository on the Hugging Face Hub."""
+        ...
+
 
 class SourceAdapter(Protocol):
     """Opens real images."""

@@ -21,6 +21,7 @@ from lightly_distill.targets import Target, represent
 
 PAD = 4  # pixels; the authors' random crop
 CHUNK = 512  # images to the target model at a time
+SAMPLE = 4096  # real images whose representations say how those of a start from noise are spread
 
 
 class RealImages:
@@ -87,6 +88,26 @@ class RealImages:
             chosen = torch.randperm(len(self._train), generator=seeding.generator(self._seed, "initial"))[:count]
         indices = self._train[chosen]
         return indices, self._plain(indices)
+
+    def noise(self, count: int) -> tuple[Tensor, RealBatch]:
+        """Draws noise that the synthetic set starts from.
+
+        The target's representations of noise are all alike, from which nothing is learned. These are drawn from a
+        normal distribution with mean and covariance of the real ones: spread as they are, and no image's own.
+
+        Returns:
+            Indices that say so, all -1, shape (count,), and the batch.
+        """
+        generator = seeding.generator(self._seed, "initial", "noise")
+        order = torch.randperm(len(self._train), generator=generator)[:SAMPLE]
+        real = self._plain(self._train[order]).representations.cpu()
+        mean = real.mean(0)
+        # as many normal numbers as there are rows: their sum over the centred rows has the rows' covariance
+        weights = torch.randn(count, len(real), generator=generator) / max(len(real) - 1, 1) ** 0.5
+        size = self._source.image_size
+        images = torch.randn(count, 3, size, size, generator=generator)
+        batch = RealBatch(images.to(self._device), (mean + weights @ (real - mean)).to(self._device))
+        return torch.full((count,), -1), batch
 
     def held_out(self) -> RealBatch | None:
         """Returns the held-out images as they are, or None if there are none."""

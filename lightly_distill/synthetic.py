@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightly_distill import artifact
+from lightly_distill import artifact, hub
 from lightly_distill.errors import DistillError, UsageError
+
+if TYPE_CHECKING:
+    from lightly_distill.publish import Published
 
 
 class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
@@ -24,6 +27,9 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
+
+    Attributes:
+        origin: Where it was loaded from on the Hugging Face Hub, `OWNER/NAME@COMMIT`; empty for any other set.
 
     Raises:
         UsageError: If shapes or types do not fit, or a number is not finite.
@@ -62,6 +68,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         self.std: tuple[float, ...] = tuple(float(value) for value in std)
         self.provenance = provenance or {}
         self.metrics = metrics or {}
+        self.origin = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,21 +107,73 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         return artifact.write(self, Path(folder), overwrite=overwrite)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "SyntheticSet":
-        """Reads what `save` wrote, bit for bit, and checks it.
+    def load(cls, place: str | Path, *, revision: str | None = None) -> "SyntheticSet":
+        """Reads what `save` or `push_to_hub` wrote, bit for bit, and checks it. No code of a set is ever run.
 
         Args:
-            folder: The folder of a set, or the output folder of a run, which holds the set under `set`.
+            place: The folder of a set, or the output folder of a run, which holds the set under `set`. Where there is
+                no such folder, `OWNER/NAME` or `OWNER/NAME@REVISION` on the Hugging Face Hub; what was fetched once
+                is there without network too.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
             UsageError: If there is no set.
-            DistillError: If the set is damaged, or of a newer format.
+            DistillError: If the set is damaged, or of a newer format, or the Hub fails.
         """
-        place = artifact.find(Path(folder))
+        fetched, origin = hub.local_folder(place, revision)
+        folder = artifact.find(fetched)
         try:
-            return cls(**artifact.read(place))
+            loaded = cls(**artifact.read(folder))
         except UsageError as error:  # not the user's tensors: a file with the right hash and impossible numbers
-            raise DistillError(f"{place} holds no synthetic set: {error}") from error
+            raise DistillError(f"{folder} holds no synthetic set: {error}") from error
+        loaded.origin = origin
+        return loaded
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        license: str | None = None,
+        source_license: str | None = None,
+        evaluation: str | Path | None = None,
+        data: Any = None,
+        target: Any = None,
+        pairs: str | Path | None = None,
+        accept_near_copies: bool = False,
+        dry_run: str | Path | None = None,
+    ) -> "Published":
+        """Publishes the set as a dataset repository on the Hugging Face Hub; `publish.publish` tells each argument.
+
+        Example:
+            >>> synthetic = stage.run(dataset)
+            >>> synthetic.push_to_hub("me/cifar10-simclr-1k", license="cc-by-4.0", data=dataset, target=model)
+
+        Raises:
+            UsageError: If an argument is wrong, or images are near copies of real ones and that is not accepted.
+            DistillError: If the Hub refuses or fails, in one line that says what to do.
+        """
+        from lightly_distill.publish import publish  # here: it draws, and looks at real images
+
+        return publish(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            license=license,
+            source_license=source_license,
+            evaluation=evaluation,
+            data=data,
+            target=target,
+            pairs=pairs,
+            accept_near_copies=accept_near_copies,
+            dry_run=dry_run,
+        )
 
 
 def _check(name: str, value: Tensor, shape: tuple[str, ...], dtype: torch.dtype) -> None:

@@ -51,7 +51,7 @@ def test_the_folder_is_as_documented(folder: Path) -> None:
     assert (facts["format_version"], facts["kind"]) == ("1.0", "synthetic_set")
     assert facts["shape"] == {"m": 6, "C": 3, "H": 8, "W": 8, "d": 5}
     assert (facts["mean"], facts["std"], facts["provenance"]["steps"]) == ([*MEAN], [*STD], 7)
-    assert set(facts["files"]) == {"README.md", artifact.DATA, "preview.png"}
+    assert set(facts["files"]) == {artifact.DATA, "preview.png"}
     for name, told in facts["files"].items():
         content = (folder / name).read_bytes()
         assert told == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -125,7 +125,48 @@ def test_several_row_groups_come_back_in_order(tmp_path: Path, monkeypatch: pyte
     assert same_bits(again.images, ours.images) and torch.equal(again.source_index, ours.source_index)
 
 
-@pytest.mark.parametrize("name", ["README.md", artifact.DATA, "preview.png"])
+def test_the_card_may_be_edited_even_in_old_sets_that_list_its_hash(folder: Path) -> None:
+    (folder / "README.md").write_text("mine")
+    entry = {"bytes": 1, "sha256": "of the old one"}
+    edit_facts(folder, lambda facts: facts["files"].update({"README.md": entry}))
+    assert same_bits(SyntheticSet.load(folder).images, make_set().images)
+    (folder / "README.md").unlink()
+    assert len(SyntheticSet.load(folder)) == 6
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({}, f"x is not complete: lightly_distill.json lists {artifact.DATA}, which is not there"),
+        ({artifact.DATA: 5}, f"x is not what was published: {artifact.DATA} has 5 bytes, lightly_distill.json says"),
+    ],
+)
+def test_sizes_that_are_not_as_claimed_are_refused(folder: Path, sizes: dict[str, int], message: str) -> None:
+    facts = artifact.read_facts(folder)
+    claimed = {name: entry["bytes"] for name, entry in facts["files"].items()}
+    artifact.check_sizes(facts, claimed, "x")
+    rest = {} if not sizes else claimed
+    with pytest.raises(DistillError, match=message):
+        artifact.check_sizes(facts, {**rest, **sizes}, "x")
+
+
+@pytest.mark.parametrize("name", [artifact.DATA, "preview.png"])
+def test_files_larger_than_such_a_set_can_be_are_refused(folder: Path, name: str) -> None:
+    facts = artifact.read_facts(folder)
+    facts["files"][name]["bytes"] = 10**9
+    claimed = {name: entry["bytes"] for name, entry in facts["files"].items()}
+    with pytest.raises(DistillError, match=r"x has 10\d+ bytes, more than a set of the shape .* can have: refused"):
+        artifact.check_sizes(facts, claimed, "x")
+
+
+def test_the_largest_honest_set_is_within_the_bounds(tmp_path: Path) -> None:
+    noise = torch.randn(50, 3, 32, 32) * 3  # its PNGs are as large as PNGs get
+    SyntheticSet(noise, torch.randn(50, 1), mean=MEAN, std=STD).save(tmp_path / "set")
+    facts = artifact.read_facts(tmp_path / "set")
+    artifact.check_sizes(facts, {name: entry["bytes"] for name, entry in facts["files"].items()}, "x")
+
+
+@pytest.mark.parametrize("name", [artifact.DATA, "preview.png"])
 @pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "missing"])
 def test_a_changed_file_is_refused_by_name(folder: Path, name: str, damage: str) -> None:
     path = folder / name

@@ -74,16 +74,28 @@ def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
 def how_to_load(model: nn.Module, name: str, folder: str) -> str:
     """Returns the lines of Python that load what `save` wrote into `folder`."""
     name = _resolve(name)
-    lines = ["import timm"]
-    for family in (convnets, small_stems):
-        if family.register(name):
-            module = family.__name__.rpartition(".")[2]
-            lines.append(f"from lightly_distill_integrations import {module}; {module}.register({name!r})")
+    lines = _imports(name)
     built_with: Any = model.build_arguments
     arguments = "".join(f", {key}={value}" for key, value in built_with.items())
     weights = str(Path(folder, "model.safetensors"))
     lines.append(f"backbone = timm.create_model({name!r}, num_classes=0{arguments}, checkpoint_path={weights!r})")
     return "\n".join(lines)
+
+
+def how_to_load_from_hub(name: str, repo_id: str) -> str:
+    """Returns the lines of Python that load what `save` wrote from a model repository on the Hugging Face Hub."""
+    lines = _imports(_resolve(name))
+    return "\n".join([*lines, f"backbone = timm.create_model({f'hf_hub:{repo_id}'!r}, pretrained=True)"])
+
+
+def _imports(name: str) -> list[str]:
+    """Returns the lines after which timm knows a name; networks of our own have to be told to it."""
+    lines = ["import timm"]
+    for family in (convnets, small_stems):
+        if family.register(name):
+            module = family.__name__.rpartition(".")[2]
+            lines.append(f"from lightly_distill_integrations import {module}; {module}.register({name!r})")
+    return lines
 
 
 def load(spec: str) -> nn.Module:

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from lightly_distill import findings
-from lightly_distill.commands.shared import target_options
+from lightly_distill.commands.shared import SET_HELP, target_options
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation import ARMS, evaluate
 from lightly_distill.probes import PROBES
@@ -19,7 +19,7 @@ ABOUT = "Tries students that were pre-trained on a set and on what it has to bea
 
 def arguments(parser: ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--set", type=str, required=True, metavar="DIR", help="Synthetic set, or the run that made it.")
+    parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
     parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
     transfer_options(parser, baselines="scratch,random,kmeans")

@@ -3,6 +3,10 @@
 from jsonargparse import ArgumentParser
 
 PROGRAM = "lightly-distill"
+SET_HELP = (
+    "Synthetic set: its folder, that of the run that made it, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face "
+    "Hub."
+)
 SOURCE_HELP = (
     "Real images: a folder (with or without class folders), a folder or file of parquet or Arrow, a saved Hugging "
     "Face dataset, a Hub dataset id, or "

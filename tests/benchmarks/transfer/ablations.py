@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr of Y_s 1e-1": {"outer": {"lr_representations": 1e-1}},
     "ridge 1e-5": {"ridge": {"strength": 1e-5}},
 }
-LENGTHS = (50, 150, 500, 1000)  # epochs of pre-training on the base set, tried besides
+LENGTHS = (50, 150, 500)  # epochs of pre-training on the base set, tried besides
 MEASURES = ("cifar10/linear@2000", "cifar10/knn@2000")
 
 
