@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,7 @@ def test_a_resumed_run_of_two_equals_one_that_was_left_alone_bit_for_bit(tmp_pat
 def test_a_failing_process_ends_the_run(tmp_path: Path) -> None:
     fail = """
 import os
+import signal
 import lightly_distill.distill as d
 old = d._outer_step
 d._outer_step = lambda *a: 1 / 0 if os.environ["RANK"] == "1" else old(*a)
@@ -206,6 +209,7 @@ def test_a_pool_smaller_than_the_processes_is_refused(tmp_path: Path) -> None:
 def test_the_targets_of_all_are_that_of_the_main_process(tmp_path: Path) -> None:
     other = """
 import os
+import signal
 encoder = tiny.encoder()
 if os.environ["RANK"] == "1":
     encoder[0].weight.data.mul_(2)
@@ -230,3 +234,17 @@ def test_alone_there_is_no_process_group() -> None:
     assert ALONE.in_main(lambda: 3) == 3
     with pytest.raises(UsageError, match="here"):
         ALONE.in_main(lambda: (_ for _ in ()).throw(UsageError("here")))
+
+
+def test_a_signal_to_all_saves_and_ends_all(tmp_path: Path) -> None:
+    children = start({"out": str(tmp_path)}, {**OPTIONS, "steps": 100_000, "checkpoint_every": 100_000})
+    log = tmp_path / "metrics.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) > 3):
+        assert all(child.poll() is None for child in children)
+        time.sleep(0.1)
+    for child in children:  # as a launcher does
+        child.send_signal(signal.SIGTERM)
+    ended = finish(children)
+    assert [status for status, *_ in ended] == [143, 143], ended
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert len(saved) == 2 and saved[0] == "step-00000000.safetensors"
