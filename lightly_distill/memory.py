@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -69,10 +70,26 @@ def estimate(
 
 
 def free_memory(device: torch.device) -> int:
-    """Returns the bytes that are free on the device."""
+    """Returns the bytes that are free on the device; on the CPU also in the container, if it is limited."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *filter(None, map(_left_in, CGROUPS))])
+
+
+# What a container may use, and what it uses: control groups, version 2 and 1.
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def _left_in(group: tuple[Path, Path]) -> int | None:
+    """Returns the bytes that are left in a control group; None without a limit."""
+    try:
+        limit, used = (int(file.read_text()) for file in group)
+    except (OSError, ValueError):  # there is no such group, or its limit is "max"
+        return None
+    return max(limit - used, 1)
 
 
 def _probe(student: nn.Module, images: Tensor) -> tuple[int, int, float]:

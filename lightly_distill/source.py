@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.images import LARGEST_DEFAULT_SIZE, UnusableImage
 from lightly_distill.items import Items, steady_items
 from lightly_distill.locate import locate
+from lightly_distill.memory import free_memory
 
 _CHUNK = 64  # images at a time in the first pass
 _WORKERS_PAY_AFTER = 20.0  # seconds of decoding; below that, starting worker processes is not worth it
@@ -186,7 +186,7 @@ def open_source(
     if isinstance(decoder, Source):
         return decoder
     if memory_limit is None:
-        memory_limit = psutil.virtual_memory().available // 2
+        memory_limit = free_memory(torch.device("cpu")) // 2
     shape = (len(decoder), 3, decoder.image_size, decoder.image_size)
     fits = torch.Size(shape).numel() <= memory_limit
     memory = torch.empty(shape, dtype=torch.uint8) if fits else None

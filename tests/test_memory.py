@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import tiny
-from lightly_distill.memory import estimate
+from lightly_distill import memory
+from lightly_distill.memory import estimate, free_memory
 from lightly_distill.seeding import generator
 
 
@@ -49,3 +52,15 @@ def test_the_student_and_the_global_generator_stay_as_they_are() -> None:
     estimate([network], torch.randn(20, 3, 8, 8, generator=g), 16, "auto")
     assert torch.equal(torch.get_rng_state(), state) and network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(memory, "CGROUPS", ((limit, used), (tmp_path / "not", tmp_path / "here")))
+    cpu = torch.device("cpu")
+    whole = free_memory(cpu)
+    limit.write_text("max\n")
+    used.write_text("1000\n")
+    assert free_memory(cpu) == pytest.approx(whole, rel=0.2)
+    limit.write_text("5000\n")
+    assert free_memory(cpu) == 4000
