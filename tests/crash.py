@@ -1,6 +1,7 @@
 """Runs of the command line in child processes, which can be stopped at a chosen moment."""
 
 import functools
+import importlib
 import json
 import logging
 import multiprocessing
@@ -33,6 +34,11 @@ def make():
 """
 
 Prepare = Callable[[], None]
+
+# what a run imports when it needs it: imported here, each child has it already
+for name in ("lightly_distill_integrations.timm_backbones", "lightly_distill_integrations.lightly_models"):
+    importlib.import_module(name)
+importlib.import_module("matplotlib.figure")
 
 
 def make_place(folder: Path) -> Path:
