@@ -1,6 +1,6 @@
 """The dataset card of a synthetic set, written from its recorded facts.
 
-What stands between two marks is written anew each time; text and header of the user's own around it stay.
+What is around it is the user's own; see `card_frame.py`.
 """
 
 import statistics
@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lightly_distill.errors import DistillError
+from lightly_distill import card_frame
 
 if TYPE_CHECKING:
     from lightly_distill.synthetic import SyntheticSet
 
-BEGIN = (
-    "<!-- lightly-distill: from here to the end mark, the text is written anew each time. All around it is yours. -->"
-)
-END = "<!-- lightly-distill: end -->"
 TAGS = ("lightly-distill", "dataset-distillation", "self-supervised-learning", "image")
 NOT_MEASURED = "Not measured by who published it: `lightly-distill evaluate` does."
 NOT_CHECKED = "Not checked by who published it: the real images or the target model were not at hand."
@@ -25,7 +21,6 @@ NOT_CHECKED = "Not checked by who published it: the real images or the target mo
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 _BODY = """\
-{begin}
 # A synthetic set of {count} images
 
 {count} learned images of {width}x{height} pixels, each with a learned representation of {dim} numbers.
@@ -81,7 +76,6 @@ The method is that of Lee et al., ICLR 2024, arXiv:2310.06511.
   year={{2024}}
 }}
 ```
-{end}
 """
 
 
@@ -107,13 +101,11 @@ def text(
     Raises:
         DistillError: If the header of the card before is not YAML.
     """
-    header, around = taken_apart(before or "")
+    header, around = card_frame.take_apart(before or "")
     header = _header(len(synthetic), header, license)
     count, _, height, width = synthetic.images.shape
     settings = facts(synthetic) | _sizes(synthetic, size)
     body = _BODY.format(
-        begin=BEGIN,
-        end=END,
         count=count,
         width=width,
         height=height,
@@ -127,12 +119,7 @@ def text(
         near=_or(NOT_CHECKED, near_copies_sentence, synthetic.metrics.get("near_copies")),
         licence=_licence(header.get("license"), source_license),
     )
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{around[0]}{body}{around[1]}"
-
-
-def own_text(card: str) -> str:
-    """Returns what the user wrote: all text that is not ours, without the header."""
-    return "".join(taken_apart(card)[1]).strip()
+    return card_frame.put_together(header, around, body)
 
 
 def facts(synthetic: "SyntheticSet") -> dict[str, str]:
@@ -172,37 +159,11 @@ def near_copies_sentence(found: dict[str, Any]) -> str:
     return told
 
 
-def taken_apart(card: str) -> tuple[dict[str, Any], tuple[str, str]]:
-    """Returns the header of a card, and the user's text before and after ours.
-
-    Raises:
-        DistillError: If the header is not YAML.
-    """
-    card = card.replace("\r\n", "\n")
-    header: Any = {}
-    if card.startswith("---\n") and "\n---" in card[3:]:
-        top, _, card = card[4:].partition("\n---")
-        card = card.partition("\n")[2]
-        try:
-            header = yaml.safe_load(top)
-        except yaml.YAMLError as error:
-            raise DistillError(
-                f"The header of the card that is there is not YAML ({' '.join(str(error).split())}): correct it first."
-            ) from error
-    before, begin, rest = card.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):  # no card of ours, or a mark was removed: all of it is the user's
-        before, after = (f"{card.rstrip()}\n\n" if card.strip() else ""), ""
-    return header if isinstance(header, dict) else {}, (before, after.removeprefix("\n"))
-
-
 def _header(count: int, before: Mapping[str, Any], license: str | None) -> dict[str, Any]:
-    tags = before.get("tags")
-    own_tags = [tag for tag in tags if tag not in TAGS] if isinstance(tags, list) else []
     ours = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
         "license": license or before.get("license"),
-        "tags": [*TAGS, *own_tags],
+        "tags": card_frame.merged_tags(TAGS, before),
         "task_categories": before.get("task_categories") or ["image-feature-extraction"],
         "size_categories": [next((name for most, name in _SIZES if count < most), "1M<n<10M")],
     }

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightly_distill import artifact, card, hub, student_card
+from lightly_distill import artifact, card, card_frame, hub
 from lightly_distill.device import resolve_device
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.pretrain import empty_folder
 from lightly_distill.run_folder import run_config
-from lightly_distill.students import find_adapter
 from lightly_distill.synthetic import SyntheticSet
 
 if TYPE_CHECKING:
@@ -130,46 +129,6 @@ def publish(
     return Published(sent.url, files, sent.changed, metrics.get("near_copies"))
 
 
-def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None = None) -> str:
-    """Publishes a student that `pretrain` wrote as a model on the Hugging Face Hub, in one commit, with its card.
-
-    `timm.create_model("hf_hub:OWNER/NAME", pretrained=True)` loads it. Nothing of it is pickle.
-
-    Args:
-        folder: What `pretrain` wrote.
-        repo_id: `OWNER/NAME`; made if it is not there.
-        private: Of a new repository. None leaves it to the user's settings on the Hub.
-
-    Returns:
-        The URL.
-
-    Raises:
-        UsageError: If the folder holds no student, or the repository is of something else.
-        DistillError: If the Hub refuses or fails.
-    """
-    hub.check_repo_id(repo_id)
-    folder = Path(folder)
-    try:
-        facts = json.loads((folder / "config.json").read_text())["lightly_distill"]
-        adapter, name = find_adapter(facts["student"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{folder} holds no student of `pretrain`: {type(error).__name__}: {error}") from error
-    client = hub.client()
-    client.check_token()
-    before = client.look_at(repo_id, "model", None)
-    workspace = Path(tempfile.mkdtemp(prefix="lightly-distill-"))
-    try:
-        for file in ("config.json", "model.safetensors"):
-            shutil.copyfile(folder / file, workspace / file)
-        load = adapter.how_to_load_from_hub(name, repo_id)
-        (workspace / artifact.CARD).write_text(student_card.text(facts, load, before.card), encoding="utf-8")
-        message = f"{facts['student']}, pre-trained on a synthetic set"
-        sent = client.send(workspace, repo_id, "model", before, private=private, message=message)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-    return str(sent.url)
-
-
 def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any]]:
     """Reads what `evaluate` measured of this very set.
 
@@ -275,6 +234,6 @@ def _kept_card(there: str | None, folder: Path | None) -> str | None:
     """Returns the card whose own text is kept: that on the Hub, or before there is one that in the folder."""
     local = None if folder is None else folder / artifact.CARD
     mine = local.read_text(encoding="utf-8") if local is not None and local.is_file() else None
-    if there and mine and card.own_text(mine) not in card.own_text(there):
+    if there and mine and card_frame.own_text(mine) not in card_frame.own_text(there):
         _logger.warning("%s has text of yours; that of the card on the Hub is kept instead: edit it there.", local)
     return there or mine

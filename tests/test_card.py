@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from lightly_distill import DistillError, SyntheticSet, card
+from lightly_distill import DistillError, SyntheticSet, card, card_frame
 
 
 def make(provenance: dict[str, Any], count: int = 2) -> SyntheticSet:
@@ -64,7 +64,7 @@ def test_the_header_is_what_the_hub_understands() -> None:
 
 def test_text_and_header_of_the_users_own_stay_and_ours_is_new() -> None:
     old = card.text(make({"seconds": 3}), license="mit").replace("license: mit", "license: mit\ndataset_info: {a: 1}")
-    old = old.replace(card.BEGIN, f"Mine, before.\n\n{card.BEGIN}").replace("tags:\n", "tags:\n- birds\n")
+    old = old.replace(card_frame.BEGIN, f"Mine, before.\n\n{card_frame.BEGIN}").replace("tags:\n", "tags:\n- birds\n")
     old = old.replace("- image-feature-extraction", "- image-classification") + "\nMine, after.\n"
     new = card.text(make({"seconds": 4}), before=old)
     assert "Mine, before.\n\n<!--" in new and new.endswith("-->\n\nMine, after.\n")
@@ -74,14 +74,14 @@ def test_text_and_header_of_the_users_own_stay_and_ours_is_new() -> None:
     assert told["task_categories"] == ["image-classification"]
     assert card.text(make({"seconds": 4}), before=new) == new
     assert header(card.text(make({}), before=new, license="cc0-1.0"))["license"] == "cc0-1.0"
-    assert card.own_text(new) == "Mine, before.\n\n\nMine, after."
-    assert card.own_text(card.text(make({}))) == ""
+    assert card_frame.own_text(new) == "Mine, before.\n\n\nMine, after."
+    assert card_frame.own_text(card.text(make({}))) == ""
 
 
 @pytest.mark.parametrize("before", ["Only words.", "---\nlicense: mit\n---\nOnly words.\n", "Only words.\r\n"])
 def test_a_card_of_somebody_elses_goes_before_ours(before: str) -> None:
     new = card.text(make({}), before=before)
-    assert f"Only words.\n\n{card.BEGIN}" in new and new.startswith("---\nconfigs:") and new.count("---\n") >= 2
+    assert f"Only words.\n\n{card_frame.BEGIN}" in new and new.startswith("---\nconfigs:") and new.count("---\n") >= 2
     assert card.text(make({}), before=new) == new
 
 

@@ -114,6 +114,9 @@ def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -
         ),
         (["pretrain", "--set", "nowhere", "--student", "convnet_4_4", "--out", "x"], 2, "no such folder"),
         (["inspect", "photos"], 2, "photos holds no synthetic set"),
+        (["publish", "photos", "me/photos"], 2, "photos holds no synthetic set"),
+        (["publish", "photos", "photos"], 2, "A repository on the Hugging Face Hub is OWNER/NAME"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--init", "nois"], 2, "init"),
         (["inspct", "photos"], 2, "inspct"),
         (["students"], 2, "image_size"),
         (["students", "--image-size", "0"], 2, "image_size"),
@@ -150,7 +153,8 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
             "distill",
             ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
         ),
-        ("pretrain", ["--set", "Passes over the set", "--weight-decay"]),
+        ("pretrain", ["--set", "Passes over the set", "--weight-decay", "--push"]),
+        ("publish", ["REPO_ID", "--private", "--dry-run", "near copies", "--yes", "--pull-request"]),
         ("inspect", ["Synthetic set"]),
         ("demo", ["--seed"]),
         ("students", ["--image-size", "--name", "pixels"]),
@@ -197,7 +201,7 @@ def test_students_lists_what_fits_by_size_and_keeps_the_answers(
 def test_importing_imports_no_adapter_library(tmp_path: Path) -> None:
     code = (
         "import sys, json, lightly_distill, lightly_distill.cli; "
-        "print(json.dumps([n for n in ('lightly', 'timm', 'datasets', 'pytorch_lightning', "
+        "print(json.dumps([n for n in ('lightly', 'timm', 'datasets', 'huggingface_hub', 'pytorch_lightning', "
         "'lightly_distill_integrations') if n in sys.modules]))"
     )
     result = run_python(code, tmp_path)
@@ -221,7 +225,7 @@ def test_each_entry_point_loads_and_offers_what_its_protocol_says() -> None:
 
     for group, needed in (
         ("targets", ["load", "find_encoder"]),
-        ("students", ["build", "list_students", "save", "how_to_load"]),
+        ("students", ["build", "list_students", "save", "how_to_load", "how_to_load_from_hub"]),
         ("sources", ["open"]),
     ):
         names = integrations.available(group)  # type: ignore[arg-type]

@@ -301,6 +301,15 @@ def test_the_loss_on_images_that_no_step_has_seen_falls() -> None:
     assert {"heldout_loss": last} == held_out_loss(state, real.held_out(), config)
 
 
+def test_a_start_from_noise_learns_as_well() -> None:
+    config = tiny.config(init="noise", steps=80, outer={"lr_images": 3e-2, "lr_representations": 3e-2})
+    state, real = make(config)
+    assert (state.source_index == -1).all()
+    memory = Memory()
+    distill(state, real, config, memory)
+    assert memory.rows[-1]["heldout_loss"] < 0.8 * memory.rows[0]["heldout_loss"]
+
+
 def test_a_mixed_pool_is_measured_by_student_too_and_a_resumed_run_remembers_it() -> None:
     config = tiny.config(steps=4, checkpoint_every=2, student="smooth,plain", pool={"size": 3, "max_age": 4})
     students = [("smooth", tiny.student), ("plain", lambda: nn.Sequential(nn.AvgPool2d(4), nn.Flatten()))]

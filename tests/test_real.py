@@ -167,3 +167,19 @@ def test_images_that_stay_on_the_device_make_the_same_batches(
     monkeypatch.setattr(type(resident._source), "stream", None)  # nothing is read from the source any more
     for a, b in zip(expected, resident.batches(0, 6), strict=True):
         assert torch.equal(a.images, b.images) and torch.equal(a.representations, b.representations)
+
+
+@pytest.mark.parametrize("views", [0, 2, "random"])
+def test_noise_has_the_spread_of_real_representations_and_nothing_of_an_image(views: int | str) -> None:
+    real, images, target, _ = make(source_views=views, holdout=0)
+    index, batch = real.noise(4000)
+    assert (index == -1).all() and batch.images.shape == (4000, 3, 8, 8)
+    assert abs(batch.images.mean()) < 0.01 and abs(batch.images.std() - 1) < 0.01
+    truth = target(images.float() / 255)
+    drawn = batch.representations
+    torch.testing.assert_close(drawn.mean(0), truth.mean(0), rtol=0, atol=4 * float(truth.std()) / 4000**0.5)
+    # they lie where real ones do: in the space that those span, as far out as they
+    torch.testing.assert_close(torch.cov(drawn.T), torch.cov(truth.T), rtol=0.2, atol=0.15 * float(truth.var(0).max()))
+    assert torch.cdist(drawn[:100], truth).min() > 1e-3
+    again = real.noise(4000)[1]
+    assert torch.equal(again.images, batch.images) and torch.equal(again.representations, batch.representations)

@@ -20,22 +20,18 @@ from huggingface_hub import (
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from lightly_distill import artifact
-from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill_integrations import hub_errors
 
 Kind = Literal["dataset", "model"]
 TIMEOUT = 60.0  # seconds without an answer; the client itself would wait for ever
 CARD = "README.md"
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token of yours (https://huggingface.co/settings/tokens)"
-# By what one sees that a repository that is not new is of its kind, so that nothing else is ever overwritten.
-OWN_FILE = {"dataset": artifact.FACTS, "model": "model.safetensors"}
+KEY = '"lightly_distill"'  # in the configuration of a student
 
 _logger = logging.getLogger(__name__)
 
@@ -87,20 +83,23 @@ def look_at(repo_id: str, kind: Kind, revision: str | None) -> Repository:
         except RevisionNotFoundError:  # a branch that will be made from the main one
             info = _info(repo_id, kind, None)
         except RepositoryNotFoundError as error:
-            if isinstance(error, GatedRepoError) or (_status(error) == 401 and get_token() is not None):
+            if isinstance(error, GatedRepoError) or (hub_errors.status_of(error) == 401 and get_token() is not None):
                 raise
             return Repository(None, (), None)
         files = tuple(file.rfilename for file in info.siblings)
-        if set(files) - {CARD, ".gitattributes"} and OWN_FILE[kind] not in files:
+
+        def read(name: str) -> str:
+            path = hf_hub_download(repo_id, name, repo_type=kind, revision=info.sha)
+            return Path(path).read_text(encoding="utf-8")
+
+        ours = artifact.FACTS in files if kind == "dataset" else "config.json" in files and KEY in read("config.json")
+        if set(files) - {CARD, ".gitattributes"} and not ours:
+            what = "synthetic set" if kind == "dataset" else "student of ours"
             raise UsageError(
-                f"{repo_id} on the Hugging Face Hub is a {kind} with other files, and has no {OWN_FILE[kind]}: choose "
-                "another name, so that nothing is overwritten."
+                f"{repo_id} on the Hugging Face Hub is a {kind} that is no {what}: choose another name, so that "
+                "nothing is overwritten."
             )
-        card = None
-        if CARD in files:
-            path = hf_hub_download(repo_id, CARD, repo_type=kind, revision=info.sha)
-            card = Path(path).read_text(encoding="utf-8")
-        return Repository(card, files, info.sha)
+        return Repository(read(CARD) if CARD in files else None, files, info.sha)
 
 
 def send(
@@ -177,7 +176,7 @@ def fetch_set(repo_id: str, revision: str | None) -> tuple[Path, str]:
         try:
             info = _info(repo_id, "dataset", revision)
         except Exception as error:
-            if not _is_unreachable(error):
+            if not hub_errors.is_unreachable(error):
                 raise
             return _from_cache(repo_id, revision, shown, error)
         sizes = _sizes(info)
@@ -225,7 +224,7 @@ def _from_cache(repo_id: str, revision: str | None, shown: str, error: Exception
     except EntryNotFoundError:
         raise DistillError(
             f"There is no folder {shown}, and the set of that name can be had neither from the Hugging Face Hub nor "
-            f"from its cache: {_why(error)}"
+            f"from its cache: {hub_errors.why(error)}"
         ) from error
     _logger.warning("The Hugging Face Hub cannot be reached; %s is taken from the cache.", shown)
     return path.parent, path.parent.name
@@ -250,83 +249,7 @@ def _one_line(what: str, then: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # httpx2, OSError, RuntimeError, ValueError: the client raises all of these
         kind = UsageError if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) else DistillError
-        told = f"{what}: {_why(error)}"
+        told = f"{what}: {hub_errors.why(error)}"
         raise kind(f"{told} {then}".strip()) from error
     finally:
         session.timeout = before
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _status(error: BaseException) -> int | None:
-    """Returns the status that the Hub answered with."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None and isinstance(error, ConnectionError):  # Xet tells it in the text alone
-        match = re.search(r"\((40[13]) \w+\)", str(error))
-        status = int(match[1]) if match else None
-    return status
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    """Returns whether the Hub did not answer, or with its own trouble: what is cached may be used."""
-    status = next((found for found in map(_status, _chain(error)) if found is not None), None)
-    if status is not None:
-        return status == 429 or status >= 500
-    return any(_is_connection(link) for link in _chain(error))
-
-
-def _is_connection(error: BaseException) -> bool:
-    module = type(error).__module__.split(".")[0]
-    return isinstance(error, (ConnectionError, TimeoutError)) or module in ("httpx", "httpx2", "httpcore", "requests")
-
-
-def _why(error: BaseException) -> str:
-    """Returns the reason and the cure."""
-    for link in _chain(error):
-        told = _told(link)
-        if told:
-            return told
-    return f"{first_line(error)}."
-
-
-def _told(error: BaseException) -> str | None:
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set: unset it."
-    if isinstance(error, LocalTokenNotFoundError):
-        return f"there is no token: {LOG_IN}."
-    if isinstance(error, GatedRepoError):
-        return "it is gated: ask for access on its page, and log in."
-    if isinstance(error, RevisionNotFoundError):
-        return "there is no such branch, tag or commit."
-    if isinstance(error, RepositoryNotFoundError) and not (_status(error) == 401 and get_token() is not None):
-        log_in = "" if get_token() else f"; if it is private, {LOG_IN}"
-        return f"there is no such repository, or you have no right to see it{log_in}."
-    if isinstance(error, HFValidationError):
-        return f"{first_line(error)}."
-    status = _status(error)
-    if status == 401:
-        return f"your token is refused: {LOG_IN}." if get_token() else f"there is no token: {LOG_IN}."
-    if status == 403:
-        said = getattr(error, "server_message", None) or first_line(error)
-        return (
-            "you have no right to write there: check the name, and that your token may write "
-            f"(https://huggingface.co/settings/tokens). The Hub says: {said}."
-        )
-    if status in (409, 412):
-        return "somebody has changed the repository meanwhile."
-    if status == 429 or (status is not None and status >= 500):
-        return f"the Hub is overloaded or down (status {status}): try again later."
-    if status is not None:
-        return f"{first_line(error)}."
-    if isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error):
-        return f"the Hub refuses the header of the card: {' '.join(str(error).split('README.md.')[-1].split())}."
-    if _is_connection(error):
-        return f"the connection to the Hub failed or was cut ({first_line(error)}): check the network."
-    return None

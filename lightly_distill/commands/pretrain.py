@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightly_distill import hub
 from lightly_distill.commands.shared import SET_HELP
 from lightly_distill.pretrain import is_trained, pretrain
+from lightly_distill.publish_student import publish_student
 from lightly_distill.students import find_adapter
 from lightly_distill.synthetic import SyntheticSet
 
@@ -46,8 +47,6 @@ def run(options: Namespace) -> None:
         print(f"Wrote {options.out}. To use it:")
         print(textwrap.indent(adapter.how_to_load(backbone, name, str(options.out)), "    "))
     if options.push is not None:
-        from lightly_distill.publish import publish_student  # here: it draws
-
         url = publish_student(options.out, options.push, private=options.private or None)
         print(f"Sent {options.out} to {url}. To use it:")
         print(textwrap.indent(adapter.how_to_load_from_hub(name, options.push), "    "))

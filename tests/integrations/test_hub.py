@@ -342,7 +342,7 @@ HfApi().upload_file(path_or_fileobj=b"a,b", path_in_repo="birds.csv", repo_id="m
     assert client.python(code).status == 0
     told = client.cli("publish", folder, "me/birds")
     assert told.status == 2
-    assert "me/birds on the Hugging Face Hub is a dataset with other files, and has no lightly_distill.json" in told.err
+    assert "me/birds on the Hugging Face Hub is a dataset that is no synthetic set: choose another name" in told.err
     told = client.cli("inspect", "me/birds")
     assert told.status == 1 and "is a dataset, but holds no synthetic set" in one_line(told.err)
 
@@ -529,8 +529,14 @@ assert backbone.num_classes == 0 and tuple(backbone.pretrained_cfg["mean"]) == t
         header = yaml.safe_load(card.split("---")[1])
         assert header["library_name"] == "timm" and header["datasets"] == ["me/for-student"]
         assert "me/for-student@" in card and f"hf_hub:{repo}" in card
-    told = client.cli(*train, "--push", "me/for-student")  # a model of that name is another repository
-    assert told.status == 0
+    code = """
+from huggingface_hub import HfApi
+HfApi().create_repo("me/bert")
+HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="me/bert")
+"""
+    assert client.python(code).status == 0
+    told = client.cli(*train, "--push", "me/bert")
+    assert told.status == 2 and "me/bert on the Hugging Face Hub is a model that is no student of ours" in told.err
 
 
 def test_near_copies_are_shown_and_need_a_yes(hub: LocalHub, client: Client, tmp_path: Path) -> None:
