@@ -3,16 +3,19 @@
 Shapes: m images of a set, n real images, d numbers of a representation.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightly_distill import seeding
+from lightly_distill.config import DistillConfig
+from lightly_distill.distillers import check_classes, distribution_matching, supervised_ridge
 from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.source import Source
+from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target, represent
 
@@ -85,3 +88,42 @@ REAL_ARMS: dict[str, Callable[[RealSide, int, int], SyntheticSet]] = {
     "noise": lambda real, count, seed: real.noise(count, seed),
     "full": lambda real, _count, _seed: real.chosen(torch.arange(len(real.source))),
 }
+
+
+# Arms that need labels of the real images: other distillers, with the settings of the set that they are compared with.
+LABELLED_ARMS: dict[str, Callable[..., SyntheticSet]] = {"krr-labels": supervised_ridge, "dm": distribution_matching}
+
+
+@dataclass
+class LabelledSide:
+    """The real images with their labels, and how a set is distilled from them.
+
+    Args:
+        source: Real images.
+        labels: Of these, int64 in 0..C-1, shape (n,).
+        config: Settings of the set that is compared; the seed is each arm's own.
+        mean: Of each channel in units of [0, 1].
+        std: As `mean`.
+    """
+
+    source: Source
+    labels: Tensor
+    config: DistillConfig
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def check(self, arms: Collection[str]) -> None:
+        """Refuses arms that these labels and settings do not allow.
+
+        Raises:
+            UsageError: If there are fewer images than classes for distribution matching, or a student does not fit.
+        """
+        if "dm" in arms:
+            check_classes(self.config.num_images, self.labels)
+        for name in self.config.students:
+            student_builder(name, self.source.image_size)
+
+    def distil(self, arm: str, seed: int) -> SyntheticSet:
+        """Runs another distiller of `LABELLED_ARMS`."""
+        config = replace(self.config, seed=seed)
+        return LABELLED_ARMS[arm](self.source, self.labels, config, mean=self.mean, std=self.std)

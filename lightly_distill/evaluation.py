@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightly_distill import report, seeding
-from lightly_distill.arms import REAL_ARMS, RealSide, normalise
-from lightly_distill.config import did_you_mean
+from lightly_distill.arms import LABELLED_ARMS, REAL_ARMS, LabelledSide, RealSide, normalise
+from lightly_distill.config import did_you_mean, make_config
 from lightly_distill.device import resolve_device
 from lightly_distill.encoders import CHECKPOINTS
 from lightly_distill.errors import UsageError
@@ -31,9 +31,9 @@ from lightly_distill.source import find_images, open_source
 from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target, as_target, load_target
-from lightly_distill.tasks import Task, open_task
+from lightly_distill.tasks import Task, open_task, source_labels
 
-ARMS = ("scratch", "random", "kmeans", "noise", "distilled", "full", "target")
+ARMS = ("scratch", "random", "kmeans", "noise", "krr-labels", "dm", "distilled", "full", "target")
 
 
 @dataclass
@@ -137,12 +137,15 @@ def evaluate(
         synthetic: The set, its folder, or that of the run that made it.
         student: Name of the backbone; several, comma separated.
         tasks: What `open_task` takes: labelled sources with a split for training and one for testing, or pairs.
-        data: The real images that the set was distilled from. Only some arms need them: random, kmeans, noise, full.
-            Default: what the run's configuration says.
+        data: The real images that the set was distilled from. Only some arms need them: random, kmeans, noise, full,
+            and with labels krr-labels and dm. Default: what the run's configuration says.
         target: The target model or its specification, for these arms and for `target`. Default: as `data`.
         baselines: Arms besides `distilled`, of `ARMS`. `scratch`: not pre-trained. `random`: as many real images, with
             the target's representations. `kmeans`: the real images nearest to as many centroids of the representations.
-            `noise`: as many images of noise. `full`: all real images, the ceiling. `target`: the target model itself.
+            `noise`: as many images of noise. `krr-labels` and `dm`: other distillers, which are run once for each seed,
+            with the settings of the set and labels of the real images: the same stage with labels instead of
+            representations, and distribution matching. `full`: all real images, the ceiling. `target`: the target
+            model itself.
         others: More arms, name to a set or its folder.
         probes: Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune` (of all
             arms but `target`, which stays frozen).
@@ -196,6 +199,9 @@ def evaluate(
     real = _real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
     if real is not None:
         _check_origin(own, real)
+    labelled = _labelled_side(synthetic, data, own, real, place) if set(names) & {*LABELLED_ARMS} else None
+    if labelled is not None:
+        labelled.check(names)
 
     setting = {
         "tasks": [task.name for task in opened],
@@ -212,7 +218,7 @@ def evaluate(
     with tqdm(total=len(used) * len(names) * len(results), desc="Evaluating", unit="arm", disable=None) as progress:
         for seed in used:
             for name in names:
-                arm_set = _set_of(name, own, given, real, seed)  # the same for all students
+                arm_set = _set_of(name, own, given, real, labelled, seed)  # the same for all students
                 for result in results:
                     progress.set_postfix(student=result.student, arm=name, seed=seed)
                     build = builders[result.student]
@@ -278,6 +284,29 @@ def _real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.
     return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
 
 
+def _labelled_side(
+    synthetic: Any, data: Any, own: SyntheticSet, real: RealSide | None, device: torch.device
+) -> LabelledSide:
+    """Opens the real images with their labels, and finds the settings that the set was distilled with."""
+    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
+    data = data if data is not None else named.get("data")
+    if data is None:
+        raise UsageError(
+            "The arms krr-labels and dm need the real images that the set was distilled from, with labels: give data, "
+            "or leave these arms out."
+        )
+    recorded = own.provenance.get("config")
+    if not isinstance(recorded, dict):
+        raise UsageError(
+            "The set has no record of how it was distilled, which the arms krr-labels and dm repeat with labels: leave "
+            "these arms out."
+        )
+    config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
+    source = open_source(find_images(data, image_size=own.images.shape[-1])) if real is None else real.source
+    _check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
+    return LabelledSide(source, source_labels(data, source.kept), config, own.mean, own.std)
+
+
 def _is_only_weights(spec: Any) -> bool:
     """Returns whether loading this target runs no code that a file names: a set may come from a stranger."""
     return isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
@@ -290,21 +319,26 @@ def _check_origin(own: SyntheticSet, real: RealSide) -> None:
             f"The set is normalised with mean {own.mean} and std {own.std}, the target with {real.target.mean} and "
             f"{real.target.std}: it was distilled from another target."
         )
-    known = {part: own.provenance.get(part) for part in ("target", "source")}
-    pairs = {
-        "target": (known["target"], "sha256", real.target.weights_sha256(), real.target.name),
-        "source": (known["source"], "fingerprint", real.source.fingerprint, real.source.name),
-    }
-    for part, (recorded, key, value, name) in pairs.items():
-        if isinstance(recorded, dict) and recorded.get(key) not in (None, value):
-            raise UsageError(
-                f"The set was distilled from another {part} than {name}: its record says {recorded.get('name')}, "
-                f"{key} {str(recorded[key])[:12]}."
-            )
+    _check_recorded("target", own, "sha256", real.target.weights_sha256(), real.target.name)
+    _check_recorded("source", own, "fingerprint", real.source.fingerprint, real.source.name)
+
+
+def _check_recorded(part: str, own: SyntheticSet, key: str, value: str, name: str) -> None:
+    recorded = own.provenance.get(part)
+    if isinstance(recorded, dict) and recorded.get(key) not in (None, value):
+        raise UsageError(
+            f"The set was distilled from another {part} than {name}: its record says {recorded.get('name')}, "
+            f"{key} {str(recorded[key])[:12]}."
+        )
 
 
 def _set_of(
-    name: str, own: SyntheticSet, given: Mapping[str, SyntheticSet], real: RealSide | None, seed: int
+    name: str,
+    own: SyntheticSet,
+    given: Mapping[str, SyntheticSet],
+    real: RealSide | None,
+    labelled: LabelledSide | None,
+    seed: int,
 ) -> SyntheticSet | None:
     if name == "distilled":
         return own
@@ -313,6 +347,9 @@ def _set_of(
     if name in REAL_ARMS:
         assert real is not None
         return REAL_ARMS[name](real, len(own), seed)
+    if name in LABELLED_ARMS:
+        assert labelled is not None
+        return labelled.distil(name, seed)
     return None
 
 

@@ -27,13 +27,22 @@ class RealImages:
         target: Frozen target model, on `device`.
         config: For seed, views, batch size and held-out count.
         device: Where batches are delivered.
+        representations: What stands for the target's representation of each image and of all its views, such as its
+            label, float32, shape (n, D). The target then gives the normalisation only.
 
     Raises:
         UsageError: If the source has too few images for the synthetic set.
     """
 
-    def __init__(self, source: Source, target: Target, config: DistillConfig, device: torch.device) -> None:
-        self._source, self._target, self._device = source, target, device
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        config: DistillConfig,
+        device: torch.device,
+        representations: Tensor | None = None,
+    ) -> None:
+        self._source, self._target, self._device, self._given = source, target, device, representations
         self._seed, self._views, self._init = config.seed, config.source_views, config.init
         self.mean, self.std = target.mean, target.std
         held = min(config.holdout, len(source) // 10)
@@ -55,6 +64,8 @@ class RealImages:
             table = _no_crop(shape)
         else:
             table = _draw_crops(shape, seeding.generator(self._seed, "views"))
+        if self._given is not None:
+            return table, self._given.expand(count, *self._given.shape)
         kept = []
         for crops in table:
             chunks = torch.split(torch.arange(len(self._source)), CHUNK)
@@ -92,6 +103,8 @@ class RealImages:
 
     def _represent(self, indices: Tensor) -> Tensor:
         """Returns the target's representations of images as they are, shape (B, D)."""
+        if self._given is not None:
+            return self._given[indices]
         if self._views == 0:
             return self._kept[0, indices]
         images = self._source.stream(torch.split(indices, CHUNK))
@@ -118,6 +131,8 @@ class RealImages:
         generator = seeding.generator(self._seed, "view", step)
         if self._views == "random":
             images = crop_and_flip(images, _draw_crops((len(indices),), generator)).to(self._device)
+            if self._given is not None:
+                return RealBatch(self.normalise(images), self._given[indices].to(self._device))
             with torch.no_grad():
                 representations = self._target(images.float() / 255)
             return RealBatch(self.normalise(images), representations)

@@ -46,6 +46,11 @@ _ARMS = {
     "random": "pre-trained on as many real images, drawn at random, with the target model's representations",
     "kmeans": "as random, but the real images nearest to the centres of as many clusters",
     "noise": "as random, but images of noise",
+    "krr-labels": "pre-trained on as many images that the same stage distilled from the real images with their labels "
+    "(one-hot minus 1/C) in the place of the target model's representations, and predicting the learned labels by mean "
+    "squared error: supervised kernel ridge, after KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022)",
+    "dm": "pre-trained on as many images distilled from the labelled real images by distribution matching (Zhao & "
+    "Bilen, WACV 2023), as many steps, and predicting their labels (one-hot minus 1/C) by mean squared error",
     "distilled": "pre-trained on the synthetic set",
     "full": "pre-trained on all real images, a ceiling",
     "target": "the target model itself, a ceiling",

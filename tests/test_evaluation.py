@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,9 +14,11 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target
+from lightly_distill.arms import LABELLED_ARMS
 from lightly_distill.evaluation import Arm, Evaluation, evaluate
 from lightly_distill.probes import PROBES, Trial, features, pooled_features
 from lightly_distill.seeding import global_seed
+from lightly_distill.source import open_source
 from lightly_distill.students import student_builder
 
 STUDENT = "convnet_4_4"
@@ -81,6 +84,72 @@ def test_two_evaluations_give_the_same_numbers(synthetic: SyntheticSet, target: 
 
     first, again = run(), run()
     assert [arm.values for arm in first[0].arms.values()] == [arm.values for arm in again[0].arms.values()]
+
+
+def labelled(count: int = 40) -> Any:
+    return TensorDataset(tiny.images(count), torch.arange(count) % 3)
+
+
+def test_other_distillers_run_once_a_seed_with_the_settings_of_the_set(
+    synthetic: SyntheticSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, Any, SyntheticSet]] = []
+
+    def counted(name: str) -> Any:
+        distiller = LABELLED_ARMS[name]
+
+        def run(*arguments: Any, **options: Any) -> SyntheticSet:
+            made.append((name, arguments[2], distiller(*arguments, **options)))
+            return made[-1][2]
+
+        return run
+
+    for name in ("krr-labels", "dm"):
+        monkeypatch.setitem(LABELLED_ARMS, name, counted(name))
+    arms, students = ["dm", "krr-labels", "scratch"], f"{STUDENT},convnet_8_8"
+    # without a target: labels stand for its representations
+    results = evaluate(synthetic, students, [task()], data=labelled(), baselines=arms, probes=["knn"], **QUICK)
+    assert [(name, config.seed) for name, config, _ in made] == [
+        ("krr-labels", 0), ("dm", 0), ("krr-labels", 1), ("dm", 1)
+    ]  # fmt: skip
+    own = synthetic.provenance["config"]
+    for _, config, arm_set in made:
+        assert (config.num_images, config.steps, config.student) == (8, 4, STUDENT)
+        assert dataclasses.asdict(config) == {**own, "seed": config.seed, "device": "cpu"}
+        assert arm_set.representations.shape == (8, 3) and arm_set.mean == synthetic.mean
+    for result in results:
+        assert list(result.arms) == ["scratch", "krr-labels", "dm", "distilled"]
+        assert all(len(arm.values["TensorDataset/knn"]) == 2 for arm in result.arms.values())
+        assert result.arms["dm"].images == 8 and result.arms["dm"].bytes == 8 * 4 * (3 * 8 * 8 + 3)
+
+
+def unrecorded() -> SyntheticSet:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return SyntheticSet(torch.randn(8, 3, 8, 8), torch.randn(8, 2), mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "The arms krr-labels and dm need the real images .* with labels: give data, or leave these arms out"),
+        ({"data": tiny.images(40)}, r"Item 0 of the source Tensor has no label\. Give the labelled images"),
+        ({"data": open_source(tiny.images(40))}, "The source Tensor is opened already, and no longer knows its labels"),
+        ({"data": TensorDataset(tiny.images(40), torch.ones(40))}, r"are all of one class \(1\)\. Give the labelled"),
+        ({"data": TensorDataset(tiny.images(40), torch.arange(40))}, "8 images are too few for 40 classes"),
+        ({"data": labelled(30)}, "The set was distilled from another source than TensorDataset"),
+        ({"data": labelled(), "synthetic": unrecorded()}, "The set has no record of how it was distilled"),
+    ],
+)
+def test_other_distillers_without_what_they_need_are_told_before_any_work(
+    synthetic: SyntheticSet, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.evaluation.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    for name in LABELLED_ARMS:
+        monkeypatch.setitem(LABELLED_ARMS, name, lambda *_, **__: pytest.fail("distilled"))
+    arguments = {"synthetic": synthetic, "baselines": ["krr-labels", "dm"], **QUICK, **changes}
+    with pytest.raises(UsageError, match=message) as caught:
+        evaluate(student=STUDENT, tasks=[task()], **arguments)
+    assert "\n" not in str(caught.value)
 
 
 def test_several_students_are_measured_each_for_itself(synthetic: SyntheticSet) -> None:
