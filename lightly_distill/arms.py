@@ -102,15 +102,13 @@ class LabelledSide:
         source: Real images.
         labels: Of these, int64 in 0..C-1, shape (n,).
         config: Settings of the set that is compared; the seed is each arm's own.
-        mean: Of each channel in units of [0, 1].
-        std: As `mean`.
+        own: That set; labels are made as long and as large as its representations, as one recipe is to suit both.
     """
 
     source: Source
     labels: Tensor
     config: DistillConfig
-    mean: Sequence[float]
-    std: Sequence[float]
+    own: SyntheticSet
 
     def check(self, arms: Collection[str]) -> None:
         """Refuses arms that these labels and settings do not allow.
@@ -125,5 +123,14 @@ class LabelledSide:
 
     def distil(self, arm: str, seed: int) -> SyntheticSet:
         """Runs another distiller of `LABELLED_ARMS`."""
-        config = replace(self.config, seed=seed)
-        return LABELLED_ARMS[arm](self.source, self.labels, config, mean=self.mean, std=self.std)
+        own, classes = self.own, int(self.labels.max()) + 1
+        spread = own.representations.var(0, correction=0).sum().item()  # of centred one-hot labels: 1 - 1/C
+        return LABELLED_ARMS[arm](
+            self.source,
+            self.labels,
+            replace(self.config, seed=seed),
+            mean=own.mean,
+            std=own.std,
+            dim=own.dim,
+            scale=(spread / (1 - 1 / classes)) ** 0.5,
+        )

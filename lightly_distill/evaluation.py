@@ -6,7 +6,6 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -24,8 +23,9 @@ from lightly_distill.config import did_you_mean, make_config
 from lightly_distill.device import resolve_device
 from lightly_distill.encoders import CHECKPOINTS
 from lightly_distill.errors import UsageError
+from lightly_distill.memory import Cost, measured
 from lightly_distill.pretrain import empty_folder, pretrain
-from lightly_distill.probes import FINETUNE_STEPS, PROBES, Trial
+from lightly_distill.probes import FINETUNE_STEPS, PROBES, Transfer, Trial, make_teacher
 from lightly_distill.run_folder import run_config, run_metrics
 from lightly_distill.source import find_images, open_source
 from lightly_distill.students import student_builder
@@ -45,12 +45,15 @@ class Arm:
         bytes: Their size with their representations: a byte a channel of a real pixel, four of a learned one.
         seconds: Of pre-training, one for each seed.
         values: Accuracy in [0, 1] by `task/probe`, one for each seed.
+        peak_memory: Bytes that pre-training held at most, its images and representations counted, one for each seed;
+            see `memory`.
     """
 
     images: int
     bytes: int
     seconds: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
+    peak_memory: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -108,6 +111,7 @@ class Evaluation:
             "images": {name: arm.images for name, arm in self.arms.items()},
             "bytes": {name: arm.bytes for name, arm in self.arms.items()},
             "seconds": {name: arm.seconds for name, arm in self.arms.items()},
+            "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
         }
 
 
@@ -148,13 +152,14 @@ def evaluate(
             model itself.
         others: More arms, name to a set or its folder.
         probes: Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune` (of all
-            arms but `target`, which stays frozen).
+            arms but `target`, which stays frozen), `data-free` (of arms with images: a fresh student learns from them
+            what a teacher answers, and nothing else; see `probes.data_free_accuracy`).
         labels: How many labelled images a task is learned from, several times if several; a fraction, if below 1; None
             takes all. They are drawn anew for each seed, as many of each class.
         seeds: Repetitions: of the weights, of the draws of images and labels. How many, or which.
         epochs: Of pre-training on a set; see `pretrain`.
         full_epochs: Of pre-training on all real images, which are many more steps an epoch.
-        finetune_steps: SGD steps of fine-tuning.
+        finetune_steps: Steps of fine-tuning, and of data-free distillation.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
 
@@ -214,22 +219,31 @@ def evaluate(
         "images": len(own),
         "set": own.provenance,
     }
+    for name in students:  # the first training loads libraries, which no arm is to pay for
+        pretrain(name, _first_two(own), epochs=1, batch_size=2, device=str(place), progress=False)
     results = [Evaluation(name, setting, used, {}) for name in students]
     with tqdm(total=len(used) * len(names) * len(results), desc="Evaluating", unit="arm", disable=None) as progress:
         for seed in used:
+            teachers: dict[Any, nn.Module] = {}  # of data-free distillation, by student and task, for all arms
             for name in names:
                 arm_set = _set_of(name, own, given, real, labelled, seed)  # the same for all students
                 for result in results:
                     progress.set_postfix(student=result.student, arm=name, seed=seed)
                     build = builders[result.student]
                     length = full_epochs if name == "full" else epochs
-                    backbone, seconds = _pretrained(name, result.student, build, arm_set, real, seed, place, length)
+                    backbone, cost = _pretrained(name, result.student, build, arm_set, real, seed, place, length)
                     arm = result.arms.setdefault(name, Arm(len(arm_set or ()), _bytes(name, arm_set)))
-                    arm.seconds.append(seconds)
+                    arm.seconds.append(cost.seconds)
+                    if arm_set is not None:
+                        arm.peak_memory.append(cost.bytes)
                     for task, count in product(opened, labels):
                         trial = _trial(task, count, backbone, own, seed, finetune_steps)
+                        if "data-free" in probes and arm_set is not None:
+                            which = (result.student, task.name, count)
+                            teachers[which] = teachers.get(which) or make_teacher(trial, build)
+                            trial.transfer = Transfer(arm_set.images, teachers[which], build)
                         for probe in probes:
-                            if (name, probe) != ("target", "finetune"):  # it is frozen: that would be a linear probe
+                            if _applies(probe, name, trial):
                                 key = f"{task.name}/{_measure(probe, count)}"
                                 arm.values.setdefault(key, []).append(PROBES[probe](trial))
                     progress.update()
@@ -239,6 +253,16 @@ def evaluate(
     if folder is not None:
         report.write(results, own, folder, [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic)))
     return results
+
+
+def _first_two(synthetic: SyntheticSet) -> SyntheticSet:
+    return SyntheticSet(synthetic.images[:2], synthetic.representations[:2], mean=synthetic.mean, std=synthetic.std)
+
+
+def _applies(probe: str, arm: str, trial: Trial) -> bool:
+    if probe == "data-free":
+        return trial.transfer is not None
+    return (arm, probe) != ("target", "finetune")  # it is frozen: that would be a linear probe
 
 
 def _measure(probe: str, labels: "int | float | None") -> str:
@@ -304,7 +328,7 @@ def _labelled_side(
     config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
     source = open_source(find_images(data, image_size=own.images.shape[-1])) if real is None else real.source
     _check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
-    return LabelledSide(source, source_labels(data, source.kept), config, own.mean, own.std)
+    return LabelledSide(source, source_labels(data, source.kept), config, own)
 
 
 def _is_only_weights(spec: Any) -> bool:
@@ -362,18 +386,20 @@ def _pretrained(
     seed: int,
     device: torch.device,
     epochs: int,
-) -> tuple[nn.Module, float]:
-    """Returns the backbone of an arm and the seconds that its pre-training took."""
-    started = time.perf_counter()
+) -> tuple[nn.Module, Cost]:
+    """Returns the backbone of an arm and what its pre-training cost."""
     if name == "target":
         assert real is not None
-        return _TargetBackbone(real.target), 0.0
-    if arm_set is None:
-        with seeding.global_seed(seed, "pretrain", "init"):  # the weights that `pretrain` starts from
-            backbone = build().to(device)
-    else:
-        backbone = pretrain(student, arm_set, epochs=epochs, seed=seed, device=str(device), progress=False)
-    return backbone, time.perf_counter() - started
+        return _TargetBackbone(real.target), Cost()
+    with measured(device) as cost:
+        if arm_set is None:
+            with seeding.global_seed(seed, "pretrain", "init"):  # the weights that `pretrain` starts from
+                backbone = build().to(device)
+        else:
+            backbone = pretrain(student, arm_set, epochs=epochs, seed=seed, device=str(device), progress=False)
+    if arm_set is not None and device.type == "cpu":  # a GPU was given a copy of it inside
+        cost.bytes += arm_set.images.nbytes + arm_set.representations.nbytes
+    return backbone, cost
 
 
 class _TargetBackbone(nn.Module):

@@ -18,7 +18,6 @@ from lightly_distill.distillers import (
 from lightly_distill.locate import locate
 from lightly_distill.source import Source, open_source
 from lightly_distill.students import student_builder
-from lightly_distill.targets import IMAGENET_MEAN, IMAGENET_STD
 from lightly_distill.tasks import source_labels
 
 CLASSES = 3
@@ -38,7 +37,7 @@ def coloured() -> Source:
 
 
 def real(settings: DistillConfig) -> LabelledImages:
-    return LabelledImages(coloured(), LABELS, settings, torch.device("cpu"), IMAGENET_MEAN, IMAGENET_STD)
+    return LabelledImages(coloured(), LABELS, settings, torch.device("cpu"))
 
 
 def one_hot(labels: Tensor) -> Tensor:
@@ -121,6 +120,16 @@ def test_a_seed_decides_and_the_given_statistics_are_kept(distiller: Any) -> Non
     other = distiller(coloured(), LABELS, replace(settings, seed=1), mean=(0, 0, 0), std=(1, 1, 1))
     assert torch.equal(first.images, again.images) and torch.equal(first.representations, again.representations)
     assert not torch.equal(first.images, other.images) and first.mean == (0, 0, 0) and first.std == (1, 1, 1)
+
+
+def test_labels_can_be_made_as_long_and_as_large_as_representations() -> None:
+    for distiller in (supervised_ridge, distribution_matching):
+        made = distiller(coloured(), LABELS, config(steps=2), dim=5, scale=10.0)
+        assert made.dim == 5 and not made.representations[:, CLASSES:].any()
+        torch.testing.assert_close(
+            made.representations[:, :CLASSES], 10 * one_hot(LABELS[made.source_index]), atol=0.5, rtol=0
+        )
+    assert supervised_ridge(coloured(), LABELS, config(steps=2), dim=2).dim == CLASSES
 
 
 def test_what_does_not_fit_is_told() -> None:

@@ -136,12 +136,13 @@ def merge(results: list[Evaluation]) -> Evaluation:
     """Joins evaluations of one seed each, whose sets were distilled with that seed."""
     first, *others = results
     arms = {
-        name: Arm(arm.images, arm.bytes, [*arm.seconds], {k: [*v] for k, v in arm.values.items()})
+        name: Arm(arm.images, arm.bytes, [*arm.seconds], {k: [*v] for k, v in arm.values.items()}, [*arm.peak_memory])
         for name, arm in first.arms.items()
     }
     for other in others:
         for name, arm in other.arms.items():
             arms[name].seconds += arm.seconds
+            arms[name].peak_memory += arm.peak_memory
             for key, values in arm.values.items():
                 arms[name].values[key] += values
     return Evaluation(first.student, first.setting, [seed for result in results for seed in result.seeds], arms)
