@@ -33,6 +33,8 @@ class RealImages:
         config: For seed, views, batch size and held-out count.
         device: Where batches are delivered.
         cache: Where representations are kept; by default in memory.
+        given: What stands for the target's representation of each image and of all its views, such as its label,
+            float32, shape (n, D). The target then gives the normalisation only.
 
     Raises:
         UsageError: If the source has too few images for the synthetic set.
@@ -45,8 +47,9 @@ class RealImages:
         config: DistillConfig,
         device: torch.device,
         cache: RepresentationCache | None = None,
+        given: Tensor | None = None,
     ) -> None:
-        self._source, self._target, self._device = source, target, device
+        self._source, self._target, self._device, self._given = source, target, device, given
         self._seed, self._views, self._init = config.seed, config.source_views, config.init
         self.mean, self.std = target.mean, target.std
         held = require_enough(source, config)
@@ -64,6 +67,8 @@ class RealImages:
 
     def _represent(self, indices: Tensor) -> Tensor:
         """Computes the representations of all views of some images, shape (views, N, D)."""
+        if self._given is not None:
+            return self._given[indices].expand(len(self._table), -1, -1)
         chunks = torch.split(indices, CHUNK)
         parts = []
         for chunk, images in zip(chunks, self._source.stream(chunks), strict=True):
@@ -118,6 +123,8 @@ class RealImages:
 
     def _of_plain(self, indices: Tensor) -> Tensor:
         """Returns the target's representations of images as they are, shape (B, D)."""
+        if self._given is not None:
+            return self._given[indices]
         if self._views == 0:
             return self._kept.gather(torch.zeros_like(indices), indices)
         images = self._source.stream(torch.split(indices, CHUNK))
@@ -153,6 +160,9 @@ class RealImages:
         generator = seeding.generator(self._seed, "view", number)  # draws for the whole batch, whoever takes which part
         if self._views == "random":
             images = crop_and_flip(images, _draw_crops((len(indices),), generator)[part]).to(self._device)
+            if self._given is not None:
+                given = self._given[indices[part]].to(self._device)
+                return RealBatch(self.normalise(images), given, len(indices))
             with torch.no_grad():
                 representations = self._target(images.float() / 255)
             return RealBatch(self.normalise(images), representations, len(indices))

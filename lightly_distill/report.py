@@ -39,13 +39,20 @@ _NOTE = (
     "Each arm is a student that was pre-trained by the same recipe (full: for its own number of epochs) and tried on "
     "the same labels; random is as many real images as distilled has synthetic ones. Each p-value is of a paired "
     "t-test over the seeds, two-sided, and stands alone: of twenty comparisons of equals, about one is below 0.05 by "
-    "chance."
+    "chance. Peak memory is what pre-training held at most, with its images and without what the process had before: "
+    "on a GPU what PyTorch allocated, on a CPU the growth of the process, looked at every few milliseconds."
 )
 _ARMS = {
     "scratch": "not pre-trained: random weights",
     "random": "pre-trained on as many real images, drawn at random, with the target model's representations",
     "kmeans": "as random, but the real images nearest to the centres of as many clusters",
     "noise": "as random, but images of noise",
+    "krr-labels": "pre-trained on as many images that the same stage distilled from the real images with their labels "
+    "instead of the target model's representations, to predict the learned labels by mean squared error: supervised "
+    "kernel ridge, after KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022). Labels are one-hot minus 1/C, made "
+    "as long, with zeros, and as large as the representations of the set, as one recipe is to suit all arms",
+    "dm": "pre-trained on as many images that distribution matching (Zhao & Bilen, WACV 2023) distilled from the real "
+    "images and their labels in as many steps, to predict their labels, those of krr-labels, by mean squared error",
     "distilled": "pre-trained on the synthetic set",
     "full": "pre-trained on all real images, a ceiling",
     "target": "the target model itself, a ceiling",
@@ -101,12 +108,15 @@ def _accuracies(result: "Evaluation") -> Table:
     table = Table(
         f"Accuracy in %, {of_seeds(result)}. Bold: the best, the ceilings full and target left out. Last row: points "
         "of accuracy ± standard error.",
-        ["arm", *measures, "images", "size", "pre-training in s"],
+        ["arm", *measures, "images", "size", "pre-training in s", "peak memory"],
         [],
         foot=2,
     )
     for name, arm in result.arms.items():
-        cost = [f"{arm.images:,}", pictures.size_text(arm.bytes), mean_spread(arm.seconds)] if arm.images else ["-"] * 3
+        cost = ["-"] * 4
+        if arm.images:
+            seconds, memory = mean_spread(arm.seconds), _sizes(arm.peak_memory)
+            cost = [f"{arm.images:,}", pictures.size_text(arm.bytes), seconds, memory]
         table.rows.append([name, *(mean_spread(arm.values.get(measure, []), 100) for measure in measures), *cost])
     for column, measure in enumerate(measures, start=1):
         means = {
@@ -118,8 +128,8 @@ def _accuracies(result: "Evaluation") -> Table:
     gaps = [result.recovered_gap(measure) for measure in measures]
     compared = [findings.compare(result, measure) for measure in measures]
     table.rows += [
-        ["recovered gap", *("-" if gap is None else findings.percent(gap) for gap in gaps), "", "", ""],
-        ["distilled - random", *(each.cell() if each else "-" for each in compared), "", "", ""],
+        ["recovered gap", *("-" if gap is None else findings.percent(gap) for gap in gaps), *[""] * 4],
+        ["distilled - random", *(each.cell() if each else "-" for each in compared), *[""] * 4],
     ]
     return table
 
@@ -138,6 +148,13 @@ def mean_spread(values: Sequence[float], scale: float = 1.0) -> str:
         return "-"
     mean = f"{scale * statistics.fmean(values):.1f}"
     return f"{mean} ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _sizes(values: Sequence[int]) -> str:
+    if not values:
+        return "-"
+    mean = pictures.size_text(statistics.fmean(values))
+    return f"{mean} ± {pictures.size_text(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def _settings(results: "Sequence[Evaluation]") -> Table:

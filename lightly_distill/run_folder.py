@@ -42,7 +42,8 @@ class RunFolder:
 
     Args:
         path: The folder, or None to keep nothing on disk.
-        settings: Everything that decides the result: configuration, source and target with their fingerprints.
+        settings: Everything that decides the result: configuration, source and target with their fingerprints; may be
+            empty without a folder.
         log: Is given each row of measurements too.
         processes: Of which the main one writes; all read.
     """
@@ -58,11 +59,10 @@ class RunFolder:
         self._log = log
         self._processes = processes
         self._settings = dict(settings)
-        self.representations = RepresentationCache(
-            path / "representations" if path is not None else None,
-            {"source": settings["source"]["fingerprint"], "target": settings["target"]["sha256"]},
-            processes,
-        )
+        self.representations = RepresentationCache(processes=processes)
+        if path is not None:
+            key = {"source": settings["source"]["fingerprint"], "target": settings["target"]["sha256"]}
+            self.representations = RepresentationCache(path / "representations", key, processes)
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0  # of earlier sessions of a resumed run
         self._started = time.perf_counter()

@@ -16,14 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from lightly_distill import seeding, signals
+from lightly_distill import seeding
 from lightly_distill.config import DistillConfig, did_you_mean, to_dict, update
 from lightly_distill.distill import DistillState, distill, held_out_loss
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.pool import StudentBuilder, StudentPool
 from lightly_distill.real import RealImages
+from lightly_distill.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -179,7 +180,7 @@ def judge(
         yardstick: Whose pool and ridge judge; of the same seed for all that are to be compared.
     """
     state = DistillState.start(real, students, config)
-    distill(state, real, config, _NoTraces())
+    distill(state, real, config, RunFolder(None, {}))
     dim = state.representations.shape[1]
     state.pool = StudentPool(students, yardstick.pool, state.images, dim, yardstick.seed)
     state.pool.warm_up(state.images, state.representations)
@@ -249,20 +250,6 @@ def _finished(study: "Study") -> list[Any]:
 
 def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
-
-
-class _NoTraces:
-    """A trial that is interrupted is tried again from its start."""
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Takes a row."""
-
-    def checkpoint(self, state: DistillState) -> None:
-        """Takes the state."""
-
-    def leave(self, state: DistillState, number: int) -> NoReturn:
-        """Ends the program; the trials before are kept."""
-        signals.leave(number)
 
 
 @contextlib.contextmanager
