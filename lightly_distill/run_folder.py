@@ -6,6 +6,7 @@ checkpoints/       what `--resume` needs
 representations/   the target's of the real images, so that `--resume` need not compute them again
 pictures/          before and after, loss curve
 set/               the synthetic set
+trackers/          what trackers of --log-with keep in files
 """
 
 import contextlib
@@ -30,7 +31,8 @@ from lightly_distill.files import PARTIAL, replacing, writing
 from lightly_distill.processes import ALONE, Processes
 from lightly_distill.representation_cache import RepresentationCache
 
-OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "representations", "pictures", "set")
+TRACKERS = "trackers"
+OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "representations", "pictures", "set", TRACKERS)
 # settings that may change between a run and its resumption
 FREE_TO_CHANGE = ("device", "log_every", "checkpoint_every", "checkpoint_minutes")
 
@@ -116,12 +118,12 @@ class RunFolder:
         self.rows.append(row)
         if not self._processes.main:
             return
-        if self._log is not None:
-            self._log(row)
         if self.path is not None:
             log = self.path / "metrics.jsonl"
             with writing(log), open(log, "a") as file:
                 file.write(json.dumps(row) + "\n")
+        if self._log is not None:
+            self._log(row)
 
     def last(self, name: str) -> Any:
         """Returns the newest measurement of this name, or None."""

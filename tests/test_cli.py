@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import SyntheticSet
 from lightly_distill.cli import main
+from test_trackers import read_back
 
 TARGET = "helper_target:make"
 SMALL = [
@@ -91,9 +92,26 @@ def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert SyntheticSet.load("run").provenance["config"]["seed"] == 1
 
 
+def test_trackers_are_told_what_metrics_has_and_overwrite_removes_their_files(place: Path) -> None:
+    assert distill("--log-with", "tensorboard", "--log-every", "2") == 0
+    assert distill("--log-with", "tensorboard", "--log-every", "2", "--overwrite") == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    told = read_back(Path("run/trackers"))["loss"]
+    assert [step for step, _ in told] == list(losses)
+    assert [value for _, value in told] == pytest.approx(list(losses.values()))
+    settings = yaml.safe_load(next(Path("run/trackers").rglob("hparams.yml")).read_text())
+    assert (settings["data"], settings["pool.size"]) == ("photos", 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
+        (
+            ["distill", "--data", "photos", "--target", "no:target", "--out", "x", "--log-with", "tensorbord"],
+            2,
+            "Unknown tracker 'tensorbord'. Did you mean 'tensorboard'?",
+        ),
         (["distill", "--num-imgs", "5"], 2, "Unknown option --num-imgs. Did you mean '--num-images'?"),
         (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--steps", "many"], 2, "steps"),
         (

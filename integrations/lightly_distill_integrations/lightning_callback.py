@@ -17,6 +17,7 @@ from lightly_distill.processes import launched
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.synthetic import SyntheticSet
+from lightly_distill.trackers import numbers
 
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
@@ -100,7 +101,7 @@ class DistillationCallback(Callback):
 
         def log(row: dict[str, Any]) -> None:
             prefix = f"distill/epoch-{epochs}" if self._every_n_epochs else "distill"  # each run counts its own steps
-            values = {f"{prefix}/{name}": value for name, value in _numbers(row).items()}
+            values = {f"{prefix}/{name}": value for name, value in numbers(row).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=row["step"])
 
@@ -138,17 +139,6 @@ class DistillationCallback(Callback):
                 "images with DistillationCallback(dataset=...)."
             )
         return dataset
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a row; those of each student of a mixed pool under its name."""
-    flat: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{inner}": number for inner, number in _numbers(value).items()}
-        elif isinstance(value, int | float):
-            flat[name] = value
-    return flat
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from lightly_distill.processes import is_main
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.targets import load_target
+from lightly_distill.trackers import Trackers
 
 ABOUT = "Distils real images and a self-supervised model into a synthetic set."
 EPILOG = (
@@ -33,6 +35,14 @@ def arguments(parser: ArgumentParser) -> None:
         "--strict", action="store_true", help="Refuse to go on from an older checkpoint if the newest is damaged."
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace an old run in --out.")
+    parser.add_argument(
+        "--log-with",
+        type=str | None,
+        default=None,
+        metavar="NAME[,NAME]",
+        help="Trackers that are told settings and measurements: tensorboard, wandb, mlflow and what else Accelerate "
+        "knows. metrics.jsonl has them always.",
+    )
 
 
 def stage_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
@@ -56,12 +66,14 @@ def run(options: Namespace) -> None:
     # what is quickly seen to be wrong comes before the target, which may be a download
     if is_main():
         RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
+    trackers = Trackers(options.log_with, options.out) if options.log_with else None
     locate(options.data)
     config = stage_config(options)
     target = load_target(options.target, options.target_encoder, options.target_class)
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}
-    synthetic = stage.run(options.data, out=options.out, **flags)
+    with trackers or nullcontext():
+        synthetic = stage.run(options.data, out=options.out, log=trackers.log if trackers else None, **flags)
     if not is_main():
         return
     losses = synthetic.provenance["heldout_loss"]
