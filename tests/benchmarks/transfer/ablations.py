@@ -27,21 +27,21 @@ STEPS = 300
 BASE: dict[str, Any] = {"steps": STEPS}
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "released pool: not trained after the first reset": {},
     "lr of Y_s 2e-3": {"outer": {"lr_representations": 2e-3}},
-    "lr of X_s 5e-3": {"outer": {"lr_images": 5e-3}},
-    "lr of X_s 5e-2": {"outer": {"lr_images": 5e-2}},
     "init k-means": {"init": "kmeans"},
-    "pool of 5": {"pool": {"size": 5}},
-    "T=50": {"pool": {"max_age": 50}},
-    "ridge 1e-3": {"ridge": {"strength": 1e-3}},
     "views 4": {"source_views": 4},
+    "pool of 5, T=20": {"pool": {"size": 5, "max_age": 20}},
+    "pool of 5, T=20, released": {"pool": {"size": 5, "max_age": 20}},
+    "pool of 5": {"pool": {"size": 5}},
+    "lr of X_s 5e-3": {"outer": {"lr_images": 5e-3}},
+    "ridge 1e-3": {"ridge": {"strength": 1e-3}},
     "views random": {"source_views": "random"},
+    "T=50": {"pool": {"max_age": 50}},
     "T=500": {"pool": {"max_age": 500}},
-    "views 1": {"source_views": 1},
+    "lr of X_s 5e-2": {"outer": {"lr_images": 5e-2}},
     "pool of 40": {"pool": {"size": 40}},
-    "lr of Y_s 1e-1": {"outer": {"lr_representations": 1e-1}},
-    "ridge 1e-5": {"ridge": {"strength": 1e-5}},
+    "views 1": {"source_views": 1},
+    "released": {},
 }
 LENGTHS = (50, 150, 500)  # epochs of pre-training on the base set, tried besides
 MEASURES = ("cifar10/linear@2000", "cifar10/knn@2000")
@@ -69,7 +69,7 @@ def run_variant(name: str, model: nn.Module, out: Path, seed: int, epochs: int) 
     """Distils and tries one variant with one seed."""
     run = folder_of(out, name, seed)
     options = {**BASE, **VARIANTS[name]}
-    if name.startswith("released"):
+    if name.endswith("released"):
         with released_pool():
             distil(CPU, model, run, seed, **options)
     else:

@@ -1,5 +1,6 @@
 """What the scripts of this folder share: source, target, the run of one setting, its results."""
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -190,7 +191,7 @@ def from_dict(told: dict[str, Any]) -> Evaluation:
     """Returns what `Evaluation.to_dict` was made of."""
     setting = dict(told["setting"])
     arms = {
-        name: Arm(told["images"][name], told["bytes"][name], told["seconds"][name], values)
+        name: Arm(told["images"][name], told["bytes"][name], told["seconds"][name], values, told["peak_memory"][name])
         for name, values in told["arms"].items()
     }
     return Evaluation(setting.pop("student"), setting, told["seeds"], arms)
@@ -200,19 +201,17 @@ def joined(first: Evaluation, second: Evaluation) -> Evaluation:
     """Adds arms to an evaluation of the same seeds."""
     arms = {**first.arms, **second.arms}
     names = sorted(arms, key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS))
-    return Evaluation(first.student, first.setting, first.seeds, {name: arms[name] for name in names})
+    return Evaluation(first.student, second.setting, first.seeds, {name: arms[name] for name in names})
 
 
 def of_all_seeds(results: Sequence[Evaluation]) -> Evaluation:
     """Joins evaluations of one seed each, whose sets were distilled with that seed."""
     first, *others = results
-    arms = {
-        name: Arm(arm.images, arm.bytes, [*arm.seconds], {k: [*v] for k, v in arm.values.items()})
-        for name, arm in first.arms.items()
-    }
+    arms = copy.deepcopy(first.arms)
     for other in others:
         for name, arm in other.arms.items():
             arms[name].seconds += arm.seconds
+            arms[name].peak_memory += arm.peak_memory
             for key, values in arm.values.items():
                 arms[name].values[key] += values
     return Evaluation(first.student, first.setting, [seed for result in results for seed in result.seeds], arms)
