@@ -127,7 +127,7 @@ def evaluate(
     probes: Sequence[str] = ("knn", "linear"),
     labels: Sequence["int | float | None"] = (None,),
     seeds: int | Sequence[int] = 3,
-    epochs: int = 150,
+    epochs: int = 500,
     full_epochs: int = 20,
     finetune_steps: int = FINETUNE_STEPS,
     device: str = "auto",

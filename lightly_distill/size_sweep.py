@@ -56,7 +56,7 @@ def sweep(
     probes: Sequence[str] = ("knn", "linear"),
     labels: Sequence["int | float | None"] = (None,),
     seeds: int | Sequence[int] = 3,
-    epochs: int = 150,
+    epochs: int = 500,
     full_epochs: int = 20,
     finetune_steps: int = FINETUNE_STEPS,
     search: Sequence[str] = (),
