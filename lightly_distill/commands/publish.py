@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill import artifact
 from lightly_distill.commands.shared import SOURCE_HELP, TARGET_HELP, target_options
+from lightly_distill.hub import check_repo_id
 from lightly_distill.pictures import size_text
 from lightly_distill.publish import publish
 from lightly_distill.targets import load_target
@@ -46,6 +47,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Runs the command."""
+    check_repo_id(options.repo_id)  # before the target, which may be a download
     target = options.target and load_target(options.target, options.target_encoder, options.target_class)
     published = publish(
         options.set,
