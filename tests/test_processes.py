@@ -105,7 +105,14 @@ def test_shares_are_consecutive_even_and_complete() -> None:
         assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("options", [{}, {"source_views": "random"}, {"chunk_size": 2}, {"source_views": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"source_views": "random", "chunk_size": 2},
+        pytest.param({"source_views": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_with_the_same_global_batch_equal_one(tmp_path: Path, options: dict[str, Any]) -> None:
     one = in_one(tmp_path / "one", **options)
     in_two({"out": str(tmp_path / "two")}, **options)
@@ -170,7 +177,7 @@ def stage_gradients(tmp_path: Path, two: SyntheticSet) -> None:
     close(two, SyntheticSet(state.images.detach(), state.representations.detach(), mean=two.mean, std=two.std))
 
 
-@pytest.mark.parametrize("parallel", ["batch", "pool"])
+@pytest.mark.parametrize("parallel", [pytest.param("batch", marks=pytest.mark.slow), "pool"])
 def test_a_resumed_run_of_two_equals_one_that_was_left_alone_bit_for_bit(tmp_path: Path, parallel: str) -> None:
     in_two({"out": str(tmp_path / "whole")}, parallel=parallel)
     in_two({"out": str(tmp_path / "parts")}, parallel=parallel, steps=8)
@@ -201,6 +208,7 @@ def test_wrong_use_is_told_by_all_processes_and_not_waited_for(tmp_path: Path) -
         assert status != 0 and "is not empty: go on with --resume" in errors
 
 
+@pytest.mark.slow
 def test_a_pool_smaller_than_the_processes_is_refused(tmp_path: Path) -> None:
     for status, _, errors in finish(start({}, {**OPTIONS, "parallel": "pool", "pool": {"size": 1}})):
         assert status != 0 and "pool.size must be at least 2, one student for each process; got 1" in errors
@@ -223,6 +231,7 @@ tiny.encoder = lambda: encoder
     assert torch.equal(alike.images, two.images) and torch.equal(alike.representations, two.representations)
 
 
+@pytest.mark.slow
 def test_processes_with_different_images_are_refused(tmp_path: Path) -> None:
     other = "import os\nwhole = tiny.images\ntiny.images = lambda n: whole(n + int(os.environ['RANK']))"
     for status, _, errors in finish(start({}, OPTIONS, before=other)):
