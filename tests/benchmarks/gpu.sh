@@ -7,7 +7,7 @@ out=${1:?the folder for results} minutes=${2:-20} device=${DEVICE:-cuda}
 mkdir -p "$out"
 cd "$(dirname "$0")/../.." || exit 1
 small=""
-[ "$device" = cpu ] && small="--steps 4 --images 1500 --target-epochs 1 --seeds 0 --workers 0 --arms scratch random"
+[ "$device" = cpu ] && small="--steps 2 --images 1500 --target-epochs 1 --epochs 1 --seeds 0 --workers 0 --arms scratch random"
 setting=all
 [ "$device" = cpu ] && setting=small
 

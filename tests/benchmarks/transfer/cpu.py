@@ -19,7 +19,7 @@ CPU = Setting(
     target_epochs=30,
     stage={"student": "convnet_32_64_128", "num_images": 100, "steps": 3000, "batch_size": 256, "image_size": 32},
     students="convnet_32_64_128",
-    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (2000, 200), "epochs": 500, "full_epochs": 30},
+    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (2000, 200), "epochs": 150, "full_epochs": 30},
 )
 ARMS = ("scratch", "random", "kmeans", "noise", "full", "target")
 

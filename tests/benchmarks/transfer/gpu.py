@@ -4,7 +4,7 @@
 
 Source: all 50,000 images of tinyimagenet100-32. Target: Lightly's ResNet-18 for small images, trained with its Barlow
 Twins on them. m = 1000, student convnet_128_256_512; tried are it, resnet18 and mobilenetv3_small_100 with small stems
-and a small ViT. Tasks: cifar10 and tinyimagenet100-32, all labels. What is in DIR already is not made again.
+and a small ViT. Tasks: cifar10 and tinyimagenet100-32 with 5,000 and 500 labels. What is in DIR already is not made again.
 """
 
 import argparse
@@ -26,7 +26,7 @@ GPU = Setting(
         "precision": "bf16",
     },
     students="convnet_128_256_512,resnet18:stem=small,mobilenetv3_small_100:stem=small,vit_tiny_patch16_224",
-    evaluation={"probes": ("knn", "linear", "linear-pooled"), "full_epochs": 10},
+    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (5000, 500), "epochs": 500, "full_epochs": 10},
 )
 ARMS = ("scratch", "random", "kmeans", "full", "target")
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=GPU.images, help="of the source; fewer to try the script")
     parser.add_argument("--target-epochs", type=int, default=GPU.target_epochs)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=GPU.evaluation["epochs"], help="of pre-training on a set")
     parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--workers", type=int, default=14)
@@ -50,6 +51,7 @@ def main() -> None:
         target_epochs=options.target_epochs,
         device=options.device,
         stage={**GPU.stage, "steps": options.steps},
+        evaluation={**GPU.evaluation, "epochs": options.epochs},
     )
     model = train_target(setting, options.out / "target.pt", options.workers)
     if not options.only_target:
