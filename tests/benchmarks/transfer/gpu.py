@@ -4,7 +4,8 @@
 
 Source: all 50,000 images of tinyimagenet100-32. Target: Lightly's ResNet-18 for small images, trained with its Barlow
 Twins on them. m = 1000, student convnet_128_256_512; tried are it, resnet18 and mobilenetv3_small_100 with small stems
-and a small ViT. Tasks: cifar10 and tinyimagenet100-32 with 5,000 and 500 labels. What is in DIR already is not made again.
+and a small ViT. Tasks: cifar10 and tinyimagenet100-32 with 5,000 and 500 labels. What is in DIR already is not made
+again.
 """
 
 import argparse
