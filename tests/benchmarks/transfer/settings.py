@@ -139,7 +139,7 @@ def distil(setting: Setting, model: nn.Module, run: Path, seed: int, **options: 
         return
     started = time.perf_counter()
     stage = DistillationStage(model, seed=seed, device=setting.device, **{**setting.stage, **options})
-    stage.run(real_images(setting.images), out=run, resume=(run / "checkpoints").is_dir())
+    stage.run(real_images(setting.images), out=run, resume=run.exists() and any(run.iterdir()))
     print(f"{run}: distilled in {time.perf_counter() - started:.0f} s", flush=True)
 
 
