@@ -44,9 +44,13 @@ class Processes:
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Returns the sums over the processes. The tensors given may be overwritten."""
-        for tensor in tensors if self.count > 1 else ():
+        if self.count == 1:
+            return tensors
+        # in one layout: gradients of different students may be channels last in one process and not in another
+        sums = tuple(tensor.contiguous() for tensor in tensors)
+        for tensor in sums:
             distributed.all_reduce(tensor)
-        return tensors
+        return sums
 
     def mean(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Returns the means over the processes. The tensors given may be overwritten."""

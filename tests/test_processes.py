@@ -257,3 +257,19 @@ def test_a_signal_to_all_saves_and_ends_all(tmp_path: Path) -> None:
     assert [status for status, *_ in ended] == [143, 143], ended
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert len(saved) == 2 and saved[0] == "step-00000000.safetensors"
+
+
+def test_sums_do_not_depend_on_the_layout_of_each_process(tmp_path: Path) -> None:
+    # a mixed pool: the gradient of a convolution is channels last, that of a transformer is not
+    before = """
+import os
+import torch
+from lightly_distill.processes import launched
+processes, _ = launched("cpu")
+images = torch.arange(24.0).view(1, 3, 2, 4)
+mine = images.to(memory_format=torch.channels_last) if processes.main else images.clone()
+assert torch.equal(processes.sum(mine)[0], 2 * images)
+os._exit(0)
+"""
+    for status, _, errors in finish(start({}, OPTIONS, before=before)):
+        assert status == 0, errors
