@@ -65,10 +65,10 @@ def test_a_damaged_newest_is_told_and_the_one_before_it_is_read(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint.save(tmp_path, 4, tensors(4.0), {"jitters": 3})
-    DAMAGE[kind](checkpoint.save(tmp_path, 5, tensors(5.0), {}))
+    DAMAGE[kind](checkpoint.save(tmp_path, 6, tensors(6.0), {}))
     with pytest.raises(
         DistillError,
-        match=r"The newest checkpoint in .* cannot be used \(step-00000005.safetensors: .*\). Without --strict an o",
+        match=r"The newest checkpoint in .* cannot be used \(step-00000006.safetensors: .*\). Without --strict an o",
     ):
         checkpoint.load_newest(tmp_path, strict=True)
     assert not caplog.records
@@ -76,11 +76,11 @@ def test_a_damaged_newest_is_told_and_the_one_before_it_is_read(
     assert facts == {"step": 4, "jitters": 3} and torch.equal(again["a"], tensors(4.0)["a"])
     (record,) = caplog.records
     assert record.levelname == "WARNING" and "Left out a checkpoint" in record.message
-    assert "step-00000005.safetensors: " in record.message
-    # the run goes on: the damaged one is not kept in the place of a good one
+    assert "step-00000006.safetensors: " in record.message
+    # the run goes on: the damaged one does not stay in the place of a good one
     checkpoint.save(tmp_path, 5, tensors(5.0), {})
-    assert checkpoint.load_newest(tmp_path)[1]["step"] == 5
-    assert len(list(tmp_path.iterdir())) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{s:08d}.safetensors" for s in (4, 5)]
+    assert checkpoint.load_newest(tmp_path, strict=True)[1]["step"] == 5
 
 
 def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:

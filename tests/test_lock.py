@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,30 @@ def hold(folder: Path, ready: Event, workers: bool) -> None:
         signal.pause()
 
 
-def start(folder: Path, workers: bool = False) -> Any:
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    """Starts processes that hold a lock; whatever a test finds, none is left after it."""
     context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=hold, args=(folder, ready, workers))
-    process.start()
-    assert ready.wait(30)
-    return process
+    started = []
+
+    def start(folder: Path, workers: bool = False) -> Any:
+        ready = context.Event()
+        process = context.Process(target=hold, args=(folder, ready, workers))
+        started.append(process)
+        process.start()
+        assert ready.wait(30)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 @needs_fork
-def test_a_second_process_is_refused_by_number_and_host_until_the_first_is_killed(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_by_number_and_host_until_the_first_is_killed(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
     folder = tmp_path / "run"
     first = start(folder)
     message = f"The output folder {folder} is in use by process {first.pid} on {socket.gethostname()}: wait for it, or"
@@ -50,7 +64,9 @@ def test_a_second_process_is_refused_by_number_and_host_until_the_first_is_kille
 
 
 @needs_fork
-def test_worker_processes_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path: Path) -> None:
+def test_worker_processes_that_outlive_a_killed_run_do_not_hold_its_lock(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
     first = start(tmp_path / "run", workers=True)
     first.kill()
     first.join()

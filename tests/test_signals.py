@@ -100,7 +100,7 @@ def stuck(first: Callable[[], None]) -> None:
 def test_a_second_signal_ends_a_step_that_hangs() -> None:
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    process = context.Process(target=stuck, args=(ready.set,))
+    process = context.Process(target=stuck, args=(ready.set,), daemon=True)
     process.start()
     assert process.pid is not None and ready.wait(30)
     os.kill(process.pid, signal.SIGTERM)
