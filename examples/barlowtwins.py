@@ -56,7 +56,8 @@ dataloader = torch.utils.data.DataLoader(
 )
 
 criterion = BarlowTwinsLoss()
-optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+# a few steps at the full rate may leave weights with which every number is huge
+optimizer = torch.optim.SGD(model.parameters(), lr=0.00002 if args.smoke else 0.06)
 
 print("Starting Training")
 for epoch in range(epochs):

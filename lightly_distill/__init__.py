@@ -30,15 +30,20 @@ __all__ = [
     "evaluate",
     "pretrain",
     "register_target",
+    "sweep",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # both take seconds to import: a subclass of PyTorch Lightning's Callback, and scikit-learn's probes
+    # they take seconds to import: a subclass of PyTorch Lightning's Callback, and scikit-learn's probes
     if name == "DistillationCallback":
         return integrations.get("callbacks", "pytorch_lightning").DistillationCallback
     if name == "evaluate":
         from lightly_distill.evaluation import evaluate
 
         return evaluate
+    if name == "sweep":
+        from lightly_distill.size_sweep import sweep
+
+        return sweep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,16 +3,19 @@
 Shapes: m images of a set, n real images, d numbers of a representation.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from lightly_distill import seeding
+from lightly_distill.config import DistillConfig
+from lightly_distill.distillers import check_classes, distribution_matching, supervised_ridge
+from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.source import Source
+from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target, represent
 
@@ -75,17 +78,7 @@ def random_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
 
 def kmeans_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
     """Takes the real image nearest to each of `count` centroids of the representations, each image once."""
-    points = real.representations
-    state = seeding.derive(seed, "arm", "kmeans") % 2**32
-    kmeans = MiniBatchKMeans(count, random_state=state, batch_size=4096, n_init=3).fit(points.numpy())
-    centroids = torch.from_numpy(kmeans.cluster_centers_).to(points.dtype)
-    taken: dict[int, None] = {}
-    for chunk in torch.split(centroids, CHUNK):
-        # one more than are taken when its turn comes is enough to find one that is free
-        near = torch.cdist(chunk, points).topk(min(len(points), count), largest=False).indices
-        for order in near.tolist():
-            taken[next(index for index in order if index not in taken)] = None
-    return real.chosen(torch.tensor(list(taken)))
+    return real.chosen(nearest_to_centroids(real.representations, count, seed))
 
 
 # Arms that need the real images and the target; each gets them, m and a seed.
@@ -95,3 +88,49 @@ REAL_ARMS: dict[str, Callable[[RealSide, int, int], SyntheticSet]] = {
     "noise": lambda real, count, seed: real.noise(count, seed),
     "full": lambda real, _count, _seed: real.chosen(torch.arange(len(real.source))),
 }
+
+
+# Arms that need labels of the real images: other distillers, with the settings of the set that they are compared with.
+LABELLED_ARMS: dict[str, Callable[..., SyntheticSet]] = {"krr-labels": supervised_ridge, "dm": distribution_matching}
+
+
+@dataclass
+class LabelledSide:
+    """The real images with their labels, and how a set is distilled from them.
+
+    Args:
+        source: Real images.
+        labels: Of these, int64 in 0..C-1, shape (n,).
+        config: Settings of the set that is compared; the seed is each arm's own.
+        own: That set; labels are made as long and as large as its representations, as one recipe is to suit both.
+    """
+
+    source: Source
+    labels: Tensor
+    config: DistillConfig
+    own: SyntheticSet
+
+    def check(self, arms: Collection[str]) -> None:
+        """Refuses arms that these labels and settings do not allow.
+
+        Raises:
+            UsageError: If there are fewer images than classes for distribution matching, or a student does not fit.
+        """
+        if "dm" in arms:
+            check_classes(self.config.num_images, self.labels)
+        for name in self.config.students:
+            student_builder(name, self.source.image_size)
+
+    def distil(self, arm: str, seed: int) -> SyntheticSet:
+        """Runs another distiller of `LABELLED_ARMS`."""
+        own, classes = self.own, int(self.labels.max()) + 1
+        spread = own.representations.var(0, correction=0).sum().item()  # of centred one-hot labels: 1 - 1/C
+        return LABELLED_ARMS[arm](
+            self.source,
+            self.labels,
+            replace(self.config, seed=seed),
+            mean=own.mean,
+            std=own.std,
+            dim=own.dim,
+            scale=(spread / (1 - 1 / classes)) ** 0.5,
+        )

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from lightly_distill import parquet
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.files import sync
 
 if TYPE_CHECKING:
     from lightly_distill.synthetic import SyntheticSet
@@ -76,7 +77,7 @@ def write(synthetic: "SyntheticSet", folder: Path, *, overwrite: bool) -> Path:
             if old.exists() and not place.exists():
                 os.replace(old, place)  # if even this fails, its message tells where the old set is
             shutil.rmtree(workspace, ignore_errors=True)
-        _sync(place.parent)
+        sync(place.parent)
     except OSError as error:
         raise DistillError(f"The synthetic set {folder} cannot be written: {error}") from error
     return folder
@@ -277,7 +278,7 @@ def _write_files(synthetic: "SyntheticSet", folder: Path) -> None:
     )
     (folder / FACTS).write_text(_facts(synthetic, folder), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        sync(path)
 
 
 def _facts(synthetic: "SyntheticSet", folder: Path) -> str:
@@ -320,12 +321,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Waits until the disk has the file, or the names in the folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -130,7 +130,9 @@ def facts(synthetic: "SyntheticSet") -> dict[str, str]:
         "source": _join(source.get("name"), _unit(source.get("images"), "images"), _hash(source.get("fingerprint"))),
         "target": _join(target.get("name"), _encoder(target), _hash(target.get("sha256"))),
         "student": _join(config.get("student")),
-        "started from": _join({"noise": "noise", "real": "real images"}.get(str(config.get("init")))),
+        "started from": _join(
+            {"noise": "noise", "random": "real images", "kmeans": "real images"}.get(str(config.get("init")))
+        ),
         "outer steps": _join(known.get("steps")),
         "outer loss, held-out images": _loss(losses),
         **{f"of {_join(name)}": _loss(_part(_part(losses, "by_student"), name)) for name in _by_student(losses)},

@@ -12,6 +12,7 @@ from lightly_distill.commands import COMMANDS
 from lightly_distill.commands.shared import PROGRAM
 from lightly_distill.config import PRESETS, did_you_mean
 from lightly_distill.errors import UsageError
+from lightly_distill.processes import is_main
 
 
 class _Parser(ArgumentParser):
@@ -31,15 +32,16 @@ class _Parser(ArgumentParser):
 
 
 def build_parser(preset: str | None = None) -> ArgumentParser:
-    """Builds the parser of all commands; a preset gives `distill` its defaults."""
+    """Builds the parser of all commands; a preset gives those that distil their defaults."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
-        command = _Parser(description=module.ABOUT)
+        command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))
         module.arguments(command)
-        if preset is not None and name == "distill":
-            command.set_defaults(_flat(PRESETS[preset]))
+        known = {action.dest for action in command._actions}
+        if preset is not None and "preset" in known:
+            command.set_defaults({key: value for key, value in _flat(PRESETS[preset]).items() if key in known})
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         commands.add_subcommand(name, command, help=module.ABOUT)
     return parser
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; by default the process's.
 
     Returns:
-        Exit status: 0 done, 1 a failure, 2 wrong usage, 130 interrupted.
+        Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -61,21 +63,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     options = parsed[parsed.command]
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("lightly_distill").setLevel(logging.INFO)
-    logging.getLogger("lightly_distill_integrations").setLevel(logging.INFO)
+    level = logging.INFO if is_main() else logging.ERROR
+    logging.getLogger("lightly_distill").setLevel(level)
+    logging.getLogger("lightly_distill_integrations").setLevel(level)
     if not options.debug:
         warnings.filterwarnings("ignore")
     try:
         COMMANDS[parsed.command].run(options)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; `distill` goes on from its last checkpoint with --resume", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as end:  # after a signal
+        return int(end.code or 0)
     except Exception as error:  # whatever it is, a user of the command line gets one line
         if options.debug:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        wrong_use = isinstance(error, UsageError)
+        if is_main() or not wrong_use:  # which all processes find; the main one tells
+            text = " ".join(str(error).split()) or type(error).__name__
+            print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        return 2 if wrong_use else 1
     return 0
 
 

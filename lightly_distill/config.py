@@ -81,8 +81,9 @@ class DistillConfig:
     source_views: int | Literal["random"] = 0
     """0: real images as they are. K: K fixed views (pad-4 crop and flip) of each, their target representations kept.
     "random": a fresh view and a pass of the target in each step, as the paper's authors do."""
-    init: Literal["real", "noise"] = "real"
-    """What the synthetic images start from. "noise": from no real image, but from normal noise that has mean and
+    init: Literal["random", "kmeans", "noise"] = "random"
+    """What the synthetic images start from. "random": real images, drawn at random. "kmeans": those nearest to as many
+    centroids of the target's representations. "noise": no real image, but normal noise that has mean and
     covariance of real images and their representations."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
@@ -92,20 +93,37 @@ class DistillConfig:
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the students' features; the ridge solve keeps its own."""
+    compile: bool = False
+    """Compile the students with torch.compile: about a quarter faster on a CPU, after a minute that it takes at first.
+    Needs a C++ compiler."""
+    parallel: Literal["batch", "pool"] = "batch"
+    """With several processes. batch: they divide real batch and synthetic images, with the result of one process. pool:
+    each has its own part of the pool, draws a student and a batch of its own, and gradients are averaged."""
+    chunk_size: int | Literal["auto"] | None = "auto"
+    """Synthetic images that a student is given at a time; fewer need less memory and more time. auto: all, where they
+    fit into free memory. null: all. In smaller chunks batch norm is trained on each chunk by itself."""
     log_every: int = 10
     """Outer steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
     """Outer steps between two checkpoints."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints, if so many steps take longer."""
     outer: OuterConfig = field(default_factory=OuterConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every")
+        _positive(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
         if self.image_size is not None:
             _positive(self, "image_size")
         _one_of("precision", self.precision, ("fp32", "bf16"))
-        _one_of("init", self.init, ("real", "noise"))
+        if not isinstance(self.compile, bool):
+            raise UsageError(f"compile must be true or false; got {self.compile!r}.")
+        _one_of("init", self.init, ("random", "kmeans", "noise"))
+        _one_of("parallel", self.parallel, ("batch", "pool"))
+        chunk = self.chunk_size
+        if chunk not in ("auto", None) and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 2):
+            raise UsageError(f"chunk_size must be a whole number of at least 2, auto or null; got {chunk!r}.")
         _positive(self, "holdout", "seed", least=0)
         views = self.source_views
         if views != "random" and (isinstance(views, bool) or not isinstance(views, int) or views < 0):

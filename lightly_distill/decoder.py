@@ -1,7 +1,9 @@
-"""Decodes items by lists of indices, here or in worker processes."""
+"""Decodes items by lists of keys, here or in worker processes. What a key is, the items tell."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ class Decoded:
 
     Attributes:
         images: Those that could be decoded, uint8, shape (at most B, 3, S, S).
-        kept: Their indices.
+        kept: Their indices in the dataset.
         skipped: Why not, by index.
         fault: Text of the error that ended it. Not an exception: a worker's comes back as its whole traceback.
     """
@@ -35,19 +37,21 @@ class Decoder:
     def __init__(self, items: Items, image_size: int) -> None:
         self.items, self.image_size = items, image_size
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def chunks(self, size: int) -> Iterator[list[Any]]:
+        """Yields the keys of all items in lists of `size`; the last one may be shorter."""
+        keys = self.items.each_key()
+        return iter(lambda: list(islice(keys, size)), [])
 
-    def __getitems__(self, indices: list[int]) -> Decoded:
+    def __getitems__(self, keys: list[Any]) -> Decoded:
         """Decodes these items, up to the first that is a fault of the dataset."""
-        images = torch.empty(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        images = torch.empty(len(keys), 3, self.image_size, self.image_size, dtype=torch.uint8)
         decoded = Decoded(images, [], {})
-        for index in indices:
+        for key in keys:
             try:
-                images[len(decoded.kept)] = self.items.decode(index, self.image_size)
-                decoded.kept.append(index)
+                images[len(decoded.kept)] = self.items.decode(key, self.image_size)
+                decoded.kept.append(self.items.number(key))
             except UnusableImage as reason:
-                decoded.skipped[index] = str(reason)
+                decoded.skipped[self.items.number(key)] = str(reason)
             except UsageError as error:
                 decoded.fault = str(error)
                 break
@@ -55,12 +59,12 @@ class Decoder:
         return decoded
 
 
-def decode_batches(decoder: Decoder, batches: Iterable[list[int]], num_workers: int) -> Iterator[Decoded]:
-    """Yields what came of each list of indices, in order.
+def decode_batches(decoder: Decoder, batches: Iterable[list[Any]], num_workers: int) -> Iterator[Decoded]:
+    """Yields what came of each list of keys, in order.
 
     Args:
         decoder: What decodes.
-        batches: Lists of indices; taken ahead of what was yielded.
+        batches: Lists of keys; taken ahead of what was yielded.
         num_workers: Processes that decode; with 0, this one does when the next is asked for.
     """
     return iter(

@@ -6,7 +6,6 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,21 +18,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightly_distill import report, seeding
-from lightly_distill.arms import REAL_ARMS, RealSide, normalise
-from lightly_distill.config import did_you_mean
+from lightly_distill.arms import LABELLED_ARMS, REAL_ARMS, LabelledSide, RealSide, normalise
+from lightly_distill.config import did_you_mean, make_config
+from lightly_distill.cost import Cost, measured
 from lightly_distill.device import resolve_device
 from lightly_distill.encoders import CHECKPOINTS
 from lightly_distill.errors import UsageError
 from lightly_distill.pretrain import empty_folder, pretrain
-from lightly_distill.probes import FINETUNE_STEPS, PROBES, Trial
+from lightly_distill.probes import FINETUNE_STEPS, PROBES, Transfer, Trial, make_teacher
 from lightly_distill.run_folder import run_config, run_metrics
 from lightly_distill.source import find_images, open_source
 from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target, as_target, load_target
-from lightly_distill.tasks import Task, open_task
+from lightly_distill.tasks import Task, open_task, source_labels
 
-ARMS = ("scratch", "random", "kmeans", "noise", "distilled", "full", "target")
+ARMS = ("scratch", "random", "kmeans", "noise", "krr-labels", "dm", "distilled", "full", "target")
 
 
 @dataclass
@@ -45,12 +45,15 @@ class Arm:
         bytes: Their size with their representations: a byte a channel of a real pixel, four of a learned one.
         seconds: Of pre-training, one for each seed.
         values: Accuracy in [0, 1] by `task/probe`, one for each seed.
+        peak_memory: Bytes that pre-training held at most, its images and representations counted, one for each seed;
+            see `cost.py`.
     """
 
     images: int
     bytes: int
     seconds: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
+    peak_memory: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -108,6 +111,7 @@ class Evaluation:
             "images": {name: arm.images for name, arm in self.arms.items()},
             "bytes": {name: arm.bytes for name, arm in self.arms.items()},
             "seconds": {name: arm.seconds for name, arm in self.arms.items()},
+            "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
         }
 
 
@@ -123,7 +127,7 @@ def evaluate(
     probes: Sequence[str] = ("knn", "linear"),
     labels: Sequence["int | float | None"] = (None,),
     seeds: int | Sequence[int] = 3,
-    epochs: int = 150,
+    epochs: int = 500,
     full_epochs: int = 20,
     finetune_steps: int = FINETUNE_STEPS,
     device: str = "auto",
@@ -136,22 +140,27 @@ def evaluate(
     Args:
         synthetic: The set, its folder, or that of the run that made it.
         student: Name of the backbone; several, comma separated.
-        tasks: What `open_task` takes: labelled sources with a split for training and one for testing, or pairs.
-        data: The real images that the set was distilled from. Only some arms need them: random, kmeans, noise, full.
-            Default: what the run's configuration says.
+        tasks: What `open_task` takes: labelled sources with a split for training and one for testing, or pairs. Or what
+            it returned, which spares decoding it for each of many evaluations.
+        data: The real images that the set was distilled from. Only some arms need them: random, kmeans, noise, full,
+            and with labels krr-labels and dm. Default: what the run's configuration says.
         target: The target model or its specification, for these arms and for `target`. Default: as `data`.
         baselines: Arms besides `distilled`, of `ARMS`. `scratch`: not pre-trained. `random`: as many real images, with
             the target's representations. `kmeans`: the real images nearest to as many centroids of the representations.
-            `noise`: as many images of noise. `full`: all real images, the ceiling. `target`: the target model itself.
+            `noise`: as many images of noise. `krr-labels` and `dm`: other distillers, which are run once for each seed,
+            with the settings of the set and labels of the real images: the same stage with labels instead of
+            representations, and distribution matching. `full`: all real images, the ceiling. `target`: the target
+            model itself.
         others: More arms, name to a set or its folder.
         probes: Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune` (of all
-            arms but `target`, which stays frozen).
+            arms but `target`, which stays frozen), `data-free` (of arms with images: a fresh student learns from them
+            what a teacher answers, and nothing else; see `probes.data_free_accuracy`).
         labels: How many labelled images a task is learned from, several times if several; a fraction, if below 1; None
             takes all. They are drawn anew for each seed, as many of each class.
         seeds: Repetitions: of the weights, of the draws of images and labels. How many, or which.
         epochs: Of pre-training on a set; see `pretrain`.
         full_epochs: Of pre-training on all real images, which are many more steps an epoch.
-        finetune_steps: SGD steps of fine-tuning.
+        finetune_steps: Steps of fine-tuning, and of data-free distillation.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
 
@@ -161,12 +170,10 @@ def evaluate(
     Raises:
         UsageError: If set, tasks, students, arms or folder do not fit together; before any long work.
     """
-    names = _check_arms(baselines, others or {})
+    names = check_arms(baselines, others or {})
     probes, labels = list(dict.fromkeys(probes)), list(dict.fromkeys(labels))
-    _known("probe", probes, PROBES)
-    used = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not used:
-        raise UsageError(f"seeds is a number of repetitions, at least 1; got {seeds}.")
+    check_known("probe", probes, PROBES)
+    used = seed_list(seeds)
     place = resolve_device(device)
     folder = None if out is None else empty_folder(Path(out))
     own = _as_set(synthetic)
@@ -185,17 +192,13 @@ def evaluate(
             )
     students = list(dict.fromkeys(part.strip() for part in student.split(",")))
     builders = {name: student_builder(name, size) for name in students}
-    opened = [open_task(task, image_size=size) for task in tasks]
-    if not opened:
-        raise UsageError("Name a task to try the students on.")
-    for task in opened:
-        if [other.name for other in opened].count(task.name) > 1:
-            raise UsageError(f"Two tasks are named {task.name}: give one of them another name, as (name, train, test).")
-        for count in labels:
-            task.few(count, 0)  # refuses too few or too many now
+    opened = open_tasks(tasks, labels, image_size=size)
     real = real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
     if real is not None:
         check_origin(own, real)
+    labelled = _labelled_side(synthetic, data, own, real, place) if set(names) & {*LABELLED_ARMS} else None
+    if labelled is not None:
+        labelled.check(names)
 
     setting = {
         "tasks": [task.name for task in opened],
@@ -208,39 +211,103 @@ def evaluate(
         "images": len(own),
         "set": own.provenance,
     }
+    for name in students:  # the first training loads libraries, which no arm is to pay for
+        pretrain(name, _first_two(own), epochs=1, batch_size=2, device=str(place), progress=False)
     results = [Evaluation(name, setting, used, {}) for name in students]
     with tqdm(total=len(used) * len(names) * len(results), desc="Evaluating", unit="arm", disable=None) as progress:
         for seed in used:
+            teachers: dict[Any, nn.Module] = {}  # of data-free distillation, by student and task, for all arms
             for name in names:
-                arm_set = _set_of(name, own, given, real, seed)  # the same for all students
+                arm_set = _set_of(name, own, given, real, labelled, seed)  # the same for all students
                 for result in results:
                     progress.set_postfix(student=result.student, arm=name, seed=seed)
                     build = builders[result.student]
                     length = full_epochs if name == "full" else epochs
-                    backbone, seconds = _pretrained(name, result.student, build, arm_set, real, seed, place, length)
+                    backbone, cost = _pretrained(name, result.student, build, arm_set, real, seed, place, length)
                     arm = result.arms.setdefault(name, Arm(len(arm_set or ()), _bytes(name, arm_set)))
-                    arm.seconds.append(seconds)
+                    arm.seconds.append(cost.seconds)
+                    if arm_set is not None:
+                        arm.peak_memory.append(cost.bytes)
                     for task, count in product(opened, labels):
                         trial = _trial(task, count, backbone, own, seed, finetune_steps)
+                        if "data-free" in probes and arm_set is not None:
+                            which = (result.student, task.name, count)
+                            teachers[which] = teachers.get(which) or make_teacher(trial, build)
+                            trial.transfer = Transfer(arm_set.images, teachers[which], build)
                         for probe in probes:
-                            if (name, probe) != ("target", "finetune"):  # it is frozen: that would be a linear probe
+                            if _applies(probe, name, trial):
                                 key = f"{task.name}/{_measure(probe, count)}"
                                 arm.values.setdefault(key, []).append(PROBES[probe](trial))
                     progress.update()
                 if folder is not None:  # what is measured is not lost, whatever comes
-                    told = [result.to_dict() for result in results]
-                    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+                    write_results(results, folder)
     if folder is not None:
         report.write(results, own, folder, [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic)))
     return results
+
+
+def _first_two(synthetic: SyntheticSet) -> SyntheticSet:
+    return SyntheticSet(synthetic.images[:2], synthetic.representations[:2], mean=synthetic.mean, std=synthetic.std)
+
+
+def _applies(probe: str, arm: str, trial: Trial) -> bool:
+    if probe == "data-free":
+        return trial.transfer is not None
+    return (arm, probe) != ("target", "finetune")  # it is frozen: that would be a linear probe
 
 
 def _measure(probe: str, labels: "int | float | None") -> str:
     return probe if labels is None else f"{probe}@{labels:g}"
 
 
-def _check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str]:
-    _known("baseline", baselines, ARMS)
+def write_results(results: Sequence[Evaluation], folder: Path) -> None:
+    """Writes `results.json`."""
+    told = [result.to_dict() for result in results]
+    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def seed_list(seeds: int | Sequence[int]) -> list[int]:
+    """Returns the seeds of `evaluate`: so many, or these.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    used = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if not used:
+        raise UsageError(f"seeds is a number of repetitions, at least 1; got {seeds}.")
+    return used
+
+
+def open_tasks(tasks: Sequence[Any], labels: Sequence["int | float | None"], *, image_size: int) -> list[Task]:
+    """Opens the tasks of `evaluate`.
+
+    Raises:
+        UsageError: If there are none, two have one name, or one has too few labels or cannot be opened.
+    """
+    opened = [task if isinstance(task, Task) else open_task(task, image_size=image_size) for task in tasks]
+    check_task_names([task.name for task in opened])
+    for task in opened:
+        for count in labels:
+            task.few(count, 0)  # refuses too few or too many now
+    return opened
+
+
+def check_task_names(names: Sequence[str]) -> None:
+    """Refuses no tasks, and two of one name."""
+    if not names:
+        raise UsageError("Name a task to try the students on.")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"Two tasks are named {name}: give one of them another name, as (name, train, test).")
+
+
+def check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str]:
+    """Returns the names of all arms, in the order of the tables.
+
+    Raises:
+        UsageError: If a baseline is unknown, or another set has the name of an arm.
+    """
+    check_known("baseline", baselines, ARMS)
     taken = sorted(set(others) & set(ARMS))
     if taken:
         raise UsageError(f"The name of another set cannot be that of an arm: {', '.join(taken)}.")
@@ -248,7 +315,8 @@ def _check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str
     return [name for name in ARMS if name == "distilled" or name in baselines] + list(others)
 
 
-def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+def check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a name that is not known, and suggests the nearest."""
     for name in names:
         if name not in known:
             raise UsageError(f"Unknown {what} '{name}'.{did_you_mean(name, known)}")
@@ -278,6 +346,29 @@ def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.d
     return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
 
 
+def _labelled_side(
+    synthetic: Any, data: Any, own: SyntheticSet, real: RealSide | None, device: torch.device
+) -> LabelledSide:
+    """Opens the real images with their labels, and finds the settings that the set was distilled with."""
+    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
+    data = data if data is not None else named.get("data")
+    if data is None:
+        raise UsageError(
+            "The arms krr-labels and dm need the real images that the set was distilled from, with labels: give data, "
+            "or leave these arms out."
+        )
+    recorded = own.provenance.get("config")
+    if not isinstance(recorded, dict):
+        raise UsageError(
+            "The set has no record of how it was distilled, which the arms krr-labels and dm repeat with labels: leave "
+            "these arms out."
+        )
+    config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
+    source = open_source(find_images(data, image_size=own.images.shape[-1])) if real is None else real.source
+    _check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
+    return LabelledSide(source, source_labels(data, source.kept), config, own)
+
+
 def is_only_weights(spec: Any) -> bool:
     """Returns whether loading this target runs no code that a file names: a set may come from a stranger."""
     return isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
@@ -290,21 +381,26 @@ def check_origin(own: SyntheticSet, real: RealSide) -> None:
             f"The set is normalised with mean {own.mean} and std {own.std}, the target with {real.target.mean} and "
             f"{real.target.std}: it was distilled from another target."
         )
-    known = {part: own.provenance.get(part) for part in ("target", "source")}
-    pairs = {
-        "target": (known["target"], "sha256", real.target.weights_sha256(), real.target.name),
-        "source": (known["source"], "fingerprint", real.source.fingerprint, real.source.name),
-    }
-    for part, (recorded, key, value, name) in pairs.items():
-        if isinstance(recorded, dict) and recorded.get(key) not in (None, value):
-            raise UsageError(
-                f"The set was distilled from another {part} than {name}: its record says {recorded.get('name')}, "
-                f"{key} {str(recorded[key])[:12]}."
-            )
+    _check_recorded("target", own, "sha256", real.target.weights_sha256(), real.target.name)
+    _check_recorded("source", own, "fingerprint", real.source.fingerprint, real.source.name)
+
+
+def _check_recorded(part: str, own: SyntheticSet, key: str, value: str, name: str) -> None:
+    recorded = own.provenance.get(part)
+    if isinstance(recorded, dict) and recorded.get(key) not in (None, value):
+        raise UsageError(
+            f"The set was distilled from another {part} than {name}: its record says {recorded.get('name')}, "
+            f"{key} {str(recorded[key])[:12]}."
+        )
 
 
 def _set_of(
-    name: str, own: SyntheticSet, given: Mapping[str, SyntheticSet], real: RealSide | None, seed: int
+    name: str,
+    own: SyntheticSet,
+    given: Mapping[str, SyntheticSet],
+    real: RealSide | None,
+    labelled: LabelledSide | None,
+    seed: int,
 ) -> SyntheticSet | None:
     if name == "distilled":
         return own
@@ -313,6 +409,9 @@ def _set_of(
     if name in REAL_ARMS:
         assert real is not None
         return REAL_ARMS[name](real, len(own), seed)
+    if name in LABELLED_ARMS:
+        assert labelled is not None
+        return labelled.distil(name, seed)
     return None
 
 
@@ -325,18 +424,20 @@ def _pretrained(
     seed: int,
     device: torch.device,
     epochs: int,
-) -> tuple[nn.Module, float]:
-    """Returns the backbone of an arm and the seconds that its pre-training took."""
-    started = time.perf_counter()
+) -> tuple[nn.Module, Cost]:
+    """Returns the backbone of an arm and what its pre-training cost."""
     if name == "target":
         assert real is not None
-        return _TargetBackbone(real.target), 0.0
-    if arm_set is None:
-        with seeding.global_seed(seed, "pretrain", "init"):  # the weights that `pretrain` starts from
-            backbone = build().to(device)
-    else:
-        backbone = pretrain(student, arm_set, epochs=epochs, seed=seed, device=str(device), progress=False)
-    return backbone, time.perf_counter() - started
+        return _TargetBackbone(real.target), Cost()
+    with measured(device) as cost:
+        if arm_set is None:
+            with seeding.global_seed(seed, "pretrain", "init"):  # the weights that `pretrain` starts from
+                backbone = build().to(device)
+        else:
+            backbone = pretrain(student, arm_set, epochs=epochs, seed=seed, device=str(device), progress=False)
+    if arm_set is not None and device.type == "cpu":  # a GPU was given a copy of it inside
+        cost.bytes += arm_set.images.nbytes + arm_set.representations.nbytes
+    return backbone, cost
 
 
 class _TargetBackbone(nn.Module):

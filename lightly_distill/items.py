@@ -3,7 +3,8 @@
 import copy
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,15 @@ class Items:
         UsageError: If `data` is no such thing.
     """
 
+    cure = "give the dataset without its transform"  # where items differ each time they are read
+
     def __init__(self, data: Any, name: str) -> None:
         self.data, self.name = data, name
         self._column: str | None = None
+        self._check()
+
+    def _check(self) -> None:
+        data, name = self.data, self.name
         if isinstance(data, Mapping):
             splits = ", ".join(map(str, data))
             raise UsageError(f"{name} is a mapping of splits ({splits}); give one of them.")
@@ -43,26 +50,40 @@ class Items:
             cure = (
                 "give its .dataset"
                 if hasattr(data, "dataset")
-                else "give a dataset with a length and an index, not a stream"
+                else "give a dataset with a length and an index, or one that can be iterated again and again"
             )
             raise UsageError(f"{name} cannot be indexed; {cure}.")
         if isinstance(data, (Tensor, np.ndarray)) and data.ndim != 4:
             raise UsageError(f"Expected images of shape (N, C, H, W), got a {name} of shape {tuple(data.shape)}.")
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int | None:
+        """How many items there are, None if that is not known."""
         return len(self.data)
 
-    def decode(self, index: int, size: int | None) -> Tensor:
+    def each_key(self) -> Iterator[Any]:
+        """Yields what `decode` takes for each item, in order: here its index."""
+        return iter(range(len(self.data)))
+
+    def number(self, key: Any) -> int:
+        """Returns the index of the item that a key is for."""
+        return int(key)
+
+    def decode(self, key: Any, size: int | None) -> Tensor:
         """Decodes the image of one item to uint8 (3, S, S); see `images.decode`.
+
+        Args:
+            key: One of `each_key`.
+            size: S, or None for the image's own.
 
         Raises:
             UnusableImage: If the image is to be skipped.
             UsageError: If the item is no image, naming its index.
         """
         try:
-            return decode(self._image(index), size)
+            return decode(self._image(key), size)
         except UsageError as error:
-            raise UsageError(f"Item {index} of {self.name}: {error}.") from error
+            raise UsageError(f"Item {self.number(key)} of {self.name}: {error}.") from error
 
     def label(self, index: int) -> str:
         """Returns how to name an item to the user."""
@@ -70,8 +91,8 @@ class Items:
             return os.fsencode(self.data[index]).decode(errors="replace")
         return f"item {index}"
 
-    def _image(self, index: int) -> Any:
-        item = self._item(index)
+    def _image(self, key: Any) -> Any:
+        item = self._item(key)
         if isinstance(item, (tuple, list)):
             item = item[0] if item else None
         elif isinstance(item, Mapping) and not is_image(item):
@@ -83,10 +104,10 @@ class Items:
             raise UsageError(f"expected one image, got {len(item)} views; give the dataset without its transform")
         return item
 
-    def _item(self, index: int) -> Any:
+    def _item(self, key: Any) -> Any:
         try:
             with strict_pillow():
-                return self.data[index]
+                return self.data[key]
         except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise why_unusable(error) from error  # what Pillow raises inside a dataset that decodes by itself
         except Exception as error:
@@ -104,15 +125,15 @@ def steady_items(data: Any, name: str) -> Items:
     Raises:
         UsageError: If the first items are no plain images and there is no transform to leave out.
     """
-    items = Items(_undecoded(data) if _decodes_plainly(data) else data, name)
-    problem = _problem(items)
+    items = Items(undecoded(data) if _decodes_plainly(data) else data, name)
+    problem = first_problem(items)
     if problem is None:
         return items
     plain = without_transform(data)
     if plain is None:
         raise problem
     items = Items(plain, name)
-    second_problem = _problem(items)
+    second_problem = first_problem(items)
     if second_problem is not None:
         raise second_problem
     _logger.info("Reading %s without its transform (%s).", name, str(problem).rstrip("."))
@@ -126,7 +147,7 @@ def without_transform(data: Any) -> Any | None:
     and `.datasets` (ConcatDataset).
     """
     if _is_hugging_face(data):
-        return None if _decodes_plainly(data) else _undecoded(data)
+        return None if _decodes_plainly(data) else undecoded(data)
     own = getattr(data, "__dict__", {})
     changes: dict[str, Any] = {key: _same for key in ("transform", "transforms") if own.get(key) not in (None, _same)}
     if "dataset" in own and (inner := without_transform(own["dataset"])) is not None:
@@ -148,18 +169,18 @@ def _same(*values: Any) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _problem(items: Items) -> UsageError | None:
-    for index in range(min(_PROBED, len(items))):
+def first_problem(items: Items) -> UsageError | None:
+    """Returns what is wrong with the first few items, which are read twice: they are no images, or differ."""
+    twice = [list(islice(items.each_key(), _PROBED)) for _ in range(2)]
+    for key, again in zip(*twice, strict=False):
         try:
-            first, second = (items.decode(index, None) for _ in range(2))
+            first, second = items.decode(key, None), items.decode(again, None)
         except UnusableImage:
             continue
         except UsageError as error:
             return error
         if not torch.equal(first, second):
-            return UsageError(
-                f"Item {index} of {items.name} differs each time it is read: give the dataset without its transform."
-            )
+            return UsageError(f"Item {items.number(key)} of {items.name} differs each time it is read: {items.cure}.")
     return None
 
 
@@ -175,7 +196,8 @@ def _find_column(row: Mapping[str, Any]) -> str:
 
 
 def _is_hugging_face(data: Any) -> bool:
-    return any((kind.__module__, kind.__name__) == ("datasets.arrow_dataset", "Dataset") for kind in type(data).__mro__)
+    kinds = {("datasets.arrow_dataset", "Dataset"), ("datasets.iterable_dataset", "IterableDataset")}
+    return any((kind.__module__, kind.__name__) in kinds for kind in type(data).__mro__)
 
 
 def _decodes_plainly(data: Any) -> bool:
@@ -183,5 +205,8 @@ def _decodes_plainly(data: Any) -> bool:
     return _is_hugging_face(data) and data.format["type"] != "custom"
 
 
-def _undecoded(data: Any) -> Any:
+def undecoded(data: Any) -> Any:
+    """Returns a dataset of Hugging Face with the files of its images instead of pictures; another as it is."""
+    if not _is_hugging_face(data):
+        return data
     return integrations.get("sources", "huggingface").undecoded(data)

@@ -14,6 +14,7 @@ from lightly_distill.images import SUFFIXES
 DATA_FOLDER = "LIGHTLY_DISTILL_DATA"  # environment variable
 
 _TABLES = (".parquet", ".arrow")
+_ARCHIVE = ".tar"
 _SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})  # folders that are no classes
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
@@ -27,7 +28,7 @@ def locate(spec: str | Path) -> tuple[Any, str]:
             variable LIGHTLY_DISTILL_DATA names, or a dataset id on the Hugging Face Hub; with `#SPLIT` if wanted.
 
     Returns:
-        A sized, indexable dataset, and the source's name with its split.
+        A dataset, or a stream of items, and the source's name with its split.
 
     Raises:
         UsageError: If there is no such source or split.
@@ -42,7 +43,7 @@ def locate(spec: str | Path) -> tuple[Any, str]:
         if path is not None:
             return _open_path(path, split, place)
     place, split = _split_off(text)
-    if _HUB_ID.fullmatch(place) and not place.endswith((*_TABLES, *SUFFIXES)):
+    if _HUB_ID.fullmatch(place) and not place.endswith((*_TABLES, _ARCHIVE, *SUFFIXES)):
         if "/" not in place and "Did you mean" in missing_path(place):  # a typo more likely than a Hub dataset
             raise UsageError(
                 f"{missing_path(place)} For a dataset on the Hugging Face Hub, write 'huggingface:{place}'."
@@ -113,17 +114,16 @@ def _ask(scheme: str, place: str, split: str | None, name: str) -> tuple[Any, st
 
 
 def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
-    if path.is_file() and path.suffix.lower() not in _TABLES:
-        raise UsageError(
-            f"'{place}' is a file; expected a folder of images, or a file ending in {' or '.join(_TABLES)}."
-        )
+    known = (*_TABLES, _ARCHIVE)
+    if path.is_file() and path.suffix.lower() not in known:
+        raise UsageError(f"'{place}' is a file; expected a folder of images, or a file ending in {' or '.join(known)}.")
     if path.is_file() or any((path / name).is_file() for name in _SAVED_TO_DISK):
         return _ask("huggingface", str(path), split, place)
-    images, tables = _walk(path)
-    if tables:
+    images, tables, archives = _walk(path)
+    if tables or (archives and not images):  # images may lie beside the archive that they came in
         return _ask("huggingface", str(path), split, place)
     if not images:
-        raise UsageError(f"'{place}' holds no images and no tables (such as .jpg, .png, .parquet).")
+        raise UsageError(f"'{place}' holds no images, tables or shards (such as .jpg, .png, .parquet, .tar).")
     tops = {image.relative_to(path).parts[0] for image in images}
     splits = sorted(tops) if {top.lower() for top in tops} <= _SPLITS else []
     if split is None and not splits:
@@ -132,13 +132,14 @@ def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
     return [str(image) for image in images if image.relative_to(path).parts[0] == split], f"{place}#{split}"
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """Lists images and tables below a folder, each sorted. Hidden files are left out.
+def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Lists images, tables and archives below a folder, each sorted. Hidden files are left out.
 
     A folder that cannot be listed is among the images, where it will be counted as one that cannot be read.
     """
     images: list[Path] = []
     tables: list[Path] = []
+    archives: list[Path] = []
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=lambda e: images.append(Path(e.filename))):
         real = os.path.realpath(folder)
@@ -155,4 +156,6 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
                 images.append(Path(folder, name))
             elif suffix in _TABLES and name != "metadata.parquet":  # which describes images that lie beside it
                 tables.append(Path(folder, name))
-    return sorted(images), sorted(tables)
+            elif suffix == _ARCHIVE:
+                archives.append(Path(folder, name))
+    return sorted(images), sorted(tables), sorted(archives)

@@ -42,13 +42,17 @@ pre { overflow: auto; max-height: 30rem; background: var(--soft); padding: .7rem
 
 @dataclass
 class Table:
-    """Cells of plain text; the last `foot` rows follow from those above."""
+    """Cells of plain text; the last `foot` rows follow from those above, and then the cells are `numbers`."""
 
     caption: str
     head: list[str]
     rows: list[list[str]]
     foot: int = 0
     bold: set[tuple[int, int]] = field(default_factory=set)  # row, column
+    numbers: bool = False
+
+    def __post_init__(self) -> None:
+        self.numbers = self.numbers or self.foot > 0
 
 
 def one_line(text: str) -> str:
@@ -88,7 +92,7 @@ def html_table(table: Table) -> str:
     # The caption stands outside: as one of the table's it would be as wide, and scroll with it.
     caption = f"<p>{html_text(table.caption)}</p>" if table.caption else ""
     return (
-        f'{caption}<div class="box"><table class="{"numbers" if table.foot else "facts"}">'
+        f'{caption}<div class="box"><table class="{"numbers" if table.numbers else "facts"}">'
         f"<thead>{line(-1, 'th', table.head)}</thead><tbody>{''.join(rows[:middle])}</tbody>{foot}</table></div>"
     )
 
@@ -147,5 +151,5 @@ def markdown_table(table: Table) -> str:
     rows = [list(map(markdown_text, row)) for row in (table.head, *table.rows)]
     for row, column in table.bold:
         rows[row + 1][column] = f"**{rows[row + 1][column]}**"
-    rows.insert(1, ["---", *["---:" if table.foot else "---"] * (len(table.head) - 1)])
+    rows.insert(1, ["---", *["---:" if table.numbers else "---"] * (len(table.head) - 1)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

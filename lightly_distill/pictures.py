@@ -217,6 +217,52 @@ def accuracy_by_size(arms: Mapping[str, tuple[int, Sequence[float]]], path: Path
     figure.savefig(path)
 
 
+def accuracy_by_images(
+    curves: Mapping[str, Mapping[int, Sequence[float]]],
+    path: Path,
+    levels: Mapping[str, Sequence[float]],
+    title: str = "",
+    chosen: int | None = None,
+) -> None:
+    """Draws accuracy against the number of images that a student was pre-trained on.
+
+    Args:
+        curves: Arm to number of images to accuracies in [0, 1], one for each seed; error bars are their standard
+            deviation.
+        path: PNG or SVG to write.
+        levels: Arms whose accuracies depend on no number of images: lines across.
+        title: Above the picture.
+        chosen: A number of images to mark.
+    """
+    figure = _figure(NARROW, 3.8)
+    axis = _axis(figure)
+    colours = arm_colours([*curves, *levels])
+    for (arm, curve), marker in zip(curves.items(), cycle("os^DvPX"), strict=False):
+        means, spreads = zip(*map(_mean_spread, curve.values()), strict=True)
+        look: dict[str, Any] = {"fmt": f"{marker}-", "color": colours[arm], "capsize": 3, "linewidth": 1.5}
+        axis.errorbar(list(curve), means, spreads, **look, label=_short(arm))
+    for (arm, accuracies), style in zip(levels.items(), cycle(("--", ":", "-.")), strict=False):
+        mean, spread = _mean_spread(accuracies)
+        axis.axhline(mean, color=colours[arm], linestyle=style, linewidth=1.5, label=_short(arm))
+        axis.axhspan(mean - spread, mean + spread, color=colours[arm], alpha=0.12, linewidth=0)
+    if chosen is not None:
+        axis.axvline(chosen, color=INK, linestyle=(0, (1, 3)), linewidth=1.5, label=f"recommended: {chosen:,}")
+    counts = sorted({count for curve in curves.values() for count in curve})
+    axis.set_xscale("log")
+    axis.set_xlim(counts[0] / 1.25, counts[-1] * 1.25)
+    ticks = _apart(counts)
+    axis.set_xticks(ticks, [f"{count:,}" for count in ticks])
+    axis.set_xticks([], minor=True)
+    axis.margins(y=0.1)
+    values = [accuracies for curve in curves.values() for accuracies in curve.values()]
+    axis.set_xlabel(f"images, log scale{_of_seeds(values)}", size=9)
+    axis.set_ylabel("accuracy in %", size=9)
+    axis.grid(alpha=0.3)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    _title(figure, title)
+    figure.savefig(path)
+
+
 def difference_bars(differences: Mapping[str, tuple[float, float | None]], path: Path, title: str = "") -> None:
     """Draws differences of accuracy as bars from zero, a row for each student.
 
@@ -294,6 +340,16 @@ def _mean_spread(accuracies: Sequence[float]) -> tuple[float, float]:
 def _of_seeds(accuracies: Iterable[Sequence[float]]) -> str:
     seeds = max(map(len, accuracies))
     return f", mean and deviation of {seeds} seeds" if seeds > 1 else ", one seed"
+
+
+def _apart(counts: Sequence[int]) -> list[int]:
+    """Returns those of increasing counts whose numbers do not run into each other on a logarithmic axis."""
+    shown = [counts[-1]]
+    room = math.log(counts[-1] / counts[0]) / 6
+    for count in reversed(counts[:-1]):
+        if math.log(shown[-1] / count) >= room:
+            shown.append(count)
+    return shown[::-1]
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """Real batches as a function of the step: which images, which views of them, and the target's representations."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from itertools import tee
 
 import torch
@@ -10,6 +11,10 @@ from torch.nn import functional as F
 from lightly_distill import seeding
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
+from lightly_distill.kmeans import nearest_to_centroids
+from lightly_distill.memory import free_memory
+from lightly_distill.processes import SOLO, Team
+from lightly_distill.representation_cache import RepresentationCache
 from lightly_distill.source import Source
 from lightly_distill.step import RealBatch
 from lightly_distill.targets import Target, represent
@@ -27,43 +32,49 @@ class RealImages:
         target: Frozen target model, on `device`.
         config: For seed, views, batch size and held-out count.
         device: Where batches are delivered.
+        cache: Where representations are kept; by default in memory.
+        given: What stands for the target's representation of each image and of all its views, such as its label,
+            float32, shape (n, D). The target then gives the normalisation only.
 
     Raises:
         UsageError: If the source has too few images for the synthetic set.
     """
 
-    def __init__(self, source: Source, target: Target, config: DistillConfig, device: torch.device) -> None:
-        self._source, self._target, self._device = source, target, device
-        self._seed, self._views = config.seed, config.source_views
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        config: DistillConfig,
+        device: torch.device,
+        cache: RepresentationCache | None = None,
+        given: Tensor | None = None,
+    ) -> None:
+        self._source, self._target, self._device, self._given = source, target, device, given
+        self._seed, self._views, self._init = config.seed, config.source_views, config.init
         self.mean, self.std = target.mean, target.std
-        held = min(config.holdout, len(source) // 10)
+        held = require_enough(source, config)
         order = torch.randperm(len(source), generator=seeding.generator(config.seed, "holdout"))
         self._held_out, self._train = order[:held].sort().values, order[held:].sort().values
-        if len(self._train) < config.num_images:
-            raise UsageError(
-                f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
-                f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
-            )
-        self._batch_size = min(config.batch_size, len(self._train))
-        # kept[view, i]: representation of that view of image i; empty if every step draws its own view
-        self._table, self._kept = self._keep_representations()
+        self._resident = _on_device(source, device)
+        self.batch_size = min(config.batch_size, len(self._train))
+        if self._views == "random":
+            return  # every step draws its own views
+        shape = (max(1, self._views), len(source))
+        # table[view, i]: that view of image i
+        self._table = _draw_crops(shape, seeding.generator(self._seed, "views")) if self._views else _no_crop(shape)
+        name = hashlib.sha256(self._table.numpy().data).hexdigest() if self._views else "none"
+        self._kept = (cache or RepresentationCache()).keep(name, len(source), self._represent)
 
-    def _keep_representations(self) -> tuple[Tensor, Tensor]:
-        count = 0 if self._views == "random" else max(1, int(self._views))
-        shape = (count, len(self._source))
-        if not self._views or not count:
-            table = _no_crop(shape)
-        else:
-            table = _draw_crops(shape, seeding.generator(self._seed, "views"))
-        kept = []
-        for crops in table:
-            chunks = torch.split(torch.arange(len(self._source)), CHUNK)
-            views = (
-                crop_and_flip(images, crops[indices])
-                for indices, images in zip(chunks, self._source.stream(chunks), strict=True)
-            )
-            kept.append(represent(self._target, views, device=self._device, total=len(self._source)))
-        return table, torch.stack(kept) if kept else torch.empty(0)
+    def _represent(self, indices: Tensor) -> Tensor:
+        """Computes the representations of all views of some images, shape (views, N, D)."""
+        if self._given is not None:
+            return self._given[indices].expand(len(self._table), -1, -1)
+        chunks = torch.split(indices, CHUNK)
+        parts = []
+        for chunk, images in zip(chunks, self._source.stream(chunks), strict=True):
+            views = [crop_and_flip(images, crops[chunk]).to(self._device) for crops in self._table]
+            parts.append(torch.stack([self._target(view.float() / 255).cpu() for view in views]))
+        return torch.cat(parts, dim=1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Maps uint8 images (B, 3, H, W) to the normalised space of the students, on the device."""
@@ -71,12 +82,15 @@ class RealImages:
         return (images.to(self._device).float() / 255 - mean) / std
 
     def initial(self, count: int) -> tuple[Tensor, RealBatch]:
-        """Draws the images that the synthetic set starts from.
+        """Chooses the images that the synthetic set starts from.
 
         Returns:
             Their indices in the source, shape (count,), and the batch.
         """
-        chosen = torch.randperm(len(self._train), generator=seeding.generator(self._seed, "initial"))[:count]
+        if self._init == "kmeans":
+            chosen = nearest_to_centroids(self._of_plain(self._train), count, self._seed)
+        else:
+            chosen = torch.randperm(len(self._train), generator=seeding.generator(self._seed, "initial"))[:count]
         indices = self._train[chosen]
         return indices, self._plain(indices)
 
@@ -110,42 +124,80 @@ class RealImages:
         return self._plain(self._held_out) if len(self._held_out) else None
 
     def _plain(self, indices: Tensor) -> RealBatch:
-        images = self._source.read(indices)
+        return RealBatch(self.normalise(self._source.read(indices)), self._of_plain(indices).to(self._device))
+
+    def _of_plain(self, indices: Tensor) -> Tensor:
+        """Returns the target's representations of images as they are, shape (B, D)."""
+        if self._given is not None:
+            return self._given[indices]
         if self._views == 0:
-            representations = self._kept[0, indices]
-        else:
-            representations = represent(
-                self._target, torch.split(images, CHUNK), device=self._device, total=len(indices)
-            )
-        return RealBatch(self.normalise(images), representations.to(self._device))
+            return self._kept.gather(torch.zeros_like(indices), indices)
+        images = self._source.stream(torch.split(indices, CHUNK))
+        return represent(self._target, images, device=self._device, total=len(indices))
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[RealBatch]:
-        """Yields the real batch of each step from `first_step` to before `last_step`."""
+    def free_target(self) -> None:
+        """Takes the target off the device, unless every step needs it: its representations are kept."""
+        if self._views != "random":
+            self._target.to("cpu")
+
+    def batches(self, first_step: int, last_step: int, *, team: Team = SOLO) -> Iterator[RealBatch]:
+        """Yields the real batch of each step from `first_step` to before `last_step`, or this process's part of it."""
+        split, divide = team.split, team.divide
+        numbers = range(first_step * split.count + split.index, last_step * split.count, split.count)
         # the source may read ahead; tee holds no more than what it has
-        ahead, indices = tee(self._indices(first_step, last_step))
-        for step, chosen, images in zip(range(first_step, last_step), indices, self._source.stream(ahead), strict=True):
-            yield self._batch(step, chosen, images)
+        ahead, kept = tee(self._indices(numbers))
+        parts = (indices[divide.share(len(indices))] for indices in ahead)
+        stream = self._source.stream(parts) if self._resident is None else map(self._resident.__getitem__, parts)
+        for number, indices, images in zip(numbers, kept, stream, strict=True):
+            yield self._batch(number, indices, images, divide.share(len(indices)))
 
-    def _indices(self, first_step: int, last_step: int) -> Iterator[Tensor]:
+    def _indices(self, numbers: Iterable[int]) -> Iterator[Tensor]:
         """Each image once an epoch, in an order of that epoch; what does not fill a batch waits for another epoch."""
         current, order = -1, self._train
-        for step in range(first_step, last_step):
-            epoch, position = divmod(step, len(self._train) // self._batch_size)
+        for number in numbers:
+            epoch, position = divmod(number, len(self._train) // self.batch_size)
             if epoch != current:
                 current, generator = epoch, seeding.generator(self._seed, "batches", epoch)
                 order = self._train[torch.randperm(len(self._train), generator=generator)]
-            yield order[position * self._batch_size :][: self._batch_size]
+            yield order[position * self.batch_size :][: self.batch_size]
 
-    def _batch(self, step: int, indices: Tensor, images: Tensor) -> RealBatch:
-        generator = seeding.generator(self._seed, "view", step)
+    def _batch(self, number: int, indices: Tensor, images: Tensor, part: slice) -> RealBatch:
+        generator = seeding.generator(self._seed, "view", number)  # draws for the whole batch, whoever takes which part
         if self._views == "random":
-            images = crop_and_flip(images, _draw_crops((len(indices),), generator)).to(self._device)
+            images = crop_and_flip(images, _draw_crops((len(indices),), generator)[part]).to(self._device)
+            if self._given is not None:
+                given = self._given[indices[part]].to(self._device)
+                return RealBatch(self.normalise(images), given, len(indices))
             with torch.no_grad():
                 representations = self._target(images.float() / 255)
-            return RealBatch(self.normalise(images), representations)
+            return RealBatch(self.normalise(images), representations, len(indices))
         view = torch.randint(len(self._table), (len(indices),), generator=generator)
-        images = crop_and_flip(images, self._table[view, indices])
-        return RealBatch(self.normalise(images), self._kept[view, indices].to(self._device))
+        view, chosen = view[part], indices[part]
+        images = crop_and_flip(images, self._table[view, chosen])
+        return RealBatch(self.normalise(images), self._kept.gather(view, chosen).to(self._device), len(indices))
+
+
+def _on_device(source: Source, device: torch.device) -> Tensor | None:
+    """Returns all images on a GPU, if they are in memory and take less than a quarter of what is free there."""
+    if device.type != "cuda" or not source.in_memory:
+        return None
+    size = len(source) * 3 * source.image_size**2
+    return source.read(torch.arange(len(source))).to(device) if size < free_memory(device) // 4 else None
+
+
+def require_enough(source: Source, config: DistillConfig) -> int:
+    """Returns how many images are held out.
+
+    Raises:
+        UsageError: If the source has too few images for the synthetic set.
+    """
+    held = min(config.holdout, len(source) // 10)
+    if len(source) - held < config.num_images:
+        raise UsageError(
+            f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
+            f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
+        )
+    return held
 
 
 def _no_crop(shape: tuple[int, ...]) -> Tensor:
@@ -172,9 +224,9 @@ def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
     if (crops == torch.tensor([PAD, PAD, 0])).all():
         return images
     height, width = images.shape[-2:]
-    padded = F.pad(images, (PAD, PAD, PAD, PAD))
-    rows = crops[:, 0, None] + torch.arange(height)
-    straight = torch.arange(width)
+    padded, crops = F.pad(images, (PAD, PAD, PAD, PAD)), crops.to(images.device)
+    rows = crops[:, 0, None] + torch.arange(height, device=images.device)
+    straight = torch.arange(width, device=images.device)
     columns = crops[:, 1, None] + torch.where(crops[:, 2, None] == 1, straight.flip(0), straight)
-    number = torch.arange(len(images))[:, None, None]
+    number = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

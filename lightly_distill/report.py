@@ -39,13 +39,20 @@ _NOTE = (
     "Each arm is a student that was pre-trained by the same recipe (full: for its own number of epochs) and tried on "
     "the same labels; random is as many real images as distilled has synthetic ones. Each p-value is of a paired "
     "t-test over the seeds, two-sided, and stands alone: of twenty comparisons of equals, about one is below 0.05 by "
-    "chance."
+    "chance. Peak memory is what pre-training held at most, with its images and without what the process had before: "
+    "on a GPU what PyTorch allocated, on a CPU the growth of the process, looked at every few milliseconds."
 )
 _ARMS = {
     "scratch": "not pre-trained: random weights",
     "random": "pre-trained on as many real images, drawn at random, with the target model's representations",
     "kmeans": "as random, but the real images nearest to the centres of as many clusters",
     "noise": "as random, but images of noise",
+    "krr-labels": "pre-trained on as many images that the same stage distilled from the real images with their labels "
+    "instead of the target model's representations, to predict the learned labels by mean squared error: supervised "
+    "kernel ridge, after KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022). Labels are one-hot minus 1/C, made "
+    "as long, with zeros, and as large as the representations of the set, as one recipe is to suit all arms",
+    "dm": "pre-trained on as many images that distribution matching (Zhao & Bilen, WACV 2023) distilled from the real "
+    "images and their labels in as many steps, to predict their labels, those of krr-labels, by mean squared error",
     "distilled": "pre-trained on the synthetic set",
     "full": "pre-trained on all real images, a ceiling",
     "target": "the target model itself, a ceiling",
@@ -86,9 +93,9 @@ def write(
         body += [f"<h2>Student {html_text(result.student)}</h2>", html_table(table), *_student_charts(result)]
     if len(results) > 1:
         body += ["<h2>Distilled against random, by student</h2>", figures(_architectures(results))]
-    drawn = [_synthetic(synthetic)]
+    drawn = [synthetic_images(synthetic)]
     if loss_rows:
-        chart = _chart(pictures.loss_curve, loss_rows, width=pictures.NARROW)
+        chart = draw_chart(pictures.loss_curve, loss_rows, width=pictures.NARROW)
         drawn.append(figure(chart, "Outer loss by step", "The loss of the distillation."))
     body += ["<h2>The synthetic set</h2>", figures(drawn, "large")]
     body += ["<h2>Settings</h2>", html_table(settings), _origin(synthetic)]
@@ -99,15 +106,18 @@ def _accuracies(result: "Evaluation") -> Table:
     """Makes the table of one student: a row for each arm, then what follows from them."""
     measures = findings.measures(result)
     table = Table(
-        f"Accuracy in %, {_of_seeds(result)}. Bold: the best, the ceilings full and target left out. Last row: points "
+        f"Accuracy in %, {of_seeds(result)}. Bold: the best, the ceilings full and target left out. Last row: points "
         "of accuracy ± standard error.",
-        ["arm", *measures, "images", "size", "pre-training in s"],
+        ["arm", *measures, "images", "size", "pre-training in s", "peak memory"],
         [],
         foot=2,
     )
     for name, arm in result.arms.items():
-        cost = [f"{arm.images:,}", pictures.size_text(arm.bytes), _spread(arm.seconds)] if arm.images else ["-"] * 3
-        table.rows.append([name, *(_spread(arm.values.get(measure, []), 100) for measure in measures), *cost])
+        cost = ["-"] * 4
+        if arm.images:
+            seconds, memory = mean_spread(arm.seconds), _sizes(arm.peak_memory)
+            cost = [f"{arm.images:,}", pictures.size_text(arm.bytes), seconds, memory]
+        table.rows.append([name, *(mean_spread(arm.values.get(measure, []), 100) for measure in measures), *cost])
     for column, measure in enumerate(measures, start=1):
         means = {
             row: statistics.fmean(arm.values[measure])
@@ -118,24 +128,33 @@ def _accuracies(result: "Evaluation") -> Table:
     gaps = [result.recovered_gap(measure) for measure in measures]
     compared = [findings.compare(result, measure) for measure in measures]
     table.rows += [
-        ["recovered gap", *("-" if gap is None else findings.percent(gap) for gap in gaps), "", "", ""],
-        ["distilled - random", *(each.cell() if each else "-" for each in compared), "", "", ""],
+        ["recovered gap", *("-" if gap is None else findings.percent(gap) for gap in gaps), *[""] * 4],
+        ["distilled - random", *(each.cell() if each else "-" for each in compared), *[""] * 4],
     ]
     return table
 
 
-def _of_seeds(result: "Evaluation") -> str:
+def of_seeds(result: "Evaluation") -> str:
+    """Returns what values with a spread are, in words."""
     numbers = ", ".join(map(str, result.seeds))
     if len(result.seeds) == 1:
         return f"one seed ({numbers}), so no spread is known"
     return f"mean ± standard deviation of {len(result.seeds)} seeds ({numbers})"
 
 
-def _spread(values: Sequence[float], scale: float = 1.0) -> str:
+def mean_spread(values: Sequence[float], scale: float = 1.0) -> str:
+    """Returns mean and standard deviation as text, times `scale`; a dash where there are no values."""
     if not values:
         return "-"
     mean = f"{scale * statistics.fmean(values):.1f}"
     return f"{mean} ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _sizes(values: Sequence[int]) -> str:
+    if not values:
+        return "-"
+    mean = pictures.size_text(statistics.fmean(values))
+    return f"{mean} ± {pictures.size_text(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def _settings(results: "Sequence[Evaluation]") -> Table:
@@ -170,11 +189,11 @@ def _student_charts(result: "Evaluation") -> list[str]:
     for measure in findings.measures(result):
         arms = {name: arm for name, arm in result.arms.items() if arm.values.get(measure)}
         values = {name: arm.values[measure] for name, arm in arms.items()}
-        told = ", ".join(f"{name} {_spread(seen, 100)}" for name, seen in values.items())
-        chart = _chart(pictures.accuracy_points, values, title=measure)
+        told = ", ".join(f"{name} {mean_spread(seen, 100)}" for name, seen in values.items())
+        chart = draw_chart(pictures.accuracy_points, values, title=measure)
         points.append(figure(chart, f"Accuracy in % by arm, {measure}: {told}"))
         by_size = {name: (arm.bytes, arm.values[measure]) for name, arm in arms.items()}
-        chart = _chart(pictures.accuracy_by_size, by_size, title=measure)
+        chart = draw_chart(pictures.accuracy_by_size, by_size, title=measure)
         sizes.append(figure(chart, f"Accuracy against size, {measure}; the numbers are in the table"))
     return ["<h3>Accuracy by arm</h3>", figures(points), "<h3>Accuracy against size</h3>", figures(sizes)]
 
@@ -186,12 +205,13 @@ def _architectures(results: "Sequence[Evaluation]") -> list[str]:
         bars = {name: (each.difference, each.error) for name, each in compared.items() if each}
         if bars:
             told = ", ".join(f"{name} {each.cell()}" for name, each in compared.items() if each)
-            chart = _chart(pictures.difference_bars, bars, title=f"{measure}: distilled - random")
+            chart = draw_chart(pictures.difference_bars, bars, title=f"{measure}: distilled - random")
             charts.append(figure(chart, f"Distilled minus random in points, {measure}: {told}"))
     return charts
 
 
-def _synthetic(synthetic: SyntheticSet) -> str:
+def synthetic_images(synthetic: SyntheticSet) -> str:
+    """Returns a figure of the first images of a set."""
     shown = synthetic.displayable()
     file = io.BytesIO()
     pictures.image_grid(shown, limit=SHOWN).save(file, "PNG", optimize=True)
@@ -212,8 +232,8 @@ def _origin(synthetic: SyntheticSet) -> str:
     return f"{table}<details><summary>Provenance of the set, in full</summary>{preformatted(whole)}</details>"
 
 
-def _chart(draw: Callable[..., None], what: Any, **options: Any) -> str:
-    """Draws as SVG: sharp at any width."""
+def draw_chart(draw: Callable[..., None], what: Any, **options: Any) -> str:
+    """Returns a chart as an address that holds all of it, in SVG: sharp at any width."""
     import matplotlib
 
     # Letters as outlines need no font where they are shown, and a dollar in a name starts no formula.

@@ -5,6 +5,8 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,11 @@ from lightly_distill.decoder import Decoder
 from lightly_distill.device import resolve_device
 from lightly_distill.distill import DistillState, distill
 from lightly_distill.errors import UsageError
+from lightly_distill.files import writing
+from lightly_distill.lock import locked
+from lightly_distill.memory import estimate
 from lightly_distill.pool import StudentBuilder
+from lightly_distill.processes import Processes, launched
 from lightly_distill.real import RealImages
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.source import Source, find_images, first_images, open_source
@@ -72,7 +78,7 @@ class DistillationStage:
     ) -> None:
         """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
-        self._look_at(dataset)
+        self._look_at(dataset, resolve_device(self.config.device))
 
     def run(
         self,
@@ -81,6 +87,7 @@ class DistillationStage:
         out: str | Path | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        strict: bool = False,
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> SyntheticSet:
         """Distils a dataset.
@@ -89,8 +96,9 @@ class DistillationStage:
             dataset: Real images: a torchvision, Lightly or Hugging Face dataset, a list or tensor of images, a folder,
                 or anything else that `open_source` takes. Labels are not looked at.
             out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing.
-            resume: Go on from the newest checkpoint in `out`.
+            resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
+            strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
             log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`.
 
         Returns:
@@ -99,28 +107,60 @@ class DistillationStage:
         Raises:
             UsageError: If dataset, students, settings and folder do not fit together; before any long work.
             DistillError: If the run cannot go on; the newest checkpoint is intact.
+            KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
+            SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
         """
-        config, target = self.config, self.target
-        device = resolve_device(config.device)
         folder = Path(out) if out is not None else None
-        RunFolder.check(folder, resume=resume, overwrite=overwrite)
-        images, students = self._look_at(dataset)  # before all images are read
+        if strict and not resume:
+            raise UsageError("--strict is about the checkpoint that --resume goes on from: give both, or neither.")
+        processes, device = launched(self.config.device)
+        with ExitStack() as held:
+
+            def occupy() -> None:
+                RunFolder.check(folder, resume=resume, overwrite=overwrite)
+                held.enter_context(locked(folder))
+
+            processes.in_main(occupy)
+            return self._run(dataset, folder, processes, resolve_device(device), resume=resume, strict=strict, log=log)
+
+    def _run(
+        self,
+        dataset: Any,
+        folder: Path | None,
+        processes: Processes,
+        device: torch.device,
+        *,
+        resume: bool,
+        strict: bool,
+        log: Callable[[dict[str, Any]], None] | None,
+    ) -> SyntheticSet:
+        config, target = self.config, self.target
+        if config.parallel == "pool" and config.pool.size < processes.count:
+            raise UsageError(
+                f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
+            )
+        images, students = self._look_at(dataset, device)  # before all images are read
+        processes.copy_from_main(target)  # after distributed training, batch norm's statistics differ
         source = open_source(images)
+        if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
+            raise UsageError("The processes were given different real images or targets: give all the same.")
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
 
         started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
-        facts = _facts(source, target, config)
-        run = RunFolder(folder, facts, log)
-        saved = run.load_checkpoint() if resume else None
-        real = RealImages(source, target, config, device)
-        state = DistillState.start(real, students, config)
+        facts = _facts(source, target, config, processes)
+        run = RunFolder(folder, facts, log, processes)
+        saved = run.load_checkpoint(strict=strict) if resume else None
+        real = RealImages(source, target, config, device, run.representations)
+        state = DistillState.start(real, students, config, processes)
         initial = state.images.detach().clone()
         if saved is not None:
             state.restore(*saved)
-        named = {"data": source.name} if isinstance(dataset, str | Path) else {}  # what a command line could name
-        run.begin(overwrite=overwrite, config={**named, **target.options, **facts["config"]})
+        # what a command line could name
+        named = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
+        run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
+        _plan(state, real.batch_size, config, decided=saved is not None)
         distill(state, real, config, run)
 
         synthetic = SyntheticSet(
@@ -142,15 +182,17 @@ class DistillationStage:
                 "peak_memory_bytes": _peak_memory(device),
             },
         )
-        if folder is not None:
-            _draw(folder / "pictures", initial.cpu(), synthetic, run)
+        _logger.info("Measured: %s", _cost(synthetic, run))
+        if folder is not None and processes.main:
+            with writing(folder / "pictures"):
+                _draw(folder / "pictures", initial.cpu(), synthetic, run)
             synthetic.save(folder / "set", overwrite=True)
             _logger.info("Wrote %s", folder)
         return synthetic
 
-    def _look_at(self, dataset: Any) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
+    def _look_at(self, dataset: Any, device: torch.device) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
         """Finds the images, and tries students and target on the first of them."""
-        config, device = self.config, resolve_device(self.config.device)
+        config = self.config
         images = find_images(dataset, image_size=config.image_size)
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
@@ -161,8 +203,38 @@ class DistillationStage:
         return images, students
 
 
-def _facts(source: Source, target: Target, config: DistillConfig) -> dict[str, Any]:
+def _plan(state: DistillState, batch_size: int, config: DistillConfig, *, decided: bool) -> None:
+    """Decides how many synthetic images a student is given at a time, and tells what a step will need.
+
+    A resumed run keeps what was decided: in chunks batch norm is trained otherwise.
+    """
+    students = list({slot.name: slot.student for slot in state.pool.slots}.values())
+    share = len(range(batch_size)[state.team.divide.share(batch_size)])
+    chunk_size = state.pool.chunk_size if decided else config.chunk_size
+    plan = estimate(students, state.images, share, chunk_size, processes=state.team.divide.count)
+    # the least of all processes, which must agree
+    sizes = [size for size in state.team.all.gather(plan.chunk_size) if size is not None]
+    state.pool.chunk_size = min(sizes, default=None)
+    chunks = "" if plan.chunk_size is None else f", in chunks of {plan.chunk_size} synthetic images"
+    _logger.info(
+        "Estimated: %.2g GiB for activations and features%s, about %.2g s a step, %s for %d steps",
+        plan.bytes / 2**30,
+        chunks,
+        plan.seconds,
+        timedelta(seconds=round(plan.seconds * (config.steps - state.step))),
+        config.steps - state.step,
+    )
+
+
+def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:
+    memory = synthetic.provenance["peak_memory_bytes"] / 2**30
+    return f"{memory:.2g} GiB at the peak, {run.last('seconds_per_step') or 0:.2g} s a step"
+
+
+def _facts(source: Source, target: Target, config: DistillConfig, processes: Processes) -> dict[str, Any]:
     return {
+        # with parallel=batch the number of processes does not change the result
+        "processes": processes.count if config.parallel == "pool" else 1,
         "source": {
             "name": source.name,
             "fingerprint": source.fingerprint,

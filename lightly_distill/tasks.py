@@ -14,7 +14,7 @@ from lightly_distill import seeding
 from lightly_distill.decoder import Decoder
 from lightly_distill.errors import UsageError
 from lightly_distill.locate import locate
-from lightly_distill.source import find_images, open_source
+from lightly_distill.source import Source, find_images, open_source
 
 TRAIN = "train"
 TEST = ("test", "validation", "valid", "val")  # tried in turn
@@ -61,13 +61,21 @@ class Task:
                 f"labels={labels:g} would be {count} of them: give one a class at least."
             )
         order = torch.randperm(len(self.labels), generator=seeding.generator(seed, "labels", self.name))
-        # by how many of its class come before it: the first of each class, then the second of each, ...
-        rank = torch.empty_like(self.labels)
-        for label in range(len(self.classes)):
-            mine = order[self.labels[order] == label]
-            rank[mine] = torch.arange(len(mine))
-        chosen = order[torch.argsort(rank[order], stable=True)][:count]
-        return chosen.sort().values
+        rank = rank_in_class(self.labels[order])
+        return order[torch.argsort(rank, stable=True)][:count].sort().values
+
+
+def rank_in_class(labels: Tensor) -> Tensor:
+    """Returns how many of its class come before each item, int64: sorted by it, items are spread over the classes.
+
+    Args:
+        labels: int64, shape (n,).
+    """
+    rank = torch.empty_like(labels)
+    for label in range(int(labels.max()) + 1):
+        mine = labels == label
+        rank[mine] = torch.arange(int(mine.sum()))
+    return rank
 
 
 def open_task(data: Any, *, image_size: int) -> Task:
@@ -76,20 +84,17 @@ def open_task(data: Any, *, image_size: int) -> Task:
     Args:
         data: A source as `locate` takes it, without `#SPLIT`: its split `train` is for training, and the first there is
             of `test`, `validation`, `valid`, `val` for testing. Class folders are labels. Or a pair of datasets,
-            for training and testing, with a name before them where two pairs are of one class.
+            for training and testing, with a name before them where two pairs are of one class. An open task is
+            returned as it is.
         image_size: S, in pixels.
 
     Raises:
         UsageError: If there is no such source, a split or the labels are missing, there is one class only, or the test
             images have a class that the training images do not.
     """
-    if isinstance(data, (str, Path)):
-        name, train, test = str(data), *_splits(str(data))
-    elif isinstance(data, Sequence) and len(data) in (2, 3):
-        *named, train, test = data
-        name = str(named[0]) if named else type(train).__name__
-    else:
-        raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {data!r}.")
+    if isinstance(data, Task):
+        return data
+    name, train, test = find_task(data)
     images, labels = _labelled(train, image_size, name)
     test_images, test_labels = _labelled(test, image_size, name)
     classes = sorted(set(labels))
@@ -107,6 +112,26 @@ def open_task(data: Any, *, image_size: int) -> Task:
         torch.tensor([number[label] for label in test_labels]),
         tuple(map(str, classes)),
     )
+
+
+def find_task(data: Any) -> tuple[str, Any, Any]:
+    """Finds a task and reads none of its images and labels.
+
+    Args:
+        data: As for `open_task`.
+
+    Returns:
+        Its name, and its splits for training and testing.
+
+    Raises:
+        UsageError: If there is no such source, or a split is missing.
+    """
+    if isinstance(data, (str, Path)):
+        return str(data), *_splits(str(data))
+    if isinstance(data, Sequence) and len(data) in (2, 3):
+        *named, train, test = data
+        return str(named[0]) if named else type(train).__name__, train, test
+    raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {data!r}.")
 
 
 def _splits(spec: str) -> tuple[Any, Any]:
@@ -133,28 +158,57 @@ def _labelled(split: Any, image_size: int, name: str) -> tuple[Tensor, list[Any]
     decoder = find_images(data, image_size=image_size)
     assert isinstance(decoder, Decoder)
     source = open_source(decoder)
-    labels = _labels(data, name)
+    labels = _labels(data, f"task {name}")
     return source.read(torch.arange(len(source))), [labels[index] for index in source.kept.tolist()]
 
 
-def _labels(data: Any, name: str) -> list[Any]:
-    """Returns the label of each item, as int or str."""
+def source_labels(data: Any, kept: Tensor) -> Tensor:
+    """Returns the labels of the usable images of a source that is distilled.
+
+    Args:
+        data: The source, as `locate` takes it, or a dataset.
+        kept: Which of its items are usable, as `Source.kept`.
+
+    Returns:
+        int64 in 0..C-1, shape (n,).
+
+    Raises:
+        UsageError: If there are no labels, or all are the same.
+    """
+    data, name = locate(data) if isinstance(data, (str, Path)) else (data, type(data).__name__)
+    cure = "Give the labelled images that the set was distilled from as data, or leave the arms that need labels out."
+    if isinstance(data, Source):
+        raise UsageError(f"The source {data.name} is opened already, and no longer knows its labels. {cure}")
+    try:
+        labels = _labels(data, f"source {name}")
+    except UsageError as error:
+        raise UsageError(f"{error} {cure}") from error
+    usable = [labels[index] for index in kept.tolist()]
+    classes = sorted(set(usable))
+    if len(classes) < 2:
+        raise UsageError(f"The images of {name} are all of one class ({classes[0]}). {cure}")
+    number = {label: index for index, label in enumerate(classes)}
+    return torch.tensor([number[label] for label in usable])
+
+
+def _labels(data: Any, what: str) -> list[Any]:
+    """Returns the label of each item, as int or str; `what` is named where there is none."""
     columns = getattr(data, "column_names", None)
     if isinstance(columns, list):  # Hugging Face
         column = next((column for column in _LABELS if column in columns), None)
         if column is not None:
             return list(data[column])
-        raise UsageError(f"The task {name} has no labels: of its columns {', '.join(columns)} none is 'label'.")
+        raise UsageError(f"The {what} has no labels: of its columns {', '.join(columns)} none is 'label'.")
     if isinstance(data, list) and data and isinstance(data[0], str):  # image files
         return [os.path.basename(os.path.dirname(path)) for path in data]
     for attribute in _LABELS:  # torchvision; reading them item by item would decode each image
         known = getattr(data, attribute, None)
         if isinstance(known, (list, Tensor, np.ndarray)) and len(known) == len(data):
             return [int(label) if not isinstance(label, str) else label for label in known]
-    return [_label(data[index], index, name) for index in range(len(data))]
+    return [_label(data[index], index, what) for index in range(len(data))]
 
 
-def _label(item: Any, index: int, name: str) -> Any:
+def _label(item: Any, index: int, what: str) -> Any:
     label = None
     if isinstance(item, Mapping):
         label = next((item[key] for key in _LABELS if key in item), None)
@@ -165,4 +219,4 @@ def _label(item: Any, index: int, name: str) -> Any:
     try:
         return int(label)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"Item {index} of the task {name} has no label.") from error
+        raise UsageError(f"Item {index} of the {what} has no label.") from error

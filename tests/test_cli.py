@@ -14,6 +14,7 @@ import tiny
 from lightly_distill import SyntheticSet
 from lightly_distill.cli import main
 from lightly_distill.publish import read_evaluation
+from test_trackers import read_back
 
 TARGET = "helper_target:make"
 SMALL = [
@@ -92,9 +93,26 @@ def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert SyntheticSet.load("run").provenance["config"]["seed"] == 1
 
 
+def test_trackers_are_told_what_metrics_has_and_overwrite_removes_their_files(place: Path) -> None:
+    assert distill("--log-with", "tensorboard", "--log-every", "2") == 0
+    assert distill("--log-with", "tensorboard", "--log-every", "2", "--overwrite") == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    told = read_back(Path("run/trackers"))["loss"]
+    assert [step for step, _ in told] == list(losses)
+    assert [value for _, value in told] == pytest.approx(list(losses.values()))
+    settings = yaml.safe_load(next(Path("run/trackers").rglob("hparams.yml")).read_text())
+    assert (settings["data"], settings["pool.size"]) == ("photos", 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
+        (
+            ["distill", "--data", "photos", "--target", "no:target", "--out", "x", "--log-with", "tensorbord"],
+            2,
+            "Unknown tracker 'tensorbord'. Did you mean 'tensorboard'?",
+        ),
         (["distill", "--num-imgs", "5"], 2, "Unknown option --num-imgs. Did you mean '--num-images'?"),
         (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--steps", "many"], 2, "steps"),
         (
@@ -150,11 +168,19 @@ def test_a_failure_in_mid_run_is_one_line_and_debug_shows_where(
 def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     for command, words in (
         ("distill", ["--num-images", "Number of synthetic images", "--pool.max-age", "torchvision:NAME", "--resume"]),
+        (
+            "distill",
+            ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
+        ),
         ("pretrain", ["--set", "Passes over the set", "--weight-decay", "--push"]),
         ("publish", ["REPO_ID", "--private", "--dry-run", "near copies", "--yes", "--pull-request"]),
         ("inspect", ["Synthetic set"]),
         ("demo", ["--seed"]),
         ("students", ["--image-size", "--name", "pixels"]),
+        (
+            "sweep",
+            ["--sizes", "--search", "--trials", "goes on where it stopped", "--pool.max-age", "--task", "--labels"],
+        ),
     ):
         assert main([command, "--help"]) == 0
         told = " ".join(capsys.readouterr().out.split())
@@ -275,12 +301,16 @@ def test_a_checkpoint_with_its_class_and_encoder_comes_back_from_the_written_con
     assert "encoder Mine.trunk, reason named by the user" in capsys.readouterr().out
 
 
-def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def make_animals() -> None:
     for split, count in (("train", 24), ("test", 12)):
         for number, image in enumerate(tiny.images(count)):
             folder = Path("animals", split, ("cat", "dog")[number % 2])
             folder.mkdir(parents=True, exist_ok=True)
             to_pil_image(image).save(folder / f"{number:02d}.png")
+
+
+def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_animals()
     assert distill() == 0
     command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "2"]
     more = ["--full-epochs", "1", "--seeds", "2", "--baselines", "scratch,random,full", "--labels", "50%,100%"]
@@ -315,3 +345,68 @@ def test_a_wrong_evaluation_is_told_in_one_line(
     assert main([*command, *options]) == 2
     told = capsys.readouterr().err
     assert message in told and len(told.strip().splitlines()) == 1
+
+
+SWEEP = ["sweep", "--data", "photos", "--target", TARGET, "--task", "animals", "--sizes", "4,8"]
+SHORT = [*SMALL[:2], *SMALL[4:], "--epochs", "2", "--full-epochs", "1", "--seeds", "1", "--probe", "knn"]
+
+
+def test_a_sweep_tells_the_smallest_set_and_goes_on_when_given_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_animals()
+    search = ["--search", "lr", "--trials", "2", "--search-size", "8"]
+    assert main([*SWEEP, *SHORT, *search, "--out", "sizes"]) == 0
+    told = capsys.readouterr().out
+    assert "Smallest set within 1 point of the best:" in told and "Report: sizes/sweep.html" in told
+    record = json.loads(Path("sizes/sweep.json").read_text())
+    assert record["settings"]["search"] == {"names": ["lr"], "trials": 2, "images": 8}
+    assert main(["sweep", "--config", "sizes/config.yaml", "--out", "sizes"]) == 0
+    assert json.loads(Path("sizes/sweep.json").read_text())["sizes"] == record["sizes"]
+    # what a size leaves is a run like any other, which names its data
+    assert yaml.safe_load(Path("sizes/size-4/run/config.yaml").read_text())["data"] == "photos"
+    assert main([*SWEEP, *SHORT, *search, "--out", "sizes", "--pool.lr", "0.2"]) == 2
+    assert "had other settings (distill.pool.lr: 0.1 -> 0.2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("written", "tasks"), [("one", ["one"]), (["it's, one", "two"], ["it's, one", "two"])])
+def test_a_file_names_one_task_or_several(
+    place: Path, monkeypatch: pytest.MonkeyPatch, written: Any, tasks: list[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("lightly_distill.commands.sweep.sweep", lambda *arguments, **_: seen.append(arguments[3]))
+    options = {"data": "photos", "target": TARGET, "sizes": "4,8", "task": written}
+    Path("mine.yaml").write_text(yaml.safe_dump(options))
+    main(["sweep", "--config", "mine.yaml", "--out", "sizes"])
+    assert seen == [tasks]
+
+
+def test_a_preset_gives_a_sweep_its_defaults(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[Any] = []
+    monkeypatch.setattr("lightly_distill.commands.sweep.sweep", lambda stage, *_, **__: stages.append(stage))
+    main([*SWEEP, "--preset", "cifar", "--pool.size", "3", "--out", "sizes"])
+    (stage,) = stages
+    assert (stage.config.steps, stage.config.outer.lr_images, stage.config.pool.size) == (160_000, 1e-4, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sizes", "4,many"], "--sizes takes whole numbers, such as 50,100,200; got 'many'"),
+        (["--sizes", "8,4"], "Sizes increase from one to the next"),
+        (["--sizes", "4,99"], "fewer than num_images=99"),
+        (["--search", "lrr", "--trials", "2"], "Nothing to search is named 'lrr'. Did you mean 'lr'?"),
+        (["--search", "lr"], "--search needs --trials"),
+        (["--trials", "2"], "--trials needs --search"),
+        (["--num-images", "5"], "Unknown option --num-images"),
+        (["--labels", "few"], "--labels takes numbers"),
+        (["--data", "phtos"], "photos"),
+    ],
+)
+def test_a_wrong_sweep_is_told_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    make_animals()
+    assert main([*SWEEP, *SHORT, "--out", "sizes", *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and message in lines[0] and not Path("sizes").exists()

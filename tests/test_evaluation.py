@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,9 +14,20 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target
+from lightly_distill.arms import LABELLED_ARMS, normalise
 from lightly_distill.evaluation import Arm, Evaluation, evaluate
-from lightly_distill.probes import PROBES, Trial, features, pooled_features
+from lightly_distill.probes import (
+    PROBES,
+    Transfer,
+    Trial,
+    data_free_accuracy,
+    features,
+    finetuned,
+    make_teacher,
+    pooled_features,
+)
 from lightly_distill.seeding import global_seed
+from lightly_distill.source import open_source
 from lightly_distill.students import student_builder
 
 STUDENT = "convnet_4_4"
@@ -62,6 +74,9 @@ def test_every_arm_is_measured_by_every_probe_with_every_seed(
         assert set(arm.values) == measures, name
         assert all(len(values) == 2 and all(0 <= value <= 1 for value in values) for values in arm.values.values())
         assert len(arm.seconds) == 2
+        assert len(arm.peak_memory) == (2 if arm.images else 0)
+        size = (3 * 8 * 8 + synthetic.dim) * 4 * arm.images  # the images of the arm are held by pre-training too
+        assert all(size <= peak < size + 100e6 for peak in arm.peak_memory), name
     assert {name: arm.images for name, arm in result.arms.items()} == {
         "scratch": 0, "random": 8, "kmeans": 8, "noise": 8, "distilled": 8, "full": 40, "target": 0, "earlier": 8
     }  # fmt: skip
@@ -72,6 +87,7 @@ def test_every_arm_is_measured_by_every_probe_with_every_seed(
     assert result.arms["earlier"].values == result.arms["distilled"].values
     (written,) = json.loads((tmp_path / "results" / "results.json").read_text())
     assert written["arms"]["random"] == result.arms["random"].values
+    assert written["peak_memory"]["full"] == result.arms["full"].peak_memory
     assert written["seeds"] == [0, 1] and written["setting"]["student"] == STUDENT
 
 
@@ -81,6 +97,75 @@ def test_two_evaluations_give_the_same_numbers(synthetic: SyntheticSet, target: 
 
     first, again = run(), run()
     assert [arm.values for arm in first[0].arms.values()] == [arm.values for arm in again[0].arms.values()]
+
+
+def labelled(count: int = 40) -> Any:
+    return TensorDataset(tiny.images(count), torch.arange(count) % 3)
+
+
+def test_other_distillers_run_once_a_seed_with_the_settings_of_the_set(
+    synthetic: SyntheticSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, Any, SyntheticSet]] = []
+
+    def counted(name: str) -> Any:
+        distiller = LABELLED_ARMS[name]
+
+        def run(*arguments: Any, **options: Any) -> SyntheticSet:
+            made.append((name, arguments[2], distiller(*arguments, **options)))
+            return made[-1][2]
+
+        return run
+
+    for name in ("krr-labels", "dm"):
+        monkeypatch.setitem(LABELLED_ARMS, name, counted(name))
+    arms, students = ["dm", "krr-labels", "scratch"], f"{STUDENT},convnet_8_8"
+    # without a target: labels stand for its representations
+    results = evaluate(synthetic, students, [task()], data=labelled(), baselines=arms, probes=["knn"], **QUICK)
+    assert [(name, config.seed) for name, config, _ in made] == [
+        ("krr-labels", 0), ("dm", 0), ("krr-labels", 1), ("dm", 1)
+    ]  # fmt: skip
+    own = synthetic.provenance["config"]
+    for _, config, arm_set in made:
+        assert (config.num_images, config.steps, config.student) == (8, 4, STUDENT)
+        assert dataclasses.asdict(config) == {**own, "seed": config.seed, "device": "cpu"}
+        assert arm_set.dim == synthetic.dim and arm_set.mean == synthetic.mean
+    spread = synthetic.representations.var(0, correction=0).sum()
+    labels = made[1][2].representations[:, :3] + made[1][2].representations[:, :3].min().abs()  # one-hot times scale
+    torch.testing.assert_close(labels.max().square() * (1 - 1 / 3), spread)
+    for result in results:
+        assert list(result.arms) == ["scratch", "krr-labels", "dm", "distilled"]
+        assert all(len(arm.values["TensorDataset/knn"]) == 2 for arm in result.arms.values())
+        assert result.arms["dm"].images == 8 and result.arms["dm"].bytes == result.arms["distilled"].bytes
+
+
+def unrecorded() -> SyntheticSet:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return SyntheticSet(torch.randn(8, 3, 8, 8), torch.randn(8, 2), mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "The arms krr-labels and dm need the real images .* with labels: give data, or leave these arms out"),
+        ({"data": tiny.images(40)}, r"Item 0 of the source Tensor has no label\. Give the labelled images"),
+        ({"data": open_source(tiny.images(40))}, "The source Tensor is opened already, and no longer knows its labels"),
+        ({"data": TensorDataset(tiny.images(40), torch.ones(40))}, r"are all of one class \(1\)\. Give the labelled"),
+        ({"data": TensorDataset(tiny.images(40), torch.arange(40))}, "8 images are too few for 40 classes"),
+        ({"data": labelled(30)}, "The set was distilled from another source than TensorDataset"),
+        ({"data": labelled(), "synthetic": unrecorded()}, "The set has no record of how it was distilled"),
+    ],
+)
+def test_other_distillers_without_what_they_need_are_told_before_any_work(
+    synthetic: SyntheticSet, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.evaluation.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    for name in LABELLED_ARMS:
+        monkeypatch.setitem(LABELLED_ARMS, name, lambda *_, **__: pytest.fail("distilled"))
+    arguments = {"synthetic": synthetic, "baselines": ["krr-labels", "dm"], **QUICK, **changes}
+    with pytest.raises(UsageError, match=message) as caught:
+        evaluate(student=STUDENT, tasks=[task()], **arguments)
+    assert "\n" not in str(caught.value)
 
 
 def test_several_students_are_measured_each_for_itself(synthetic: SyntheticSet) -> None:
@@ -233,3 +318,100 @@ def test_fine_tuning_learns_and_leaves_the_backbone_as_it_was() -> None:
     accuracy = PROBES["finetune"](Trial(backbone, images, labels, images, labels, 2, finetune_steps=30))
     assert accuracy > 0.95
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def colours(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of two classes that differ in brightness, on noise."""
+    labels = torch.arange(count) % 2
+    return torch.randn(count, 3, 8, 8, generator=generator) * 0.3 + labels.view(-1, 1, 1, 1) - 0.5, labels
+
+
+def test_data_free_distillation_moves_what_the_teacher_knows_as_far_as_the_images_allow() -> None:
+    draw = torch.Generator().manual_seed(0)
+    images, labels = colours(40, draw)
+    tests, test_labels = colours(60, draw)
+    build = student_builder("convnet_8_8", 8)
+    trial = Trial(build(), images, labels, tests, test_labels, 2, finetune_steps=60)
+    teacher = make_teacher(trial, build)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    alike, _ = colours(10, draw)
+    trial.transfer = Transfer(alike, teacher, build)
+    accuracy = data_free_accuracy(trial)
+    assert accuracy > 0.9 and accuracy == data_free_accuracy(trial)
+    # nothing to learn: the teacher says the same of one grey image and all its changes of place
+    trial.transfer = Transfer(torch.zeros(10, 3, 8, 8), teacher, build)
+    assert data_free_accuracy(trial) < accuracy - 0.2
+    # what the teacher knows, not what is true
+    trial.transfer = Transfer(alike, Contrary(teacher), build)
+    assert data_free_accuracy(trial) < 0.1
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert not teacher.training
+    # the student is a fresh one of given seed, whatever backbone is tried
+    born: list[nn.Module] = []
+
+    def counted() -> nn.Module:
+        born.append(build())
+        before.update({key: value.clone() for key, value in born[-1].state_dict().items()})
+        return born[-1]
+
+    trial.transfer = Transfer(alike, teacher, counted)
+    data_free_accuracy(trial)
+    assert len(born) == 1
+    with global_seed(0, "data-free", "init"):
+        fresh = build().state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in fresh.items())
+    weights = dict(born[0].named_parameters())
+    assert not any(torch.equal(value, before[key]) for key, value in weights.items())  # it was trained
+
+
+class Contrary(nn.Module):
+    """Says the opposite."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.teacher(images).flip(1)
+        return logits
+
+
+def test_data_free_compares_images_alone_with_one_teacher_a_seed(
+    synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Trial] = []
+    monkeypatch.setitem(PROBES, "data-free", lambda trial: seen.append(trial) or 0.5)
+    # the same images with other representations: another backbone, the same answer
+    other = SyntheticSet(synthetic.images, synthetic.representations + 1, mean=synthetic.mean, std=synthetic.std)
+    options = {"baselines": ["scratch", "random", "target"], "others": {"other": other}, "labels": (None, 6)}
+    (result,) = evaluate(
+        synthetic, STUDENT, [task()], data=tiny.images(40), target=target, probes=["data-free"], **options, **QUICK
+    )
+    measures = {name: set(arm.values) for name, arm in result.arms.items()}
+    both = {"TensorDataset/data-free", "TensorDataset/data-free@6"}
+    assert measures == {"scratch": set(), "random": both, "distilled": both, "target": set(), "other": both}
+    transfers = [trial.transfer for trial in seen]
+    assert len(transfers) == 2 * 3 * 2 and all(transfers)
+    assert len({id(each.teacher) for each in transfers if each}) == 2 * 2  # of a seed and a number of labels
+    monkeypatch.undo()
+    distilled, again = (trial for trial in seen[2::2] if trial.seed == 0)
+    assert distilled.transfer and again.transfer and torch.equal(distilled.transfer.images, again.transfer.images)
+    assert data_free_accuracy(distilled) == data_free_accuracy(again)
+
+
+def test_the_teacher_is_the_scratch_student_fine_tuned(synthetic: SyntheticSet) -> None:
+    options = {"baselines": ["scratch"], "probes": ["finetune", "data-free"], **QUICK}
+    (result,) = evaluate(synthetic, STUDENT, [task()], **options)
+    build = student_builder(STUDENT, 8)
+    images, labels = tiny.images(30), torch.arange(30) % 3
+    images = normalise(images, synthetic.mean, synthetic.std)
+    trial = Trial(nn.Identity(), images, labels, images[:12], labels[:12], 3, seed=1, finetune_steps=3)
+    teacher = make_teacher(trial, build)
+    scores = torch.from_numpy(features(teacher, images[:12]))
+    accuracy = float((scores.argmax(1) == labels[:12]).double().mean())
+    assert accuracy == result.arms["scratch"].values["TensorDataset/finetune"][1]
+    with global_seed(1, "pretrain", "init"):
+        scratch = build()
+    again = finetuned(dataclasses.replace(trial, backbone=scratch)).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in teacher.state_dict().items())
+    assert set(result.arms["distilled"].values) == {"TensorDataset/finetune", "TensorDataset/data-free"}

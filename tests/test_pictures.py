@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -165,6 +166,29 @@ def test_accuracy_by_size_has_a_point_for_each_arm_and_a_line_for_those_without_
     assert list(drawn) == ["scratch, no images", "distilled, 4 kB", "$a_b$, 70 kB"]
     assert drawn["scratch, no images"].get_ydata() == pytest.approx([45, 45])  # type: ignore[attr-defined]
     assert np.ravel(drawn["distilled, 4 kB"][0].get_xydata()) == pytest.approx([4000, 61])  # type: ignore[index]
+
+
+def test_accuracy_by_images_has_a_curve_for_each_arm_and_lines_across(tmp_path: Path, axes: list[Axes]) -> None:
+    curves = {"$a$": {50: [0.4, 0.5], 100: [0.5]}, "distilled": {50: [0.6, 0.62], 100: [0.7, 0.7]}}
+    levels = {"scratch": [0.3, 0.32], "full": [0.8]}
+    pictures.accuracy_by_images(curves, tmp_path / "curve.svg", levels, "digits/linear", chosen=100)
+    (axis,) = axes
+    assert (tmp_path / "curve.svg").read_text().startswith("<?xml") and axis.get_xscale() == "log"
+    handles, labels = axis.get_legend_handles_labels()
+    drawn: Any = dict(zip(labels, handles, strict=True))
+    assert set(drawn) == {"$a$", "distilled", "scratch", "full", "recommended: 100"}
+    assert np.ravel(drawn["distilled"][0].get_xydata()) == pytest.approx([50, 61, 100, 70])
+    low, high = drawn["distilled"][2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((61 - 2**0.5, 61 + 2**0.5))
+    assert drawn["scratch"].get_ydata() == pytest.approx([31, 31])
+    assert drawn["recommended: 100"].get_xdata() == [100, 100]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["50", "100"]
+    assert axis.get_xlabel() == "images, log scale, mean and deviation of 2 seeds"
+
+
+def test_numbers_of_images_that_would_run_into_each_other_are_left_out() -> None:
+    assert pictures._apart([50]) == [50] and pictures._apart([50, 100, 200, 500]) == [50, 100, 200, 500]
+    assert pictures._apart([10, 950, 1000]) == [10, 1000]
 
 
 def test_difference_bars_go_both_ways_from_zero(tmp_path: Path, axes: list[Axes]) -> None:

@@ -50,6 +50,32 @@ def test_a_training_step_equals_the_plain_reference() -> None:
     torch.testing.assert_close(weights(slot.head), weights(twin.head), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 5, 9])
+def test_without_batch_norm_a_training_step_in_chunks_is_the_same(chunk_size: int) -> None:
+    def plain() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
+
+    _, images, reps = make_pool()
+    whole, parts = (StudentPool([("plain", plain)], PoolConfig(size=1), images, 5, seed=0) for _ in range(2))
+    parts.chunk_size = chunk_size
+    for _ in range(4):
+        whole.advance(whole.slots[0], images, reps)
+        parts.advance(parts.slots[0], images, reps)
+    torch.testing.assert_close(weights(parts.slots[0].student), weights(whole.slots[0].student), rtol=1e-4, atol=1e-6)
+
+
+def test_in_chunks_batch_norms_statistics_go_as_far_as_in_one_step() -> None:
+    pool, images, reps = make_pool()
+    same = images[:1].repeat(6, 1, 1, 1)  # so that each chunk has the mean of the whole
+    other, *_ = make_pool()
+    other.chunk_size = 2
+    for each in (pool, other):
+        each.advance(each.slots[0], same, reps)
+    norm, chunked = pool.slots[0].student[1], other.slots[0].student[1]
+    torch.testing.assert_close(chunked.running_mean, norm.running_mean, rtol=1e-4, atol=1e-6)
+    assert chunked.momentum == norm.momentum == 0.1
+
+
 def test_a_student_of_age_T_is_replaced_by_a_fresh_one_that_goes_on_training() -> None:
     pool, images, reps = make_pool(size=1, max_age=3)
     first = pool.slots[0].student
@@ -102,10 +128,10 @@ def test_a_restored_pool_goes_on_as_the_old_one_bit_for_bit() -> None:
     pool, images, reps = make_pool(dropout=0.3)  # dropout draws from the global generator
     pool.warm_up(images, reps)
     pool.advance(pool.slots[2], images, reps)
-    tensors, counts = pool.state_dict()
+    tensors, counts = pool.tensors(), pool.counts()
     tensors = {name: value.clone() for name, value in tensors.items()}
     restored, *_ = make_pool(dropout=0.3)
-    restored.load_state_dict(tensors, counts)
+    restored.restore(tensors, counts)
     torch.manual_seed(99)  # whatever the global generator is at
     for step in range(30):
         for p in (pool, restored):
@@ -145,3 +171,25 @@ def test_a_diverging_student_is_named_before_its_weights_are_touched() -> None:
     with pytest.raises(DistillError, match=r"Student 1 \(tiny\) diverged at training step 1 .* lower pool.lr, now 0.1"):
         pool.advance(pool.slots[1], images, reps * float("inf"))
     assert torch.equal(weights(pool.slots[1].student)[:200], before)
+
+
+def test_a_compiled_student_takes_the_same_steps() -> None:
+    plain, images, reps = make_pool(size=1)
+    compiled = StudentPool([("tiny", tiny.student)], PoolConfig(size=1), images, 5, seed=0, compile=True)
+    assert compiled.slots[0].student._compiled_call_impl is not None
+    for _ in range(3):
+        plain.advance(plain.slots[0], images, reps)
+        compiled.advance(compiled.slots[0], images, reps)
+    torch.testing.assert_close(
+        weights(compiled.slots[0].student), weights(plain.slots[0].student), rtol=1e-4, atol=1e-5
+    )
+    assert set(compiled.tensors()) == set(plain.tensors())
+
+
+def test_a_student_that_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(self: nn.Module) -> None:
+        self._compiled_call_impl = lambda *args: (_ for _ in ()).throw(RuntimeError("no C++ compiler"))
+
+    monkeypatch.setattr(nn.Module, "compile", no_compiler)
+    with pytest.raises(DistillError, match="Student 'tiny' cannot be compiled, leave --compile out: no C"):
+        StudentPool([("tiny", tiny.student)], PoolConfig(size=1), torch.randn(2, 3, 8, 8), 5, seed=0, compile=True)

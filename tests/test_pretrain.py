@@ -26,6 +26,7 @@ def synthetic(count: int = 6, size: int = 8) -> Any:
         representations=torch.randn(count, 5, generator=draw),
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
+        origin=None,
         provenance={"target": "mine"},
     )
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,9 +8,12 @@ import tiny
 from lightly_distill import real as real_images
 from lightly_distill.config import DistillConfig
 from lightly_distill.errors import UsageError
+from lightly_distill.kmeans import nearest_to_centroids
 from lightly_distill.real import PAD, RealImages, crop_and_flip
+from lightly_distill.representation_cache import RepresentationCache
 from lightly_distill.seeding import generator
 from lightly_distill.source import open_source
+from lightly_distill.step import RealBatch
 from lightly_distill.targets import Target, as_target
 
 CPU = torch.device("cpu")
@@ -109,11 +114,60 @@ def test_normalised_images_have_the_targets_statistics() -> None:
     torch.testing.assert_close(real.normalise(grey)[:, 2].double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_resumed_run_does_not_ask_the_target_again_and_another_seed_of_views_does(views: int, tmp_path: Path) -> None:
+    facts = {"source": "60 images", "target": "the encoder"}
+
+    def batches(seed: int) -> tuple[list[RealBatch], int]:
+        config, target = tiny.config(source_views=views, seed=seed), as_target(tiny.encoder())
+        asked: list[int] = []
+        target.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+        real = RealImages(open_source(tiny.images()), target, config, CPU, RepresentationCache(tmp_path, facts))
+        return list(real.batches(0, 4)), sum(asked)
+
+    first, computed = batches(seed=0)
+    again, computed_again = batches(seed=0)
+    assert (computed, computed_again) == (60 * max(1, views), 0)
+    memory = list(make(source_views=views)[0].batches(0, 4))
+    for a, b, c in zip(first, again, memory, strict=True):
+        assert torch.equal(a.representations, b.representations) and torch.equal(a.representations, c.representations)
+        assert torch.equal(a.images, b.images)
+    assert batches(seed=1)[1] == (120 if views else 0)  # without views, a seed changes nothing that is kept
+
+
 def test_another_seed_starts_from_other_images() -> None:
     first, again, other = (make(seed=seed, holdout=0)[0].initial(10)[0].tolist() for seed in (0, 0, 1))
     assert first == again
     # 10 of 60 images by chance: one or two of them in common, not nearly all
     assert len(set(first) & set(other)) < 6
+
+
+@pytest.mark.parametrize("views", [0, 2, "random"])
+def test_kmeans_starts_from_the_images_nearest_to_the_centroids_of_those_that_are_not_held_out(
+    views: int | str,
+) -> None:
+    real, images, target, config = make(num_images=6, holdout=6, source_views=views, init="kmeans")
+    indices, batch = real.initial(6)
+    train = real._train
+    points = target(images[train].float() / 255)
+    assert torch.equal(indices, train[nearest_to_centroids(points, 6, config.seed)])
+    torch.testing.assert_close(batch.representations, target(images[indices].float() / 255))
+    assert not torch.equal(indices, make(num_images=6, holdout=6, source_views=views)[0].initial(6)[0])
+
+
+@pytest.mark.parametrize("views", [0, 2, "random"])
+def test_images_that_stay_on_the_device_make_the_same_batches(
+    views: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, *_ = make(source_views=views)
+    monkeypatch.setattr(
+        "lightly_distill.real._on_device", lambda source, device: source.read(torch.arange(len(source)))
+    )
+    resident, *_ = make(source_views=views)
+    expected = list(plain.batches(0, 6))
+    monkeypatch.setattr(type(resident._source), "stream", None)  # nothing is read from the source any more
+    for a, b in zip(expected, resident.batches(0, 6), strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.representations, b.representations)
 
 
 @pytest.mark.parametrize("views", [0, 2, "random"])

@@ -39,7 +39,8 @@ def made_up(
         mean = MEANS[name] + (worth if name == "distilled" else 0)
         images, size = BYTES.get(name, (0, 0))
         values = {measure: [mean + step for step in steps] for measure in measures}
-        found[name] = Arm(images, size, [1.5 + 100 * step for step in steps], values)
+        memory = [int(2e6 + 1e8 * step) for step in steps] if images else []
+        found[name] = Arm(images, size, [1.5 + 100 * step for step in steps], values, memory)
     if other is not None:
         found[other] = Arm(3, 999, [1.0] * seeds, {measures[0]: [0.3] * seeds})
     setting = {"tasks": ["digits"], "labels": [None, 10], "epochs": 7, "set": {"source": "x"}}
@@ -95,15 +96,15 @@ def markdown_rows(text: str) -> list[list[str]]:
 def test_both_files_hold_the_numbers(tmp_path: Path) -> None:
     seen, text = written(tmp_path, made_up())
     expected = [
-        ["arm", *MEASURES, "images", "size", "pre-training in s"],
-        ["scratch", "40.0 ± 1.0", "40.0 ± 1.0", "-", "-", "-"],
-        ["random", "50.0 ± 1.0", "50.0 ± 1.0", "6", "1.27 kB", "1.5 ± 1.0"],
-        ["distilled", "60.0 ± 1.0", "60.0 ± 1.0", "6", "4.73 kB", "1.5 ± 1.0"],
-        ["full", "65.0 ± 1.0", "65.0 ± 1.0", "60", "12.7 kB", "1.5 ± 1.0"],
-        ["target", "90.0 ± 1.0", "90.0 ± 1.0", "-", "-", "-"],
-        ["recovered gap", "80%", "80%", "", "", ""],
+        ["arm", *MEASURES, "images", "size", "pre-training in s", "peak memory"],
+        ["scratch", "40.0 ± 1.0", "40.0 ± 1.0", "-", "-", "-", "-"],
+        ["random", "50.0 ± 1.0", "50.0 ± 1.0", "6", "1.27 kB", "1.5 ± 1.0", "2 MB ± 1 MB"],
+        ["distilled", "60.0 ± 1.0", "60.0 ± 1.0", "6", "4.73 kB", "1.5 ± 1.0", "2 MB ± 1 MB"],
+        ["full", "65.0 ± 1.0", "65.0 ± 1.0", "60", "12.7 kB", "1.5 ± 1.0", "2 MB ± 1 MB"],
+        ["target", "90.0 ± 1.0", "90.0 ± 1.0", "-", "-", "-", "-"],
+        ["recovered gap", "80%", "80%", "", "", "", ""],
         # differences 0.08, 0.1, 0.12: 0.02 / sqrt(3), and t = 8.66 with 2 degrees of freedom
-        ["distilled - random", "+10.0 ± 1.2 (p = 0.013)", "+10.0 ± 1.2 (p = 0.013)", "", "", ""],
+        ["distilled - random", "+10.0 ± 1.2 (p = 0.013)", "+10.0 ± 1.2 (p = 0.013)", "", "", "", ""],
     ]
     assert seen.rows[: len(expected)] == expected
     assert markdown_rows(text)[: len(expected)] == expected
@@ -144,14 +145,14 @@ def test_each_student_has_a_table_and_all_share_a_chart(tmp_path: Path) -> None:
 
 def test_without_the_full_arm_there_is_no_recovered_gap(tmp_path: Path) -> None:
     seen, text = written(tmp_path, made_up(arms=("scratch", "random", "distilled")))
-    assert ["recovered gap", "-", "-", "", "", ""] in seen.rows and "of the gap" not in text
+    assert ["recovered gap", "-", "-", "", "", "", ""] in seen.rows and "of the gap" not in text
     assert "No recovered gap: it needs the arms scratch and full, and full to be the better of the two." in text
 
 
 def test_one_seed_has_no_spread_and_proves_nothing(tmp_path: Path) -> None:
     seen, text = written(tmp_path, made_up(seeds=1))
-    assert ["distilled", "60.0", "60.0", "6", "4.73 kB", "1.5"] in seen.rows
-    assert ["distilled - random", "+10.0", "+10.0", "", "", ""] in seen.rows
+    assert ["distilled", "60.0", "60.0", "6", "4.73 kB", "1.5", "2 MB"] in seen.rows
+    assert ["distilled - random", "+10.0", "+10.0", "", "", "", ""] in seen.rows
     assert "One seed cannot tell whether distilled beats random real images" in text
     assert "10.0 points above random, with one seed, which cannot tell this from noise." in text
     assert "one seed (0), so no spread is known" in text and "clearly" not in text
@@ -205,7 +206,7 @@ def test_names_of_a_stranger_are_only_text(tmp_path: Path) -> None:
     assert not {"script", "iframe", "link", "a"} & {tag for tag, _ in seen.tags}
     assert "<script>alert(1)</script>|x y`z`" in seen.text and "\x1b" not in seen.text + text
     rows = markdown_rows(text)
-    assert {len(row) for row in rows} == {6, 2} and "<script" not in text
+    assert {len(row) for row in rows} == {7, 2} and "<script" not in text
     assert rows[6][0] == "&lt;script>alert(1)&lt;/script>\\|x y\\`z\\`\\[a\\](b)?\\[31m $\\\\frac{ ?"
     for source in seen.images():
         kind, content = source.split(",")

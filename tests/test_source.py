@@ -19,7 +19,7 @@ from torchvision import transforms as T
 from torchvision.datasets import FakeData, ImageFolder
 
 from lightly_distill import locate, seeding, source
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import UsageError
 from lightly_distill.source import open_source
 
 N, S = 12, 8
@@ -89,6 +89,7 @@ def test_every_kind_of_dataset_gives_the_same_images(images: Tensor) -> None:
     for kind, data in kinds.items():
         opened = open_source(data)
         assert torch.equal(opened.read(torch.arange(N)), images), kind
+        assert torch.equal(opened.kept, torch.arange(N))
         assert (opened.image_size, opened.skipped, opened.name) == (S, {}, type(data).__name__), kind
         fingerprints.add(opened.fingerprint)
     digest = hashlib.sha256(images.numpy().tobytes())
@@ -114,7 +115,10 @@ def test_an_open_source_is_returned_as_it_is(images: Tensor) -> None:
     ("data", "message"),
     [
         ({"train": [1], "test": [2]}, r"dict is a mapping of splits \(train, test\); give one of them"),
-        (iter([1]), "list_iterator cannot be indexed; give a dataset with a length and an index, not a stream"),
+        (
+            iter([1]),
+            "list_iterator cannot be indexed; give a dataset with .* or one that can be iterated again and again",
+        ),
         (DataLoader([1]), r"DataLoader cannot be indexed; give its \.dataset"),
         (torch.zeros(3, 8, 8), r"Expected images of shape \(N, C, H, W\), got a Tensor of shape \(3, 8, 8\)"),
         ([], "list holds no usable image: it is empty"),
@@ -180,63 +184,52 @@ def test_the_size_is_that_of_the_first_good_image_and_is_logged(caplog: pytest.L
         open_source(data, image_size=0)
 
 
-# --- in memory and lazily
+# --- in memory and on disk
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_source_that_does_not_fit_in_memory_gives_the_same_images(images: Tensor, workers: int) -> None:
+def test_a_source_that_does_not_fit_in_memory_gives_the_same_images(images: Tensor) -> None:
     items = [pillow(image) for image in images]
     items[2] = Image.new("RGB", (2, 2))
-    kept = open_source(items)
-    lazy = open_source(items, memory_limit=N * 3 * S * S - 1, num_workers=workers)
-    assert type(kept) is not type(lazy)
-    assert (kept.fingerprint, kept.skipped, len(kept)) == (lazy.fingerprint, lazy.skipped, len(lazy))
+    kept = open_source(items, memory_limit=N * 3 * S * S)
+    spooled = open_source(items, memory_limit=N * 3 * S * S - 1)
+    assert type(kept) is not type(spooled)
+    assert (kept.fingerprint, kept.skipped, len(kept)) == (spooled.fingerprint, spooled.skipped, len(spooled))
     batches = [torch.tensor(batch) for batch in ([10, 0, 0], [5], [1, 2, 3, 4])]
-    state = torch.get_rng_state()
-    for opened in (kept, lazy):
+    for opened in (kept, spooled):
         for batch, streamed in zip(batches, opened.stream(iter(batches)), strict=True):
-            assert torch.equal(streamed, kept.read(batch))
+            assert torch.equal(streamed, images[kept.kept][batch])
             assert torch.equal(streamed, opened.read(batch))
-    assert torch.equal(state, torch.get_rng_state())
-    assert not multiprocessing.active_children()
 
 
-def test_a_lazy_source_never_decodes_in_the_process_that_consumes(images: Tensor) -> None:
-    home, opened = os.getpid(), []
-
-    def item(index: int) -> Tensor:
-        if opened:
-            assert os.getpid() != home
-        return images[index]
-
-    lazy = open_source(Made(item), memory_limit=0, num_workers=1)
-    opened.append(True)
-    assert torch.equal(next(iter(lazy.stream([torch.arange(N)]))), images)
-
-
-def test_an_abandoned_stream_leaves_no_process(images: Tensor) -> None:
-    stream = open_source(images, memory_limit=0).stream(torch.arange(N).split(1))
-    next(stream)
-    assert multiprocessing.active_children()
-    stream.close()
-    del stream
-    assert not multiprocessing.active_children()
+def test_a_source_on_disk_decodes_each_image_once_and_needs_its_files_no_more(tmp_path: Path, images: Tensor) -> None:
+    folder = write(tmp_path, images, [f"{i:02}.png" for i in range(N)])
+    spooled = open_source(folder, memory_limit=0)
+    for file in folder.iterdir():
+        file.unlink()
+    assert torch.equal(spooled.read(torch.arange(N)), images)
 
 
 def test_a_first_pass_in_workers_finds_the_same(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [pillow(images[i % N]) if i % 50 else Image.new("RGB", (2, 2)) for i in range(200)]
     here = open_source(items)
     monkeypatch.setattr(source, "_WORKERS_PAY_AFTER", 0.0)
+    state = torch.get_rng_state()
     there = open_source(items)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not multiprocessing.active_children()
     assert (here.fingerprint, here.skipped) == (there.fingerprint, there.skipped)
     assert here.skipped == {"smaller than 4 pixels": 4}
 
 
-def test_a_lazy_source_whose_files_vanish_says_so(tmp_path: Path, images: Tensor) -> None:
-    lazy = open_source(write(tmp_path, images, ["a.png", "b.png"]), memory_limit=0, num_workers=0)
-    (tmp_path / "b.png").unlink()
-    with pytest.raises(DistillError, match="has changed since it was opened: item 1: cannot be read"):
-        list(lazy.stream([torch.tensor([1])]))
+def test_decoding_happens_in_workers_once_it_has_taken_long(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_WORKERS_PAY_AFTER", 0.0)
+    home = os.getpid()
+
+    def item(index: int) -> Tensor:
+        assert index < 64 or os.getpid() != home
+        return images[index % N]
+
+    assert len(open_source(Made(item, 130))) == 130
 
 
 # --- transforms
@@ -373,7 +366,7 @@ def test_a_folder_named_with_a_hash_is_a_folder(tmp_path: Path, images: Tensor) 
 
 def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
-    with pytest.raises(UsageError, match=f"'{tmp_path}' holds no images and no tables"):
+    with pytest.raises(UsageError, match=f"'{tmp_path}' holds no images, tables or shards"):
         open_source(tmp_path)
     (tmp_path / "a.jpg").touch()
     with pytest.raises(UsageError, match=f"{tmp_path} holds no usable image: 1 empty"):
@@ -402,7 +395,10 @@ def test_a_relative_name_is_looked_up_in_the_data_folder(
         ("./brids", r"There is no file or folder './brids'.*Did you mean 'birds'\?"),
         ("/no/such/folder#train", "There is no file or folder '/no/such/folder', nor in"),
         ("birds/x.parquet", "There is no file or folder 'birds/x.parquet'"),
-        ("birds/1.png", "'birds/1.png' is a file; expected a folder of images, or a file ending in .parquet or .arrow"),
+        (
+            "birds/1.png",
+            "'birds/1.png' is a file; expected a folder of images, or a file ending in .parquet or .arrow or .tar",
+        ),
         ("torchvison:CIFAR10", r"Unknown kind of source 'torchvison' .* Did you mean 'torchvision'\? There is: hugg"),
         ("", "There is no file or folder ''"),
     ],

@@ -30,6 +30,28 @@ def test_loss_and_gradients_equal_the_plain_reference(m: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("m", [7, 50])
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 49, 64])
+def test_in_chunks_of_any_size_it_is_the_same(m: int, chunk_size: int) -> None:
+    student, images, reps, real = problem(m)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    whole = outer_gradient(student, images, reps, real, dtype=torch.float64)
+    ours = outer_gradient(student, images, reps, real, dtype=torch.float64, chunk_size=chunk_size)
+    torch.testing.assert_close(ours.loss, whole.loss, rtol=1e-9, atol=0)
+    for a, b in ((ours.images, whole.images), (ours.representations, whole.representations)):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9 * float(b.abs().max()))
+    for name, value in student.state_dict().items():  # batch norm's too
+        assert torch.equal(value, before[name]), name
+
+
+def test_no_more_images_at_a_time_than_a_chunk_are_in_memory_with_their_graph() -> None:
+    student, images, reps, real = problem(20)
+    sizes: list[tuple[int, bool]] = []
+    student[0].register_forward_hook(lambda module, inputs, output: sizes.append((len(output), output.requires_grad)))
+    outer_gradient(student, images, reps, real, dtype=torch.float64, chunk_size=6)
+    assert sizes == [(n, False) for n in (6, 3, 6, 6, 6, 2)] + [(n, True) for n in (6, 6, 6, 2)]
+
+
 def test_a_small_move_down_the_gradient_lowers_the_loss_as_the_gradient_says() -> None:
     student, images, reps, real = problem(12)
     # a large ridge, so that the loss is smooth; the penalty's own change is not part of the gradient: keep it fixed

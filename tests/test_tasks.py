@@ -10,7 +10,8 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill.errors import UsageError
-from lightly_distill.tasks import open_task
+from lightly_distill.source import open_source
+from lightly_distill.tasks import open_task, rank_in_class, source_labels
 
 LABELS = [number % 3 for number in range(30)]
 
@@ -106,6 +107,23 @@ def test_what_is_no_task_is_told_in_one_line(data: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         open_task(data, image_size=8)
     assert "\n" not in str(caught.value)
+
+
+def test_items_are_ranked_within_their_class() -> None:
+    assert rank_in_class(torch.tensor([2, 0, 2, 2, 1, 0])).tolist() == [0, 0, 1, 2, 0, 1]
+
+
+def test_the_labels_of_a_source_are_those_of_its_usable_images(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 6})
+    (tmp_path / "train" / "cat" / "00.png").write_bytes(b"broken")
+    source = open_source(tmp_path / "train")
+    labels = source_labels(tmp_path / "train", source.kept)
+    assert len(source) == 5 and labels.tolist() == [0, 0, 1, 1, 1]
+    bare = HuggingFaceDataset.from_dict({"image": [to_pil_image(image) for image in tiny.images(2)]})
+    with pytest.raises(
+        UsageError, match=r"The source Dataset has no labels: of its columns image none is 'label'\. Give"
+    ):
+        source_labels(bare, torch.arange(2))
 
 
 def test_a_missing_split_is_told(tmp_path: Path) -> None:

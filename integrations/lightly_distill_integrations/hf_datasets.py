@@ -1,23 +1,32 @@
-"""Hugging Face datasets as sources: parquet and Arrow files, what `save_to_disk` left, the Hub."""
+"""Hugging Face datasets as sources: parquet and Arrow files, tar shards, what `save_to_disk` left, the Hub."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
-from datasets import Dataset, Image, load_dataset, load_dataset_builder, load_from_disk
+from datasets import Dataset, Image, IterableDataset, load_dataset, load_dataset_builder, load_from_disk
 
 from lightly_distill.errors import UsageError, first_line
 from lightly_distill.locate import choose_split, missing_path
 
+_Rows = TypeVar("_Rows", Dataset, IterableDataset)
+_SUFFIXES = {"parquet": ".parquet", "arrow": ".arrow", "webdataset": ".tar"}  # by builder
+_SHARD_CURE = (
+    ". Shards, the first one too, hold groups of files of one name, such as 0001.jpg and 0001.json; "
+    "unpack other archives."
+)
 
-def open(spec: str, split: str | None) -> Dataset:
+
+def open(spec: str, split: str | None) -> Dataset | IterableDataset:
     """Opens a dataset without decoding its images.
 
     Args:
-        spec: A folder or file of parquet or Arrow, a folder from `save_to_disk`, or a dataset id on the Hub.
+        spec: A folder or file of parquet, Arrow or WebDataset's tar shards, a folder from `save_to_disk`, or a dataset
+            id on the Hub.
         split: Default: `train`, or the only one.
 
     Returns:
-        Rows whose images are mappings with `bytes` and `path`.
+        Rows, memory-mapped, whose images are mappings with `bytes` and `path`; those of tar shards are a stream.
 
     Raises:
         UsageError: If there is no such dataset or split, or its files are damaged.
@@ -28,18 +37,22 @@ def open(spec: str, split: str | None) -> Dataset:
     elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         data = _from_disk(path, split)
     else:
-        data = _from_tables(path, split)
-    return undecoded(data)
+        data = _from_files(path, split)
+    return data if isinstance(data, IterableDataset) else undecoded(data)  # of a stream, a task wants the labels
 
 
-def undecoded(data: Dataset) -> Dataset:
+def undecoded(data: _Rows) -> _Rows:
     """Returns a dataset whose rows hold the files of images, and no transform; `data` itself stays as it is.
 
-    So one broken image is one broken row, instead of the end of reading.
+    So one broken image is one broken row, instead of the end of reading. Of a stream other columns are left out, where
+    it tells which hold images: it would end at one that is not of the type of the first rows.
     """
     data = data.with_format(None)
-    for name, feature in data.features.items():
-        if isinstance(feature, Image) and feature.decode:
+    images = {name: feature for name, feature in (data.features or {}).items() if isinstance(feature, Image)}
+    if images and isinstance(data, IterableDataset):
+        data = data.select_columns(list(images))
+    for name, feature in images.items():
+        if feature.decode:
             data = data.cast_column(name, Image(decode=False))
     return data
 
@@ -55,21 +68,27 @@ def _from_disk(path: Path, split: str | None) -> Dataset:
     return data
 
 
-def _from_tables(path: Path, split: str | None) -> Dataset:
+def _from_files(path: Path, split: str | None) -> Dataset | IterableDataset:
     if path.is_file():
-        kind, files = path.suffix.lower()[1:], {"train": [str(path)]}
+        kind = next(kind for kind, suffix in _SUFFIXES.items() if suffix == path.suffix.lower())
+        files = {"train": [str(path)]}
     else:
-        kind = "parquet" if any(path.rglob("*.parquet")) else "arrow"
+        kind = next(kind for kind, suffix in _SUFFIXES.items() if any(path.rglob(f"*{suffix}")))
         try:
-            files = load_dataset_builder(kind, data_dir=str(path)).config.data_files
+            listed = load_dataset_builder(kind, data_dir=str(path)).config.data_files
         except Exception as error:
             raise UsageError(f"The {kind} files in '{path}' cannot be listed: {_first_line(error)}") from error
+        own = {name: [file for file in listed[name] if file.endswith(_SUFFIXES[kind])] for name in listed}
+        files = {name: some for name, some in own.items() if some}
     split = choose_split(files, split, str(path))
     try:
-        # Only the split that was asked for: each is copied to the cache of `datasets` once.
-        return load_dataset(kind, data_files={split: list(files[split])}, split=split)
+        # Only the split that was asked for: tables are copied to the cache of `datasets` once.
+        streaming = kind == "webdataset"
+        return load_dataset(kind, data_files={split: files[split]}, split=split, streaming=streaming)
     except Exception as error:
-        raise UsageError(f"The {kind} files in '{path}' cannot be read: {_first_line(error)}") from error
+        cure = _SHARD_CURE if kind == "webdataset" else ""
+        reason = _first_line(error).rstrip(".")
+        raise UsageError(f"The {kind} files in '{path}' cannot be read: {reason}{cure}") from error
 
 
 def _from_hub(spec: str, split: str | None) -> Dataset:

@@ -1,24 +1,24 @@
 """The distillation stage as a callback of PyTorch Lightning."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import distributed
 
 from lightly_distill.config import make_config
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import UsageError
+from lightly_distill.processes import launched
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.stage import DistillationStage
 from lightly_distill.synthetic import SyntheticSet
+from lightly_distill.trackers import numbers
 
-_LONGEST_STAGE = timedelta(days=30)  # for which the other processes wait
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
@@ -26,8 +26,8 @@ class DistillationCallback(Callback):
     """Distils the model that a `Trainer` trains, after `fit` or each few epochs, from the images it trains on.
 
     The set, its pictures and measurements are written to a folder, and the losses to the trainer's loggers. Training
-    goes on as if nothing had happened: the model, its mode, and all random states come back as they were. With several
-    processes the first runs the stage, on its own device, and the others wait.
+    goes on as if nothing had happened: the model, its mode, and all random states come back as they were. Several
+    processes share the work, each on its own device; see `DistillConfig.parallel`.
 
     Args:
         out: Folder of the run; with `every_n_epochs`, of the runs, one `epoch-N` each. It may not hold a run already.
@@ -38,7 +38,7 @@ class DistillationCallback(Callback):
         options: Preset and settings of `DistillationStage`, such as `student="resnet18"`, `num_images=1000`.
 
     Attributes:
-        synthetic: The newest synthetic set, in the first process; None before there is one.
+        synthetic: The newest synthetic set; None before there is one.
 
     Raises:
         UsageError: If an option is unknown or out of range. When training starts: if the encoder, the images or the
@@ -79,13 +79,12 @@ class DistillationCallback(Callback):
         self._out = self._out or Path(trainer.log_dir or trainer.default_root_dir, "distilled")
         self._started = True
 
-        def check() -> None:
+        with _apart():
             stage = self._stage(trainer, pl_module)
-            for epochs in self._times(trainer):
-                RunFolder.check(self._folder(epochs), resume=False, overwrite=False)
+            processes, _ = launched("cpu")
+            for folder in map(self._folder, self._times(trainer)):
+                processes.in_main(partial(RunFolder.check, folder, resume=False, overwrite=False))
             stage.check(self._images(trainer))
-
-        _in_first_process(trainer, check)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the stage if it is time."""
@@ -102,17 +101,15 @@ class DistillationCallback(Callback):
 
         def log(row: dict[str, Any]) -> None:
             prefix = f"distill/epoch-{epochs}" if self._every_n_epochs else "distill"  # each run counts its own steps
-            values = {f"{prefix}/{name}": value for name, value in _numbers(row).items()}
+            values = {f"{prefix}/{name}": value for name, value in numbers(row).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=row["step"])
 
-        def run() -> None:
+        with _apart():
             stage = self._stage(trainer, pl_module)
             self.synthetic = stage.run(self._images(trainer), out=self._folder(epochs), log=log)
             for logger in trainer.loggers:
                 logger.save()
-
-        _in_first_process(trainer, run)
 
     def _stage(self, trainer: Trainer, pl_module: LightningModule) -> DistillationStage:
         device = trainer.strategy.root_device
@@ -144,44 +141,13 @@ class DistillationCallback(Callback):
         return dataset
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """Returns the numbers of a row; those of each student of a mixed pool under its name."""
-    flat: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{inner}": number for inner, number in _numbers(value).items()}
-        elif isinstance(value, int | float):
-            flat[name] = value
-    return flat
-
-
-def _in_first_process(trainer: Trainer, function: Callable[[], None]) -> None:
-    """Calls a function in the first process while the others wait, however long it takes; a failure ends all."""
-    error: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            with _untouched(), torch.inference_mode(False), torch.enable_grad():
-                function()
-        except Exception as failure:  # the waiting processes are told first
-            error = failure
-    if trainer.world_size > 1:
-        # a group of its own: the trainer's gives up after half an hour, and NCCL would hold the device meanwhile
-        group: Any = distributed.new_group(backend="gloo", timeout=_LONGEST_STAGE)
-        failed = torch.tensor([int(error is not None)])
-        distributed.broadcast(failed, src=0, group=group)
-        distributed.destroy_process_group(group)
-        if failed.item() and error is None:
-            raise DistillError("The distillation failed in the first process; its message says why.")
-    if error is not None:
-        raise error
-
-
 @contextmanager
-def _untouched() -> Iterator[None]:
-    """Restores Python's, NumPy's and torch's random states after the block."""
+def _apart() -> Iterator[None]:
+    """With gradients, whatever the trainer says; restores the random states of Python, NumPy and torch."""
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        forked = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+        with forked, torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         random.setstate(states[0])

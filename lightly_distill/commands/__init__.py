@@ -1,6 +1,6 @@
 """The commands, one module each: what it does (`ABOUT`), how its options are declared, how it is run."""
 
-from lightly_distill.commands import demo, distill, evaluate, inspect, pretrain, publish, students
+from lightly_distill.commands import demo, distill, evaluate, inspect, pretrain, publish, students, sweep
 
 # in the order of --help
 COMMANDS = {
@@ -8,6 +8,7 @@ COMMANDS = {
     "distill": distill,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "sweep": sweep,
     "publish": publish,
     "students": students,
     "inspect": inspect,

@@ -1,6 +1,8 @@
 """`lightly-distill evaluate`."""
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -19,6 +21,25 @@ def arguments(parser: ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
     parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
+    transfer_options(parser, baselines="scratch,random,kmeans")
+    parser.add_argument(
+        "--arm",
+        type=str,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="Another set to compare. May be repeated.",
+    )
+    parser.add_argument("--data", type=str | None, default=None, metavar="SRC", help="Default: that of the set's run.")
+    parser.add_argument(
+        "--target", type=str | None, default=None, metavar="SPEC", help="Default: that of the set's run."
+    )
+    target_options(parser)
+
+
+def transfer_options(parser: ArgumentParser, baselines: str, skip: Collection[str] = ()) -> None:
+    """Declares how students are tried on tasks; `skip` leaves fields of `evaluate` out that are declared elsewhere."""
     parser.add_argument(
         "--task",
         type=str,
@@ -28,11 +49,10 @@ def arguments(parser: ArgumentParser) -> None:
         help="Labelled images as for --data, with a split to learn from (train) and one to test on (test, validation, "
         "valid or val); class folders are labels. May be repeated.",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
     parser.add_argument(
         "--baselines",
         type=str,
-        default="scratch,random,kmeans",
+        default=baselines,
         metavar="ARM[,ARM]",
         help=f"What the set is compared with, of {', '.join(name for name in ARMS if name != 'distilled')}.",
     )
@@ -47,19 +67,6 @@ def arguments(parser: ArgumentParser) -> None:
         help="Labelled images that a task is learned from: a number, a share as 1% or 0.01, or all.",
     )
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="Repetitions, each with its own draws.")
-    parser.add_argument(
-        "--arm",
-        type=str,
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="Another set to compare. May be repeated.",
-    )
-    parser.add_argument("--data", type=str | None, default=None, metavar="SRC", help="Default: that of the set's run.")
-    parser.add_argument(
-        "--target", type=str | None, default=None, metavar="SPEC", help="Default: that of the set's run."
-    )
-    target_options(parser)
     parser.add_function_arguments(
         evaluate,
         nested_key=None,
@@ -75,8 +82,22 @@ def arguments(parser: ArgumentParser) -> None:
             "labels",
             "seeds",
             "out",
+            *skip,
         },
     )
+
+
+def transfer_settings(options: Namespace) -> dict[str, Any]:
+    """Returns the arguments of `evaluate` that the options of `transfer_options` give, without tasks and device."""
+    return {
+        "baselines": listed(options.baselines),
+        "probes": listed(options.probe),
+        "labels": [_label_count(text) for text in listed(options.labels)],
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        "full_epochs": options.full_epochs,
+        "finetune_steps": options.finetune_steps,
+    }
 
 
 def run(options: Namespace) -> None:
@@ -91,23 +112,18 @@ def run(options: Namespace) -> None:
         options.task,
         data=options.data,
         target=options.target and load_target(options.target, options.target_encoder, options.target_class),
-        baselines=_listed(options.baselines),
         others=others,
-        probes=_listed(options.probe),
-        labels=[_label_count(text) for text in _listed(options.labels)],
-        seeds=options.seeds,
-        epochs=options.epochs,
-        full_epochs=options.full_epochs,
-        finetune_steps=options.finetune_steps,
         device=options.device,
         out=options.out,
+        **transfer_settings(options),
     )
     for line in findings.lead(results):
         print(line)
     print(f"Report: {options.out / 'report.html'}, tables: {options.out / 'report.md'}")
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
+    """Returns the parts of a comma separated option."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

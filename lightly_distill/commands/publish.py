@@ -4,8 +4,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightly_distill import artifact, hub
+from lightly_distill import artifact
 from lightly_distill.commands.shared import SOURCE_HELP, TARGET_HELP, target_options
+from lightly_distill.hub import check_repo_id
 from lightly_distill.pictures import size_text
 from lightly_distill.publish import publish
 from lightly_distill.targets import load_target
@@ -46,7 +47,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Runs the command."""
-    hub.check_repo_id(options.repo_id)  # before the target, which may be a download
+    check_repo_id(options.repo_id)  # before the target, which may be a download
     pairs = _pairs(Path(options.set))
     target = options.target and load_target(options.target, options.target_encoder, options.target_class)
     published = publish(

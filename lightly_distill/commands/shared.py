@@ -8,8 +8,8 @@ SET_HELP = (
     "Hub."
 )
 SOURCE_HELP = (
-    "Real images: a folder (with or without class folders), a folder or file of parquet or Arrow, a saved Hugging "
-    "Face dataset, a Hub dataset id, or "
+    "Real images: a folder (with or without class folders), a folder or file of parquet, Arrow or "
+    "WebDataset's .tar shards, a saved Hugging Face dataset, a Hub dataset id, or "
     "torchvision:NAME; a split is chosen with #split. Names are looked up in $LIGHTLY_DISTILL_DATA too."
 )
 TARGET_HELP = (

@@ -1,11 +1,14 @@
 """Seconds an outer step, ours against the plain reference, in one run.
 
-    python tests/benchmarks/step_time.py [--setting small|paper|all] [--steps N] [--device cpu|cuda]
+    python tests/benchmarks/step_time.py [--setting small|paper|all] [--steps N] [--device cpu|cuda] [--sides SIDE ...]
 
 Both sides start from the same images, representations and students and take the same steps: target on the real batch
 (the reference: in every step; ours: kept from before), ridge, gradient, AdamW, one SGD step of the student. The
 reference is timed in float32, which is twice as kind to it as its float64. Losses are compared with float64 at the
 first step, and side by side after it. Times are medians; peak memory is that of a child process for each side.
+
+Sides: `plain` is what a run does by default, `compiled` with --compile, `bf16` with --precision bf16, `fast` with both.
+The phases of a step are timed one by one, after the steps.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +28,15 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import reference
 from lightly_distill.config import PoolConfig
-from lightly_distill.pool import StudentPool
+from lightly_distill.krr import full_precision, kernel_ridge
+from lightly_distill.pool import Slot, StudentPool
 from lightly_distill.seeding import generator, global_seed
-from lightly_distill.step import RealBatch, outer_gradient
+from lightly_distill.step import RealBatch, features, kernel_pass, outer_gradient
 from lightly_distill.students import student_builder
 
 
@@ -50,6 +56,8 @@ SETTINGS = {
     "paper": Setting("convnet_128_256_512", "resnet18", 1000, 1024),
 }
 LR = 1e-4
+PHASES = ("real features", "synthetic features", "solve", "backward", "pool update")
+SIDES = ("plain", "compiled", "bf16", "fast")
 
 
 def target_model(setting: Setting) -> nn.Module:
@@ -74,44 +82,80 @@ def start(setting: Setting, device: str) -> tuple[Tensor, Tensor, Tensor, nn.Mod
 
 
 def run(side: str, setting: Setting, steps: int, device: str) -> dict[str, Any]:
-    """Takes the steps of one side and returns losses, seconds of each, peak memory."""
+    """Takes the steps of one side and returns losses, seconds of each and of its phases, peak memory."""
     images, representations, real, target = start(setting, device)
     images, representations = images.requires_grad_(), representations.requires_grad_()
     optimizer = torch.optim.AdamW([images, representations], lr=LR, weight_decay=0.0)
     config = PoolConfig(size=1, max_age=1000)
     students = [(setting.student, student_builder(setting.student, setting.size))]
-    pool = StudentPool(students, config, images, representations.shape[1], seed=0)
+    pool = StudentPool(students, config, images, representations.shape[1], seed=0, compile=side in ("compiled", "fast"))
     slot = pool.slots[0]
-    for _ in range(3):  # so that batch norm knows something
-        pool.advance(slot, images, representations)
-
-    if side == "ours":
-        with torch.no_grad():
-            kept = torch.cat([target(chunk) for chunk in real.split(256)])
-
-        def step() -> float:
-            gradient = outer_gradient(slot.student, images, representations, RealBatch(real, kept))
-            images.grad, representations.grad = gradient.images, gradient.representations
-            optimizer.step()
+    precision = torch.autocast(device, torch.bfloat16, enabled=side in ("bf16", "fast"), cache_enabled=False)
+    with precision:
+        for _ in range(3):  # so that batch norm knows something
             pool.advance(slot, images, representations)
-            return float(gradient.loss)
-    else:
+
+    phases: dict[str, float] = {}
+    if side == "reference":
         slot.student.to(memory_format=torch.contiguous_format)  # torch's default, as a plain script has it
         plain = [reference.Student(slot.student, slot.head, slot.optimizer, slot.age)]
 
         def step() -> float:
             return reference.outer_step(plain, 0, images, representations, optimizer, real, target, 1000, lambda: None)
+    else:
+        with torch.no_grad():
+            kept = torch.cat([target(chunk) for chunk in real.split(256)])
 
-    exact = _exact_loss(slot.student, images, representations, real, target) if side == "ours" else None
+        def step() -> float:
+            with precision:
+                gradient = outer_gradient(slot.student, images, representations, RealBatch(real, kept))
+                images.grad, representations.grad = gradient.images, gradient.representations
+                optimizer.step()
+                pool.advance(slot, images, representations)
+                return float(gradient.loss)
+
+    exact = _exact_loss(slot.student, images, representations, real, target) if side == "plain" else None
     losses, seconds = [], []
     for _ in range(steps):
-        began = time.perf_counter()
+        began = _now(device)
         losses.append(step())
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(_now(device) - began)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else _peak()
-    return {"losses": losses, "seconds": seconds, "memory": memory, "exact": exact}
+    if side != "reference":
+        with precision:
+            phases = _phases(slot, pool, images, representations, RealBatch(real, kept), device)
+    return {"losses": losses, "seconds": seconds, "phases": phases, "memory": memory, "exact": exact}
+
+
+def _phases(
+    slot: Slot, pool: StudentPool, images: Tensor, representations: Tensor, real: RealBatch, device: str
+) -> dict[str, float]:
+    """Seconds of each part of a step, the median of three."""
+    found: dict[str, list[float]] = {}
+    for _ in range(3):
+        times = [_now(device)]
+        with kernel_pass(slot.student):
+            real_BF = features(slot.student, real.images, None)
+            times.append(_now(device))
+            syn_MF = slot.student(images)
+            times.append(_now(device))
+            loss = F.mse_loss(kernel_ridge(real_BF, syn_MF, representations).values, real.representations)
+            with full_precision(images.device):
+                grad_MF, _ = torch.autograd.grad(loss, [syn_MF, representations], retain_graph=True)
+            times.append(_now(device))
+            torch.autograd.grad(syn_MF, images, grad_MF)
+            times.append(_now(device))
+        pool.advance(slot, images, representations)
+        times.append(_now(device))
+        for name, began, ended in zip(PHASES, times, times[1:], strict=False):
+            found.setdefault(name, []).append(ended - began)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _exact_loss(student: nn.Module, images: Tensor, representations: Tensor, real: Tensor, target: nn.Module) -> float:
@@ -128,26 +172,40 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(name: str, steps: int, device: str) -> dict[str, Any]:
-    """Runs both sides of a setting, each in a process of its own, and compares them."""
+def measure(name: str, steps: int, device: str, sides: Sequence[str]) -> dict[str, Any]:
+    """Runs the reference and all sides of a setting, each in a process of its own, and compares them."""
     results = {}
-    for side in ("reference", "ours"):
+    for side in ("reference", *sides):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
             results[side] = child.submit(run, side, SETTINGS[name], steps, device).result()
-    ours, plain = results["ours"], results["reference"]
-    gap = max(abs(a - b) / b for a, b in zip(ours["losses"], plain["losses"], strict=True))
-    medians = {side: statistics.median(result["seconds"][1:] or result["seconds"]) for side, result in results.items()}
-    return {
-        "setting": name,
-        "steps": steps,
-        "reference_seconds": medians["reference"],
-        "ours_seconds": medians["ours"],
-        "ratio": medians["reference"] / medians["ours"],
-        "reference_memory_gib": plain["memory"] / 2**30,
-        "ours_memory_gib": ours["memory"] / 2**30,
-        "loss_gap": gap,
-        "float64_gap": abs(ours["losses"][0] - ours["exact"]) / ours["exact"],
-    }
+        print(_line(name, side, results), flush=True)
+    found: dict[str, Any] = {"setting": name, "steps": steps, "device": device, "threads": torch.get_num_threads()}
+    for side, result in results.items():
+        found[side] = {
+            "seconds": _median(result),
+            "ratio": _median(results["reference"]) / _median(result),
+            "phases": result["phases"],
+            "memory_gib": result["memory"] / 2**30,
+            "loss_gap": _gap(result, results["reference"]),
+        }
+        if result["exact"]:
+            found[side]["float64_gap"] = abs(result["losses"][0] - result["exact"]) / result["exact"]
+    return found
+
+
+def _median(result: dict[str, Any]) -> float:
+    return statistics.median(result["seconds"][1:] or result["seconds"])
+
+
+def _gap(ours: dict[str, Any], plain: dict[str, Any]) -> float:
+    return max(abs(a - b) / b for a, b in zip(ours["losses"], plain["losses"], strict=True))
+
+
+def _line(name: str, side: str, results: dict[str, Any]) -> str:
+    result, plain = results[side], results["reference"]
+    phases = [f"{result['phases'][phase]:.3f}" if result["phases"] else "-" for phase in PHASES]
+    cells = [name, side, *phases, f"{_median(result):.3f}", f"{_median(plain) / _median(result):.2f}"]
+    return "| " + " | ".join([*cells, f"{result['memory'] / 2**30:.2f}", f"{_gap(result, plain):.0e}"]) + " |"
 
 
 def main() -> None:
@@ -156,20 +214,14 @@ def main() -> None:
     parser.add_argument("--setting", choices=[*SETTINGS, "all"], default="all")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=SIDES)
     options = parser.parse_args()
     names = list(SETTINGS) if options.setting == "all" else [options.setting]
-    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
-    print(
-        f"{'setting':<8} {'reference':>12} {'ours':>12} {'ratio':>7} {'memory':>19} {'loss gap':>10} {'to float64':>11}"
-    )
-    for name in names:
-        row = measure(name, options.steps, options.device)
-        print(
-            f"{name:<8} {row['reference_seconds']:>10.3f} s {row['ours_seconds']:>10.3f} s {row['ratio']:>6.2f}x "
-            f"{row['reference_memory_gib']:>6.2f} to {row['ours_memory_gib']:>5.2f} GiB {row['loss_gap']:>10.1e} "
-            f"{row['float64_gap']:>11.1e}"
-        )
-        print(json.dumps(row), flush=True)
+    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads; seconds of each phase\n")
+    columns = ["setting", "side", *PHASES, "step", "ratio", "peak GiB", "loss gap"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+    rows = [measure(name, options.steps, options.device, options.sides) for name in names]
+    print("\n" + "\n".join(map(json.dumps, rows)))
 
 
 if __name__ == "__main__":

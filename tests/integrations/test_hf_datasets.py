@@ -1,4 +1,7 @@
+import json
 import logging
+import socket
+import tarfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -10,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict, concatenate_datasets, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
 from lightly_distill import seeding
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.locate import locate
 from lightly_distill.source import open_source
 from lightly_distill_integrations import hf_datasets
 
@@ -101,12 +105,12 @@ def test_a_random_transform_is_left_out_and_a_steady_one_stays(
         assert "Reading Dataset without its transform" in caplog.text
 
 
-def test_a_dict_of_splits_and_a_stream_are_errors_that_say_what_to_give(images: Tensor) -> None:
+def test_a_dict_of_splits_is_an_error_that_says_what_to_give(images: Tensor) -> None:
     data = made(images)
     with pytest.raises(UsageError, match=r"DatasetDict is a mapping of splits \(train, extra\); give one of them"):
         open_source(DatasetDict(train=data, extra=data))
-    with pytest.raises(UsageError, match="IterableDataset cannot be indexed; give a dataset with a length"):
-        open_source(data.to_iterable_dataset())
+    with pytest.raises(UsageError, match=r"IterableDatasetDict is a mapping of splits \(train\); give one of them"):
+        open_source(IterableDatasetDict(train=data.to_iterable_dataset()))
 
 
 def test_columns_without_an_image_are_named() -> None:
@@ -154,6 +158,126 @@ def test_an_arrow_file_and_a_folder_of_them_are_sources(tmp_path: Path, images: 
         writer.write_table(data)
     assert torch.equal(everything(tmp_path / "a.arrow"), images)
     assert torch.equal(everything(tmp_path), images)
+
+
+def test_many_small_parquet_files_are_one_source_mapped_or_streamed(tmp_path: Path, images: Tensor) -> None:
+    for number in range(N):
+        made(images[number : number + 1]).to_parquet(tmp_path / f"part-{number:03d}.parquet")
+    (tmp_path / "notes.txt").write_text("no table")
+    assert torch.equal(everything(tmp_path), images)
+    assert locate(tmp_path)[0].cache_files  # Arrow on disk, of which rows are mapped
+    files = [str(file) for file in sorted(tmp_path.glob("*.parquet"))]
+    assert torch.equal(everything(load_dataset("parquet", data_files=files, split="train", streaming=True)), images)
+
+
+def test_a_stream_is_read_whatever_was_done_to_it(images: Tensor) -> None:
+    data = made(images, "scan").to_iterable_dataset(num_shards=3)
+    kinds = {
+        "plain": data,
+        "torch": data.with_format("torch"),
+        "filtered": data.filter(lambda row: row["label"] < N),
+        "of unknown columns": data.map(lambda row: row),
+        "of rows": data.remove_columns("label"),
+    }
+    for kind, stream in kinds.items():
+        assert torch.equal(everything(stream), images), kind
+    order = [row["label"] for row in data.shuffle(seed=1, buffer_size=N)]
+    assert torch.equal(everything(data.shuffle(seed=1, buffer_size=N)), images[order])
+    with pytest.raises(UsageError, match=r"Item 0 of IterableDataset: .* columns text none holds images"):
+        open_source(Dataset.from_dict({"text": ["a"]}).to_iterable_dataset())
+
+
+def test_a_broken_image_in_a_stream_is_skipped(images: Tensor) -> None:
+    files = [{"bytes": png(image), "path": None} for image in images]
+    files[1] = {"bytes": png(images[1])[:60], "path": None}
+    data = Dataset.from_dict({"image": files}, features=Features({"image": ImageFeature()})).to_iterable_dataset()
+    opened = open_source(data)
+    assert (opened.skipped, len(opened)) == ({"truncated": 1}, N - 1)
+    assert opened.kept.tolist() == [0, 2, 3, 4, 5]
+
+
+# --- tar shards
+
+
+def write_tar(file: Path, members: dict[str, bytes]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, BytesIO(content))
+    return file
+
+
+def samples(images: Tensor, first: int = 0) -> dict[str, bytes]:
+    """Groups of files as WebDataset has them; a field of the JSON changes its type on the way."""
+    members = {}
+    for number, image in enumerate(images, first):
+        members |= {f"a/{number:04d}.png": png(image), f"a/{number:04d}.cls": str(number).encode()}
+        members |= {f"a/{number:04d}.json": json.dumps({"id": number if number < 5 else "five"}).encode()}
+    return members
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_tar_shards_are_a_source_without_a_copy_of_them(tmp_path: Path, images: Tensor) -> None:
+    for number in range(3):
+        write_tar(tmp_path / "shards" / f"{number:03d}.tar", samples(images[2 * number :][:2], 2 * number))
+    (tmp_path / "shards" / "index.txt").write_text("no shard")
+    opened = open_source(tmp_path / "shards")
+    assert torch.equal(opened.read(torch.arange(N)), images)
+    assert (opened.name, opened.skipped) == (f"{tmp_path / 'shards'}#train", {})
+    assert torch.equal(everything(tmp_path / "shards" / "001.tar"), images[2:4])
+    assert not [
+        file for file in Path(datasets.config.HF_DATASETS_CACHE).rglob("*") if file.is_file() and file.stat().st_size
+    ]
+
+
+def test_shards_have_splits_and_images_beside_an_archive_come_first(tmp_path: Path, images: Tensor) -> None:
+    for split, part in (("train", images[:4]), ("test", images[4:])):
+        write_tar(tmp_path / "shards" / f"{split}-000.tar", samples(part))
+    assert torch.equal(everything(tmp_path / "shards"), images[:4])
+    assert torch.equal(everything(f"{tmp_path / 'shards'}#test"), images[4:])
+    with pytest.raises(UsageError, match=r"has no split 'tset'\. Did you mean 'test'\? There is: test, train\."):
+        open_source(f"{tmp_path / 'shards'}#tset")
+    (tmp_path / "shards" / "0.png").write_bytes(png(images[5]))
+    assert torch.equal(everything(tmp_path / "shards"), images[5:])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {},
+            r"webdataset files in '.*x\.tar' cannot be read: .* Shards, the first one too, hold groups of files of one",
+        ),
+        ({"a/readme": b"x"}, r"cannot be read: .* such as 0001\.jpg and 0001\.json; unpack other archives\.$"),
+        ({"a/0.txt": b"x", "a/1.txt": b"y"}, r"Item 0 of .*x\.tar#train: .* txt, __key__, __url__ none holds images"),
+        ({"a/0.bin": b"x", "a/1.bin": b"y"}, r"x\.tar#train holds no usable image: 2 not an image \(first: item 0\)"),
+    ],
+)
+def test_a_tar_without_images_is_one_line(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        open_source(write_tar(tmp_path / "x.tar", members))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_is_cut_off_ends_the_reading(tmp_path: Path, images: Tensor) -> None:
+    write_tar(tmp_path / "0.tar", samples(images))
+    whole = write_tar(tmp_path / "1.tar", samples(images)).read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[:5000])
+    with pytest.raises(
+        DistillError, match=rf"{tmp_path}#train breaks off after \d items with ReadError: unexpected end"
+    ):
+        open_source(tmp_path)
 
 
 def test_what_save_to_disk_left_is_a_source(tmp_path: Path, images: Tensor) -> None:

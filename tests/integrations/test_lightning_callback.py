@@ -216,10 +216,10 @@ def _two_processes(folder: Path, **options: Any) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=folder)
 
 
-def test_under_ddp_the_first_process_distils_and_the_other_waits(tmp_path: Path) -> None:
+def test_under_ddp_the_processes_share_the_work(tmp_path: Path) -> None:
     done = _two_processes(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["True", "False"]
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
     assert sorted(path.name for path in (tmp_path / "distilled").iterdir()) == ["epoch-1", "epoch-2"]
     assert SyntheticSet.load(tmp_path / "distilled" / "epoch-2").provenance["source"]["images"] == 40
 
@@ -227,7 +227,7 @@ def test_under_ddp_the_first_process_distils_and_the_other_waits(tmp_path: Path)
 def test_under_ddp_a_failure_ends_both_processes(tmp_path: Path) -> None:
     done = _two_processes(tmp_path, outer={"lr_images": 1e30})
     assert done.returncode != 0
-    assert "DistillError: Stopped " in done.stderr and "failed in the first process" in done.stderr
+    assert "DistillError: Stopped " in done.stderr
     assert not list(tmp_path.glob("rank*"))
 
 

@@ -1,0 +1,162 @@
+"""The processes of a run, started by `accelerate launch` or the user's own script; one is the special case.
+
+Every process calls the same functions in the same order and holds the same synthetic set.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lightly_distill.errors import DistillError, UsageError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)  # for a process that has more to read or to write than the others
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Divides work among processes and adds up what they found.
+
+    Attributes:
+        index: Of this process, from 0.
+        count: Of all.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.index == 0
+
+    def share(self, length: int) -> slice:
+        """Returns this process's part of `length` rows: consecutive, and as even as can be; it may be empty."""
+        small, more = divmod(length, self.count)
+        start = self.index * small + min(self.index, more)
+        return slice(start, start + small + (self.index < more))
+
+    def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Returns the sums over the processes. The tensors given may be overwritten."""
+        if self.count == 1:
+            return tensors
+        # in one layout: gradients of different students may be channels last in one process and not in another
+        sums = tuple(tensor.contiguous() for tensor in tensors)
+        for tensor in sums:
+            distributed.all_reduce(tensor)
+        return sums
+
+    def mean(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Returns the means over the processes. The tensors given may be overwritten."""
+        return tuple(tensor / self.count if self.count > 1 else tensor for tensor in self.sum(*tensors))
+
+    def join(self, rows: Tensor, mine: slice, length: int) -> Tensor:
+        """Returns the rows of all processes, shape (length, ...); `mine` is where this one's belong."""
+        if self.count == 1:
+            return rows
+        # zeros elsewhere: one sum, whatever the sizes of the parts
+        whole = rows.new_zeros(length, *rows.shape[1:])
+        whole[mine] = rows
+        return self.sum(whole)[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Returns the values of all processes, in every process. They travel pickled, between our own processes."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+    def copy_from_main(self, module: nn.Module) -> None:
+        """Gives the parameters and buffers of a module the values that they have in the main process."""
+        for tensor in module.state_dict().values() if self.count > 1 else ():
+            distributed.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def in_main(self, function: Callable[[], T]) -> T:
+        """Calls a function in the main process only, and returns its value, or raises its error, in all."""
+        result: list[Any] = [None, None]
+        if self.main:
+            try:
+                result[0] = function()
+            except (UsageError, DistillError) as error:
+                result[1] = error
+        if self.count > 1:
+            distributed.broadcast_object_list(result, src=0)
+        if result[1] is not None:
+            raise result[1]
+        value: T = result[0]
+        return value
+
+
+ALONE = Processes()
+
+
+@dataclass(frozen=True)
+class Team:
+    """How the processes of a run work together; at most one of the two is more than one process.
+
+    Attributes:
+        divide: Those that divide each step: its real batch and the synthetic images. They hold the same students.
+        split: Those that take a step each, with a part of the pool and a batch of their own, and average gradients.
+    """
+
+    divide: Processes = ALONE
+    split: Processes = ALONE
+
+    @classmethod
+    def of(cls, processes: Processes, parallel: str) -> "Team":
+        """Returns the team of `DistillConfig.parallel`, which is `batch` or `pool`."""
+        return cls(split=processes) if parallel == "pool" else cls(divide=processes)
+
+    @property
+    def all(self) -> Processes:
+        """All processes."""
+        return self.split if self.split.count > 1 else self.divide
+
+
+SOLO = Team()
+
+
+def is_main() -> bool:
+    """Returns whether a launcher calls this the first process, or there is no launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launched(device: str) -> tuple[Processes, str]:
+    """Joins the processes that a launcher or the user's script started.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`, as the user gave it.
+
+    Returns:
+        The processes, and the name of this one's device: with several, `auto` and `cuda` are the device of each.
+
+    Raises:
+        UsageError: If several processes are given one and the same CUDA device.
+    """
+    if distributed.is_available() and distributed.is_initialized():  # by the user's script: its devices are its own
+        processes = Processes(distributed.get_rank(), distributed.get_world_size())
+        return processes, f"cuda:{torch.cuda.current_device()}" if _any_cuda(device) else device
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return ALONE, device
+    from accelerate import PartialState  # here: it takes a second to import
+
+    if device.startswith("cuda:"):
+        raise UsageError(f"device={device} is one device for several processes: give auto or cuda.")
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    return Processes(state.process_index, state.num_processes), "cpu" if device == "cpu" else str(state.device)
+
+
+def _any_cuda(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())

@@ -1,0 +1,63 @@
+"""Does it transfer? The setting of the paper's size, for one GPU and about half an hour.
+
+    python tests/benchmarks/transfer/gpu.py --out DIR [--steps N] [--seeds 0 1 2] [--device cuda] [--only-target]
+
+Source: all 50,000 images of tinyimagenet100-32. Target: Lightly's ResNet-18 for small images, trained with its Barlow
+Twins on them. m = 1000, student convnet_128_256_512; tried are it, resnet18 and mobilenetv3_small_100 with small stems
+and a small ViT. Tasks: cifar10 and tinyimagenet100-32 with 5,000 and 500 labels. What is in DIR already is not made
+again.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from settings import Setting, run_setting, train_target
+
+GPU = Setting(
+    name="gpu",
+    images=50_000,
+    resnet=("resnet-18", 1.0),
+    target_epochs=60,
+    stage={
+        "student": "convnet_128_256_512",
+        "num_images": 1000,
+        "batch_size": 1024,
+        "image_size": 32,
+        "precision": "bf16",
+    },
+    students="convnet_128_256_512,resnet18:stem=small,mobilenetv3_small_100:stem=small,vit_tiny_patch16_224",
+    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (5000, 500), "epochs": 500, "full_epochs": 10},
+)
+ARMS = ("scratch", "random", "kmeans", "full", "target")
+
+
+def main() -> None:
+    """Makes what is missing, and writes results and report of all seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=GPU.images, help="of the source; fewer to try the script")
+    parser.add_argument("--target-epochs", type=int, default=GPU.target_epochs)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=GPU.evaluation["epochs"], help="of pre-training on a set")
+    parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--only-target", action="store_true")
+    options = parser.parse_args()
+    setting = dataclasses.replace(
+        GPU,
+        images=options.images,
+        target_epochs=options.target_epochs,
+        device=options.device,
+        stage={**GPU.stage, "steps": options.steps},
+        evaluation={**GPU.evaluation, "epochs": options.epochs},
+    )
+    model = train_target(setting, options.out / "target.pt", options.workers)
+    if not options.only_target:
+        run_setting(setting, options.out, model, options.seeds, options.arms)
+
+
+if __name__ == "__main__":
+    main()

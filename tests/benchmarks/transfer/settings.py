@@ -1,0 +1,217 @@
+"""What the scripts of this folder share: source, target, the run of one setting, its results."""
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightly.loss import BarlowTwinsLoss
+from lightly.models import ResNetGenerator
+from lightly.models.modules import BarlowTwinsProjectionHead
+from lightly.transforms import SimCLRTransform
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
+from tqdm import trange
+
+from lightly_distill import DistillationStage, SyntheticSet, findings, report
+from lightly_distill.evaluation import ARMS, Arm, Evaluation, evaluate
+from lightly_distill.locate import locate
+from lightly_distill.run_folder import run_metrics
+from lightly_distill.seeding import global_seed
+from lightly_distill.source import Source, open_source
+from lightly_distill.tasks import Task, open_task
+
+SOURCE = "tinyimagenet100-32#train"
+TASKS = ("cifar10", "tinyimagenet100-32")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: what is distilled, and how it is tried.
+
+    Attributes:
+        name: For the results.
+        images: How many of the source.
+        resnet: Name and width of Lightly's ResNet, the target's backbone.
+        target_epochs: Of Barlow Twins.
+        stage: Options of `DistillationStage`.
+        students: That are tried, comma separated.
+        evaluation: Options of `evaluate`.
+        device: Where.
+    """
+
+    name: str
+    images: int
+    resnet: tuple[str, float]
+    target_epochs: int
+    stage: dict[str, Any]
+    students: str
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+class BarlowTwins(nn.Module):
+    """As in Lightly's example, on Lightly's own ResNet for small images."""
+
+    def __init__(self, resnet: str, width: float) -> None:
+        super().__init__()
+        layers = list(ResNetGenerator(resnet, width).children())
+        self.backbone = nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(1))
+        self.projection_head = BarlowTwinsProjectionHead(layers[-1].in_features, 1024, 512)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns projections (B, 512)."""
+        projected: Tensor = self.projection_head(self.backbone(x).flatten(1))
+        return projected
+
+
+class Views(torch.utils.data.Dataset[list[Tensor]]):
+    """Two random views of each image."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = [to_pil_image(image) for image in images]
+        self.transform = SimCLRTransform(input_size=32, min_scale=0.2, gaussian_blur=0.0)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        views: list[Tensor] = self.transform(self.images[index])
+        return views
+
+
+@cache
+def labelled_images(count: int) -> Any:
+    """Returns the labelled source: every so many-th image of the training split."""
+    whole, _ = locate(SOURCE)
+    return whole.select(range(0, len(whole), len(whole) // count)[:count])
+
+
+@cache
+def real_images(count: int) -> Source:
+    """Returns the same, decoded once."""
+    return open_source(labelled_images(count))
+
+
+@cache
+def task(name: str) -> Task:
+    """Returns a task, decoded once."""
+    return open_task(name, image_size=32)
+
+
+def train_target(setting: Setting, path: Path, workers: int) -> BarlowTwins:
+    """Trains the target with Lightly, or loads it from `path`."""
+    with global_seed(0, "transfer", "target"):
+        model = BarlowTwins(*setting.resnet).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True, map_location=setting.device))
+        return model
+    images = real_images(setting.images)
+    data = Views(images.read(torch.arange(len(images))))
+    loader = torch.utils.data.DataLoader(data, batch_size=256, shuffle=True, drop_last=True, num_workers=workers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=setting.target_epochs * len(loader))
+    criterion = BarlowTwinsLoss()
+    model.train()
+    for epoch in (bar := trange(setting.target_epochs, desc="Target", unit="epoch")):
+        with global_seed(0, "transfer", "target", epoch):
+            for views in loader:
+                first, second = (v.to(setting.device, memory_format=torch.channels_last) for v in views)
+                loss = criterion(model(first), model(second))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3g}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def distil(setting: Setting, model: nn.Module, run: Path, seed: int, **options: Any) -> None:
+    """Distils into `run`, or goes on where an earlier call stopped."""
+    if (run / "set").exists():
+        return
+    started = time.perf_counter()
+    stage = DistillationStage(model, seed=seed, device=setting.device, **{**setting.stage, **options})
+    stage.run(real_images(setting.images), out=run, resume=run.exists() and any(run.iterdir()))
+    print(f"{run}: distilled in {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def try_out(
+    setting: Setting,
+    model: nn.Module,
+    run: Path,
+    seed: int,
+    arms: Sequence[str],
+    file_name: str = "results.json",
+    **options: Any,
+) -> list[Evaluation]:
+    """Evaluates the set of one run and the arms that its file has no results of yet; returns all there are."""
+    file = run / file_name
+    known = [from_dict(each) for each in json.loads(file.read_text())] if file.exists() else []
+    missing = [arm for arm in arms if not known or arm not in known[0].arms]
+    if missing or not known:
+        settings = {"tasks": TASKS, **setting.evaluation, **options}
+        new = evaluate(
+            run,
+            setting.students,
+            [task(name) for name in settings.pop("tasks")],
+            data=real_images(setting.images),
+            target=model,
+            baselines=missing,
+            seeds=[seed],
+            device=setting.device,
+            **settings,
+        )
+        known = [joined(*pair) for pair in zip(known, new, strict=True)] if known else new
+        file.write_text(json.dumps([each.to_dict() for each in known], indent=2) + "\n")
+    return known
+
+
+def run_setting(setting: Setting, out: Path, model: nn.Module, seeds: Sequence[int], arms: Sequence[str]) -> None:
+    """Distils and evaluates with each seed, and writes results and report of all."""
+    of_seeds: list[list[Evaluation]] = []
+    for seed in seeds:
+        run = out / f"seed{seed}"
+        distil(setting, model, run, seed)
+        of_seeds.append(try_out(setting, model, run, seed, arms))
+        merged = [of_all_seeds(results) for results in zip(*of_seeds, strict=True)]
+        (out / "results.json").write_text(json.dumps([each.to_dict() for each in merged], indent=2) + "\n")
+        report.write(merged, SyntheticSet.load(run), out, run_metrics(run))
+        print("\n".join(findings.lead(merged)), flush=True)
+
+
+def from_dict(told: dict[str, Any]) -> Evaluation:
+    """Returns what `Evaluation.to_dict` was made of."""
+    setting = dict(told["setting"])
+    arms = {
+        name: Arm(told["images"][name], told["bytes"][name], told["seconds"][name], values, told["peak_memory"][name])
+        for name, values in told["arms"].items()
+    }
+    return Evaluation(setting.pop("student"), setting, told["seeds"], arms)
+
+
+def joined(first: Evaluation, second: Evaluation) -> Evaluation:
+    """Adds arms to an evaluation of the same seeds."""
+    arms = {**first.arms, **second.arms}
+    names = sorted(arms, key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS))
+    return Evaluation(first.student, second.setting, first.seeds, {name: arms[name] for name in names})
+
+
+def of_all_seeds(results: Sequence[Evaluation]) -> Evaluation:
+    """Joins evaluations of one seed each, whose sets were distilled with that seed."""
+    first, *others = results
+    arms = copy.deepcopy(first.arms)
+    for other in others:
+        for name, arm in other.arms.items():
+            arms[name].seconds += arm.seconds
+            arms[name].peak_memory += arm.peak_memory
+            for key, values in arm.values.items():
+                arms[name].values[key] += values
+    return Evaluation(first.student, first.setting, [seed for result in results for seed in result.seeds], arms)

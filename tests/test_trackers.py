@@ -1,0 +1,119 @@
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, filter_trackers
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.processes import Processes
+from lightly_distill.run_folder import RunFolder
+from lightly_distill.trackers import Trackers, numbers
+
+CONFIG = {"data": "photos", "steps": 4, "image_size": None, "pool": {"size": 2, "lr": 0.1}}
+ROWS: list[dict[str, Any]] = [
+    {"step": 0, "heldout_loss": 0.5, "heldout_loss_by_student": {"small": 0.25, "large": 0.75}},
+    {"step": 2, "loss": 0.125, "seconds_per_step": 0.5},
+    {"step": 4, "loss": 0.0625, "heldout_loss": None},
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return tmp_path
+
+
+def read_back(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns the curves in the files of TensorBoard: steps and values by name."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            curves.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
+    return curves
+
+
+def test_tensorboard_has_the_measurements_and_the_settings(run: Path) -> None:
+    with Trackers("tensorboard, tensorboard", run) as trackers:
+        assert not (run / "trackers").exists()  # the run may still refuse or empty its folder
+        for row in ROWS:
+            trackers.log(row)
+    assert read_back(run / "trackers") == {
+        "heldout_loss": [(0, 0.5)],
+        "heldout_loss_by_student/small": [(0, 0.25)],
+        "heldout_loss_by_student/large": [(0, 0.75)],
+        "loss": [(2, 0.125), (4, 0.0625)],
+        "seconds_per_step": [(2, 0.5)],
+    }
+    settings = yaml.safe_load(next((run / "trackers").rglob("hparams.yml")).read_text())
+    assert settings == {"data": "photos", "steps": 4, "image_size": "None", "pool.size": 2, "pool.lr": 0.1}
+
+
+def test_an_unknown_and_a_missing_tracker_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^Unknown tracker 'tensorbord'\. Did you mean 'tensorboard'\?$"):
+        Trackers("tensorbord", tmp_path)
+    with pytest.raises(UsageError, match=r"^Unknown tracker ''\. Known: .*wandb"):
+        Trackers("tensorboard,", tmp_path)
+    missing = next(name for name in ("wandb", *LOGGER_TYPE_TO_CLASS) if not filter_trackers([name], "."))
+    with pytest.raises(UsageError, match=f"^The tracker {missing} is not installed: pip install {missing}$"):
+        Trackers(f"tensorboard,{missing}", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_cannot_start_is_one_line(run: Path) -> None:
+    (run / "trackers").write_text("in the way")
+    with (
+        pytest.raises(
+            DistillError, match=r"^The tracker tensorboard cannot be started: .* leave it out of --log-with\.$"
+        ),
+        Trackers("tensorboard", run) as trackers,
+    ):
+        trackers.log(ROWS[0])
+
+
+def test_a_tracker_that_fails_later_does_not_end_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(TensorBoardTracker):
+        def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+            if step == 2:
+                raise ConnectionError("The server hung up\nand more")
+            super().log(values, step=step, **kwargs)
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Failing)
+    with caplog.at_level(logging.WARNING), Trackers("tensorboard", run) as trackers:
+        for row in ROWS:
+            trackers.log(row)
+    assert caplog.messages == ["The tracker tensorboard fails, and is told no more: The server hung up"]
+    assert set(read_back(run / "trackers")) == set(numbers(ROWS[0])) - {"step"}
+
+
+def test_a_tracker_is_finished_when_the_run_fails_and_its_own_failure_is_a_warning(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(TensorBoardTracker):
+        def finish(self) -> None:
+            raise ConnectionError("gone")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Failing)
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), Trackers("tensorboard", run) as trackers:
+        trackers.log(ROWS[0])
+        raise KeyboardInterrupt
+    assert caplog.messages == ["The tracker tensorboard did not finish: gone"]
+
+
+def test_the_row_is_on_disk_before_anybody_else_is_told_and_only_the_main_process_tells(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"source": {"fingerprint": "a"}, "target": {"sha256": "b"}}
+    told: list[list[dict[str, Any]]] = []
+
+    def tell(row: dict[str, Any]) -> None:
+        told.append([json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()])
+
+    for index in range(2):
+        RunFolder(tmp_path, facts, tell, Processes(index, 2)).log(ROWS[1])
+    assert told == [[ROWS[1]]]
