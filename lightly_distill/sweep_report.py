@@ -77,7 +77,8 @@ def lead(sweep: "Sweep") -> list[str]:
     told[0] += _doubts(curve, size, best)
     random = sweep.accuracies("random").get(size)
     if random:
-        told.append(f"As many random real images: {_percent(random)}.")
+        verdict = ", so distilling gains nothing here" if fmean(random) >= fmean(curve[size]) else ""
+        told.append(f"As many random real images: {_percent(random)}{verdict}.")
     cost = sweep.cost(size)
     searching = " and searching its settings" if sweep.found else ""
     if cost is None:

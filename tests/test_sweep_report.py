@@ -122,6 +122,10 @@ def test_what_speaks_against_a_recommendation_is_told() -> None:
     best_first = {50: 0.6, 100: 0.5}
     assert "Smallest set within 1 point of the best: 50 images." in doubts(curve=best_first)
     assert "larger one" not in doubts(curve=best_first) and "settle" not in doubts(curve=best_first)
+    as_good = made_up()
+    for each in as_good.sizes.values():
+        each.results[0].arms["random"] = each.results[0].arms["distilled"]
+    assert "random real images: 60.0 ± 1.0 %, so distilling gains nothing here." in sweep_report.lead(as_good)[1]
     noisy = made_up(curve={50: 0.60, 100: 0.605})
     arms = noisy.sizes[100].results[0].arms
     arms["distilled"].values[MEASURES[1]] = [0.555, 0.605, 0.655]
