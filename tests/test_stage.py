@@ -275,4 +275,4 @@ def test_the_time_of_the_sessions_before_counts(folder: Path, tmp_path: Path, mo
     tensors, facts = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     facts["seconds"] += 1000
     checkpoint.save(tmp_path / "run" / "checkpoints", facts.pop("step"), tensors, facts)
-    assert stage.run(folder, out=tmp_path / "run", resume=True).provenance["seconds"] >= 1000  # rounded to tenths
+    assert stage.run(folder, out=tmp_path / "run", resume=True).provenance["seconds"] > 1000
