@@ -95,12 +95,13 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _require_installed(names: tuple[str, ...]) -> None:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers  # here: it takes a second to import
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers  # here: it takes a second to import
 
+    installed = {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UsageError(f"Unknown tracker '{name}'.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}")
-        if not filter_trackers([name], "."):
+        if name not in installed:
             raise UsageError(f"The tracker {name} is not installed: pip install {name}")
 
 

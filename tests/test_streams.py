@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -161,7 +162,7 @@ stage = DistillationStage(
     pool={"size": 2, "max_age": 2},
 )
 peaks = []
-for name, count in (("few", 6), ("many", 46)):
+for name, count in (("first", 2), ("few", 16), ("many", 56)):  # libraries are loaded in the first
     data = shards(name, count)
     synthetic = stage.run(data, out=f"run-{name}")
     assert synthetic.provenance["source"]["images"] == count * SHARD
@@ -173,7 +174,11 @@ print(*peaks)
 @pytest.mark.slow
 def test_a_stream_of_many_shards_is_distilled_in_flat_memory(tmp_path: Path) -> None:
     """4,000 images more, which are 197 MB decoded."""
-    child = subprocess.run([sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    # glibc gives freed blocks back at once: what is measured is what is held, not what malloc keeps for later
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    child = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert child.returncode == 0, child.stderr
-    few, many = map(int, child.stdout.split())
-    assert many - few < 50  # MB
+    _, few, many = map(int, child.stdout.split())  # MB
+    assert many - few < 50
