@@ -20,12 +20,20 @@ NOT_CHECKED = "Not checked by who published it: the real images or the target mo
 # What the Hub knows of sizes, up to and without the number.
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
+# The first sentence, by what made the set: our method, or a baseline of `distillers.py`.
+_METHODS = {
+    None: "Distilled from unlabelled images and a self-supervised model with\n[KRR-ST](https://arxiv.org/abs/2310.06511)",
+    "krr-labels": "Distilled from labelled images by kernel ridge regression of their labels, a baseline of\n"
+    "[KRR-ST](https://arxiv.org/abs/2310.06511): its representations are learned labels",
+    "dm": "Distilled from labelled images by [distribution matching](https://arxiv.org/abs/2110.04181), a baseline of\n"
+    "[KRR-ST](https://arxiv.org/abs/2310.06511): its representations are labels",
+}
+
 _BODY = """\
 # A synthetic set of {count} images
 
 {count} learned images of {width}x{height} pixels, each with a learned representation of {dim} numbers.
-Distilled from unlabelled images and a self-supervised model with
-[KRR-ST](https://arxiv.org/abs/2310.06511), so that pre-training a small backbone on them takes minutes.
+{method}, so that pre-training a small backbone on them takes minutes.
 
 ![The images](preview.png)
 
@@ -107,6 +115,7 @@ def text(
     settings = facts(synthetic) | _sizes(synthetic, size)
     body = _BODY.format(
         count=count,
+        method=_METHODS.get(synthetic.provenance.get("distiller"), _METHODS[None]),
         width=width,
         height=height,
         dim=synthetic.dim,

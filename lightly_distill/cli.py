@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[parsed.command].run(options)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted{getattr(COMMANDS[parsed.command], 'INTERRUPTED', '')}", file=sys.stderr)
         return 130
     except SystemExit as end:  # after a signal
         return int(end.code or 0)

@@ -82,9 +82,10 @@ class DistillState:
     ) -> "DistillState":
         """Makes the initial state: images and representations as `config.init` says, an untrained pool."""
         team = Team.of(processes, config.parallel)
-        index, batch = (real.noise if config.init == "noise" else real.initial)(config.num_images)
-        images = batch.images.clone().requires_grad_()
-        representations = batch.representations.clone().requires_grad_()
+        index, batch = real.initial(config.num_images)
+        images, representations = batch.images.clone(), batch.representations.clone()
+        processes.copy_from_main(images, representations)  # on a GPU, computed twice they need not be the same
+        images, representations = images.requires_grad_(), representations.requires_grad_()
         pool = StudentPool(
             students, config.pool, images, representations.shape[1], config.seed, team, compile=config.compile
         )
@@ -150,6 +151,9 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     precision = _precision(config, state.images.device)
     held_out = real.held_out()
     real.free_target()
+    # a resumed run keeps the chunks that it began with: in others, batch norm is trained otherwise
+    chunk_size = state.pool.chunk_size if state.initial else config.chunk_size
+    state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=config.steps - state.step)
     if not state.initial:  # not a resumed run
         with precision():
             state.pool.warm_up(state.images, state.representations)

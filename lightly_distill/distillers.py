@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -146,7 +145,7 @@ def supervised_ridge(
     started, device = time.perf_counter(), resolve_device(config.device)
     students = _students(config, source.image_size)
     real = LabelledImages(source, labels, config, device, mean, std, dim, scale)
-    state = DistillState.start(real, students, replace(config, init="random"))
+    state = DistillState.start(real, students, config)
     run = RunFolder(None, {})
     distill(state, real, config, run)
     losses = {"initial": state.initial["heldout_loss"], "final": run.last("heldout_loss")}

@@ -1,118 +1,32 @@
 """Does a synthetic set transfer? A student pre-trained on it, and on what it has to beat, tried on labelled tasks."""
 
-import datetime
 import json
-import platform
-import shlex
-import statistics
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightly_distill import report, seeding
 from lightly_distill.arms import LABELLED_ARMS, REAL_ARMS, LabelledSide, RealSide, normalise
-from lightly_distill.config import did_you_mean, make_config
+from lightly_distill.config import did_you_mean
 from lightly_distill.cost import Cost, measured
 from lightly_distill.device import resolve_device
-from lightly_distill.encoders import CHECKPOINTS
 from lightly_distill.errors import UsageError
+from lightly_distill.origin import check_origin, labelled_side, real_side
 from lightly_distill.pretrain import empty_folder, pretrain
 from lightly_distill.probes import FINETUNE_STEPS, PROBES, Transfer, Trial, make_teacher
-from lightly_distill.run_folder import run_config, run_metrics
-from lightly_distill.source import find_images, open_source
+from lightly_distill.results import Arm, Evaluation
+from lightly_distill.run_folder import run_metrics
 from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
-from lightly_distill.targets import Target, as_target, load_target
-from lightly_distill.tasks import Task, open_task, source_labels
+from lightly_distill.targets import Target
+from lightly_distill.tasks import Task, open_task
 
 ARMS = ("scratch", "random", "kmeans", "noise", "krr-labels", "dm", "distilled", "full", "target")
-
-
-@dataclass
-class Arm:
-    """What was measured of one arm with one student.
-
-    Attributes:
-        images: Number of images that the student was pre-trained on.
-        bytes: Their size with their representations: a byte a channel of a real pixel, four of a learned one.
-        seconds: Of pre-training, one for each seed.
-        values: Accuracy in [0, 1] by `task/probe`, one for each seed.
-        peak_memory: Bytes that pre-training held at most, its images and representations counted, one for each seed;
-            see `cost.py`.
-    """
-
-    images: int
-    bytes: int
-    seconds: list[float] = field(default_factory=list)
-    values: dict[str, list[float]] = field(default_factory=dict)
-    peak_memory: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Evaluation:
-    """The results of one student.
-
-    Attributes:
-        student: Its name.
-        setting: All that decides the numbers.
-        seeds: One for each value.
-        arms: By name.
-    """
-
-    student: str
-    setting: dict[str, Any]
-    seeds: list[int]
-    arms: dict[str, Arm]
-
-    def recovered_gap(self, measure: str) -> float | None:
-        """Returns (distilled - scratch) / (full - scratch) of the means.
-
-        None where one of the three is missing, or `full` is no better than `scratch`: nothing could be recovered.
-        """
-        means = {
-            name: statistics.fmean(arm.values[measure]) for name, arm in self.arms.items() if measure in arm.values
-        }
-        if not {"distilled", "scratch", "full"} <= set(means) or means["full"] <= means["scratch"]:
-            return None
-        return (means["distilled"] - means["scratch"]) / (means["full"] - means["scratch"])
-
-    def paired(self, measure: str, baseline: str = "random") -> dict[str, float] | None:
-        """Compares distilled with a baseline, seed by seed.
-
-        Returns:
-            Mean difference, its standard error, and the p-value of a paired t-test, two-sided; None with fewer than two
-            seeds or without one of the arms.
-        """
-        both = [self.arms[name].values.get(measure) for name in ("distilled", baseline) if name in self.arms]
-        if len(both) < 2 or None in both or len(self.seeds) < 2:
-            return None
-        differences = [a - b for a, b in zip(*both, strict=True)]
-        error = statistics.stdev(differences) / len(differences) ** 0.5
-        p = float(stats.ttest_rel(*both).pvalue) if error > 0 else float("nan")
-        return {"difference": statistics.fmean(differences), "standard_error": error, "p": p}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the results as plain values, as they are written."""
-        return {
-            "setting": {"student": self.student, **self.setting},
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "machine": _machine(str(self.setting.get("device", "cpu"))),
-            "date": datetime.date.today().isoformat(),
-            "seeds": self.seeds,
-            "arms": {name: arm.values for name, arm in self.arms.items()},
-            "images": {name: arm.images for name, arm in self.arms.items()},
-            "bytes": {name: arm.bytes for name, arm in self.arms.items()},
-            "seconds": {name: arm.seconds for name, arm in self.arms.items()},
-            "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
-        }
 
 
 def evaluate(
@@ -196,7 +110,7 @@ def evaluate(
     real = real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
     if real is not None:
         check_origin(own, real)
-    labelled = _labelled_side(synthetic, data, own, real, place) if set(names) & {*LABELLED_ARMS} else None
+    labelled = labelled_side(synthetic, data, own, real, place) if set(names) & {*LABELLED_ARMS} else None
     if labelled is not None:
         labelled.check(names)
 
@@ -330,70 +244,6 @@ def _shape(synthetic: SyntheticSet) -> str:
     return "x".join(map(str, synthetic.images.shape[1:]))
 
 
-def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
-    """Opens the real images and the target, which the configuration of a run names where the user does not."""
-    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
-    data = data if data is not None else named.get("data")
-    if target is None and is_only_weights(named.get("target")) and "target_class" not in named:
-        target = load_target(named["target"], named.get("target_encoder"))
-    if data is None or target is None:
-        missing = " and ".join(name for name, value in (("data", data), ("target", target)) if value is None)
-        raise UsageError(
-            "The arms random, kmeans, noise, full and target need the real images and the target model: give "
-            f"{missing}, or leave these arms out."
-        )
-    model = load_target(target) if isinstance(target, str) else as_target(target)
-    return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
-
-
-def _labelled_side(
-    synthetic: Any, data: Any, own: SyntheticSet, real: RealSide | None, device: torch.device
-) -> LabelledSide:
-    """Opens the real images with their labels, and finds the settings that the set was distilled with."""
-    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
-    data = data if data is not None else named.get("data")
-    if data is None:
-        raise UsageError(
-            "The arms krr-labels and dm need the real images that the set was distilled from, with labels: give data, "
-            "or leave these arms out."
-        )
-    recorded = own.provenance.get("config")
-    if not isinstance(recorded, dict):
-        raise UsageError(
-            "The set has no record of how it was distilled, which the arms krr-labels and dm repeat with labels: leave "
-            "these arms out."
-        )
-    config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
-    source = open_source(find_images(data, image_size=own.images.shape[-1])) if real is None else real.source
-    _check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
-    return LabelledSide(source, source_labels(data, source.kept), config, own)
-
-
-def is_only_weights(spec: Any) -> bool:
-    """Returns whether loading this target runs no code that a file names: a set may come from a stranger."""
-    return isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
-
-
-def check_origin(own: SyntheticSet, real: RealSide) -> None:
-    """Refuses real images and a target that the set was not distilled from, as far as the set knows."""
-    if (own.mean, own.std) != (real.target.mean, real.target.std):
-        raise UsageError(
-            f"The set is normalised with mean {own.mean} and std {own.std}, the target with {real.target.mean} and "
-            f"{real.target.std}: it was distilled from another target."
-        )
-    _check_recorded("target", own, "sha256", real.target.weights_sha256(), real.target.name)
-    _check_recorded("source", own, "fingerprint", real.source.fingerprint, real.source.name)
-
-
-def _check_recorded(part: str, own: SyntheticSet, key: str, value: str, name: str) -> None:
-    recorded = own.provenance.get(part)
-    if isinstance(recorded, dict) and recorded.get(key) not in (None, value):
-        raise UsageError(
-            f"The set was distilled from another {part} than {name}: its record says {recorded.get('name')}, "
-            f"{key} {str(recorded[key])[:12]}."
-        )
-
-
 def _set_of(
     name: str,
     own: SyntheticSet,
@@ -474,9 +324,3 @@ def _bytes(name: str, arm_set: SyntheticSet | None) -> int:
         return 0
     learned = name not in REAL_ARMS
     return arm_set.images.numel() * (4 if learned else 1) + arm_set.representations.numel() * 4
-
-
-def _machine(device: str) -> str:
-    on_gpu = device.startswith("cuda")
-    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

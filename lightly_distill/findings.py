@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightly_distill.evaluation import Evaluation
+    from lightly_distill.results import Evaluation
 
 LEVEL = 0.05  # of p, below which a difference counts as more than noise
 

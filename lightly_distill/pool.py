@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from lightly_distill import seeding
 from lightly_distill.config import PoolConfig
 from lightly_distill.errors import DistillError, first_line
+from lightly_distill.memory import estimate
 from lightly_distill.processes import SOLO, Team
 from lightly_distill.step import chunks_of
 
@@ -116,6 +118,31 @@ class StudentPool:
                 f"Student '{name}' cannot be compiled, leave --compile out: {first_line(error)}"
             ) from error
         return features
+
+    def fit_memory(self, images: Tensor, batch_size: int, chunk_size: int | str | None, *, steps: int) -> None:
+        """Decides how many synthetic images a student is given at a time, and tells what the steps will need.
+
+        Args:
+            images: Synthetic images, shape (M, C, H, W).
+            batch_size: Real images of a step.
+            chunk_size: As in `DistillConfig`.
+            steps: Outer steps to come.
+        """
+        divide = self.team.divide
+        share = len(range(batch_size)[divide.share(batch_size)])
+        students = list({slot.name: slot.student for slot in self.slots}.values())
+        plan = estimate(students, images, share, chunk_size, processes=divide.count)
+        # the least of all processes, which must agree
+        sizes = [size for size in self.team.all.gather(plan.chunk_size) if size is not None]
+        self.chunk_size = min(sizes, default=None)
+        _logger.info(
+            "Estimated: %.2g GiB for activations and features%s, about %.2g s a step, %s for %d steps",
+            plan.bytes / 2**30,
+            "" if self.chunk_size is None else f", in chunks of {self.chunk_size} synthetic images",
+            plan.seconds,
+            timedelta(seconds=round(plan.seconds * steps)),
+            steps,
+        )
 
     def draw(self, step: int) -> Slot:
         """Returns the slot of an outer step, drawn uniformly from those of this process."""

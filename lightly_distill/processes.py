@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from lightly_distill.errors import DistillError, UsageError
 
@@ -73,9 +73,9 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
-    def copy_from_main(self, module: nn.Module) -> None:
-        """Gives the parameters and buffers of a module the values that they have in the main process."""
-        for tensor in module.state_dict().values() if self.count > 1 else ():
+    def copy_from_main(self, *tensors: Tensor) -> None:
+        """Gives tensors the values that they have in the main process."""
+        for tensor in tensors if self.count > 1 else ():
             distributed.broadcast(tensor, src=0)
 
     def wait(self) -> None:

@@ -185,19 +185,19 @@ def _before(client: Any, repo_id: str, revision: str | None, *, dry: bool) -> An
 
 def _real_side(own: SyntheticSet, named: Any, data: Any, target: Any) -> "RealSide | None":
     """Opens the real images and the target, or says why that cannot be."""
-    from lightly_distill import evaluation  # here: it brings what only measures
+    from lightly_distill import origin  # here: it brings what only measures
 
     known = {} if isinstance(named, SyntheticSet) else run_config(Path(named))
     there = {
         "data": data is not None or "data" in known,
-        "target": target is not None or evaluation.is_only_weights(known.get("target")),
+        "target": target is not None or origin.is_only_weights(known.get("target")),
     }
     missing = " and ".join(name for name, is_there in there.items() if not is_there)
     try:
         if missing:
             raise UsageError(f"it is not known which they are; give {missing}.")
-        real = evaluation.real_side(named, data, target, own.images.shape[-1], resolve_device("auto"))
-        evaluation.check_origin(own, real)
+        real = origin.real_side(named, data, target, own.images.shape[-1], resolve_device("auto"))
+        origin.check_origin(own, real)
     except DistillError as error:
         if data is not None or target is not None:
             raise

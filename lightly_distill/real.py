@@ -82,11 +82,13 @@ class RealImages:
         return (images.to(self._device).float() / 255 - mean) / std
 
     def initial(self, count: int) -> tuple[Tensor, RealBatch]:
-        """Chooses the images that the synthetic set starts from.
+        """Chooses what the synthetic set starts from, as `DistillConfig.init` says.
 
         Returns:
-            Their indices in the source, shape (count,), and the batch.
+            Indices in the source, shape (count,), -1 where it is no real image, and the batch.
         """
+        if self._init == "noise":
+            return self._noise(count)
         if self._init == "kmeans":
             chosen = nearest_to_centroids(self._of_plain(self._train), count, self._seed)
         else:
@@ -94,15 +96,12 @@ class RealImages:
         indices = self._train[chosen]
         return indices, self._plain(indices)
 
-    def noise(self, count: int) -> tuple[Tensor, RealBatch]:
-        """Draws noise that the synthetic set starts from.
+    def _noise(self, count: int) -> tuple[Tensor, RealBatch]:
+        """Draws noise with the spread of real images and of their representations.
 
         From white noise little is learned, as the target's representations of it are all alike. So images and
         representations are drawn together, from the normal distribution that has mean and covariance of those of up to
         `SAMPLE` real images: coloured as these are, and like no one of them.
-
-        Returns:
-            Indices that say so, all -1, shape (count,), and the batch.
         """
         generator = seeding.generator(self._seed, "initial", "noise")
         sample = self._train[torch.randperm(len(self._train), generator=generator)[:SAMPLE]]

@@ -28,7 +28,7 @@ from lightly_distill.page import (
 from lightly_distill.synthetic import SyntheticSet
 
 if TYPE_CHECKING:
-    from lightly_distill.evaluation import Evaluation
+    from lightly_distill.results import Evaluation
 
 CEILINGS = ("full", "target")  # never in bold: what they need is what a synthetic set saves
 SHOWN = 100  # images

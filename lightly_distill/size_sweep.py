@@ -19,7 +19,6 @@ from lightly_distill.config import DistillConfig, to_dict
 from lightly_distill.device import resolve_device
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation import (
-    Evaluation,
     check_arms,
     check_known,
     check_task_names,
@@ -30,6 +29,7 @@ from lightly_distill.evaluation import (
 )
 from lightly_distill.probes import FINETUNE_STEPS, PROBES
 from lightly_distill.real import RealImages, require_enough
+from lightly_distill.results import Evaluation
 from lightly_distill.run_folder import run_metrics
 from lightly_distill.search import Found, SearchPlan, plan_search, run_search, with_settings
 from lightly_distill.source import Source, open_source

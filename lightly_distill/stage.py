@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from lightly_distill.distill import DistillState, distill
 from lightly_distill.errors import UsageError
 from lightly_distill.files import writing
 from lightly_distill.lock import locked
-from lightly_distill.memory import estimate
 from lightly_distill.pool import StudentBuilder
 from lightly_distill.processes import Processes, launched
 from lightly_distill.real import RealImages
@@ -140,7 +138,9 @@ class DistillationStage:
                 f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
             )
         images, students = self._look_at(dataset, device)  # before all images are read
-        processes.copy_from_main(target)  # after distributed training, batch norm's statistics differ
+        processes.copy_from_main(
+            *target.state_dict().values()
+        )  # after distributed training, batch norm's statistics differ
         source = open_source(images)
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
@@ -160,7 +160,6 @@ class DistillationStage:
         # what a command line could name
         named = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
         run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
-        _plan(state, real.batch_size, config, decided=saved is not None)
         distill(state, real, config, run)
 
         synthetic = SyntheticSet(
@@ -201,29 +200,6 @@ class DistillationStage:
         if len(first):
             self.target(first.to(device).float() / 255)
         return images, students
-
-
-def _plan(state: DistillState, batch_size: int, config: DistillConfig, *, decided: bool) -> None:
-    """Decides how many synthetic images a student is given at a time, and tells what a step will need.
-
-    A resumed run keeps what was decided: in chunks batch norm is trained otherwise.
-    """
-    students = list({slot.name: slot.student for slot in state.pool.slots}.values())
-    share = len(range(batch_size)[state.team.divide.share(batch_size)])
-    chunk_size = state.pool.chunk_size if decided else config.chunk_size
-    plan = estimate(students, state.images, share, chunk_size, processes=state.team.divide.count)
-    # the least of all processes, which must agree
-    sizes = [size for size in state.team.all.gather(plan.chunk_size) if size is not None]
-    state.pool.chunk_size = min(sizes, default=None)
-    chunks = "" if plan.chunk_size is None else f", in chunks of {plan.chunk_size} synthetic images"
-    _logger.info(
-        "Estimated: %.2g GiB for activations and features%s, about %.2g s a step, %s for %d steps",
-        plan.bytes / 2**30,
-        chunks,
-        plan.seconds,
-        timedelta(seconds=round(plan.seconds * (config.steps - state.step))),
-        config.steps - state.step,
-    )
 
 
 def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:

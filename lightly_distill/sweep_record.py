@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from typing import Any
 from lightly_distill import tradeoff
 from lightly_distill.config import differences
 from lightly_distill.errors import DistillError, UsageError
-from lightly_distill.evaluation import Arm, Evaluation
+from lightly_distill.files import replacing
+from lightly_distill.results import Arm, Evaluation
 from lightly_distill.run_folder import FREE_TO_CHANGE, RunFolder
 from lightly_distill.search import Found
 
@@ -149,10 +149,5 @@ def write_record(state: Sweep, folder: Path) -> None:
     Raises:
         DistillError: If it cannot be written; the one before it is intact.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{RECORD}.partial"
+    with replacing(folder / RECORD) as partial:
         partial.write_text(json.dumps(state.to_dict(), indent=1) + "\n")
-        os.replace(partial, folder / RECORD)
-    except OSError as error:
-        raise DistillError(f"{folder / RECORD} cannot be written: {error}") from error

@@ -21,7 +21,7 @@ from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.tradeoff import WITHIN
 
 if TYPE_CHECKING:
-    from lightly_distill.evaluation import Evaluation
+    from lightly_distill.results import Evaluation
     from lightly_distill.search import Found
     from lightly_distill.sweep_record import Sweep
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lightly_distill import findings
 
 if TYPE_CHECKING:
-    from lightly_distill.evaluation import Arm, Evaluation
+    from lightly_distill.results import Arm, Evaluation
 
 WITHIN = 0.01  # of accuracy: what a smaller set may lose
 

@@ -130,3 +130,12 @@ def test_measurements_that_are_none_are_not_told(metrics: dict[str, Any]) -> Non
     made = make({})
     made.metrics = metrics
     assert card.NOT_MEASURED in card.text(made) and card.NOT_CHECKED in card.text(made)
+
+
+@pytest.mark.parametrize(
+    ("distiller", "words"),
+    [(None, "from unlabelled images"), ("krr-labels", "learned labels"), ("dm", "distribution matching")],
+)
+def test_the_card_says_what_made_the_set(distiller: str | None, words: str) -> None:
+    text = card.text(make({} if distiller is None else {"distiller": distiller}))
+    assert words in text and ("unlabelled" in text) == (distiller is None)

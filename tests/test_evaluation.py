@@ -15,7 +15,7 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target
 from lightly_distill.arms import LABELLED_ARMS, normalise
-from lightly_distill.evaluation import Arm, Evaluation, evaluate
+from lightly_distill.evaluation import evaluate
 from lightly_distill.probes import (
     PROBES,
     Transfer,
@@ -26,6 +26,7 @@ from lightly_distill.probes import (
     make_teacher,
     pooled_features,
 )
+from lightly_distill.results import Arm, Evaluation
 from lightly_distill.seeding import global_seed
 from lightly_distill.source import open_source
 from lightly_distill.students import student_builder

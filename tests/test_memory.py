@@ -54,6 +54,13 @@ def test_the_student_and_the_global_generator_stay_as_they_are() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_what_torch_compile_puts_around_a_student_is_left_out() -> None:
+    network = student()
+    network._compiled_call_impl = lambda *args: pytest.fail("compiled")  # type: ignore[method-assign]
+    plain = estimate([student()], torch.randn(20, 3, 8, 8), 16, None)
+    assert estimate([network], torch.randn(20, 3, 8, 8), 16, None).bytes == plain.bytes
+
+
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
     monkeypatch.setattr(memory, "CGROUPS", ((limit, used), (tmp_path / "not", tmp_path / "here")))

@@ -175,20 +175,20 @@ def test_noise_has_mean_and_covariance_of_real_images_with_their_representations
     views: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(real_images, "CHUNK", 25)  # several chunks, the last one smaller
-    real, images, target, _ = make(source_views=views, holdout=0)
-    index, batch = real.noise(20_000)
+    real, images, target, _ = make(source_views=views, holdout=0, init="noise")
+    index, batch = real.initial(20_000)
     assert (index == -1).all() and batch.images.shape == (20_000, 3, 8, 8)
     drawn = torch.cat([batch.images.flatten(1), batch.representations], dim=1)
     truth = torch.cat([real.normalise(images).flatten(1), target(images.float() / 255)], dim=1)
     error = 5 * truth.std(0).max().item() / 20_000**0.5
     torch.testing.assert_close(drawn.mean(0), truth.mean(0), rtol=0, atol=error)
     torch.testing.assert_close(torch.cov(drawn.T), torch.cov(truth.T), rtol=0, atol=0.06 * float(truth.var(0).max()))
-    again = real.noise(20_000)[1]
+    again = real.initial(20_000)[1]
     assert torch.equal(again.images, batch.images) and torch.equal(again.representations, batch.representations)
 
 
 def test_noise_is_like_no_real_image() -> None:
-    real, images, *_ = make(holdout=0)
-    truth, drawn = real.normalise(images).flatten(1), real.noise(200)[1].images.flatten(1)
+    real, images, *_ = make(holdout=0, init="noise")
+    truth, drawn = real.normalise(images).flatten(1), real.initial(200)[1].images.flatten(1)
     among_real = torch.cdist(truth, truth).fill_diagonal_(torch.inf).min(1).values
     assert torch.cdist(drawn, truth).min() > 0.5 * among_real.median()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lightly_distill import SyntheticSet, findings, page, pictures, report
-from lightly_distill.evaluation import Arm, Evaluation
+from lightly_distill.results import Arm, Evaluation
 from synthetic_sets import make_set
 
 MEASURES = ("digits/knn", "digits/linear@10")

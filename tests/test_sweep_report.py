@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lightly_distill import sweep_report
-from lightly_distill.evaluation import Arm, Evaluation
+from lightly_distill.results import Arm, Evaluation
 from lightly_distill.search import Found
 from lightly_distill.sweep_record import SizeResult, Sweep
 from synthetic_sets import make_set

@@ -1,7 +1,7 @@
 import pytest
 
 from lightly_distill import tradeoff
-from lightly_distill.evaluation import Arm, Evaluation
+from lightly_distill.results import Arm, Evaluation
 
 
 @pytest.mark.parametrize(

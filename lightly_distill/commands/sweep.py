@@ -21,6 +21,7 @@ ABOUT = (
     "Distils and evaluates sets of several sizes, and tells the smallest that is good enough, what it costs and what "
     "it saves. The same command again goes on where it stopped."
 )
+INTERRUPTED = "; the same command again goes on with the sweep"
 
 
 def arguments(parser: ArgumentParser) -> None:

@@ -19,8 +19,8 @@ from cpu import CPU
 from settings import distil, train_target, try_out
 from torch import Tensor, nn
 
-from lightly_distill.evaluation import Evaluation
 from lightly_distill.pool import Slot, StudentPool
+from lightly_distill.results import Evaluation
 from lightly_distill.run_folder import run_metrics
 
 STEPS = 300

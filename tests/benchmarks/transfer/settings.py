@@ -19,8 +19,9 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import trange
 
 from lightly_distill import DistillationStage, SyntheticSet, findings, report
-from lightly_distill.evaluation import ARMS, Arm, Evaluation, evaluate
+from lightly_distill.evaluation import ARMS, evaluate
 from lightly_distill.locate import locate
+from lightly_distill.results import Arm, Evaluation
 from lightly_distill.run_folder import run_metrics
 from lightly_distill.seeding import global_seed
 from lightly_distill.source import Source, open_source
@@ -121,8 +122,10 @@ def train_target(setting: Setting, path: Path, workers: int) -> BarlowTwins:
     for epoch in (bar := trange(setting.target_epochs, desc="Target", unit="epoch")):
         with global_seed(0, "transfer", "target", epoch):
             for views in loader:
-                first, second = (v.to(setting.device, memory_format=torch.channels_last) for v in views)
-                loss = criterion(model(first), model(second))
+                both = [view.to(setting.device, memory_format=torch.channels_last) for view in views]
+                with torch.autocast(setting.device, torch.bfloat16):  # twice as quick, on a CPU too
+                    first, second = (model(view) for view in both)
+                loss = criterion(first.float(), second.float())
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -1,0 +1,98 @@
+"""What an evaluation measured: accuracies and cost of each arm, and what follows from them."""
+
+import datetime
+import platform
+import shlex
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+
+@dataclass
+class Arm:
+    """What was measured of one arm with one student.
+
+    Attributes:
+        images: Number of images that the student was pre-trained on.
+        bytes: Their size with their representations: a byte a channel of a real pixel, four of a learned one.
+        seconds: Of pre-training, one for each seed.
+        values: Accuracy in [0, 1] by `task/probe`, one for each seed.
+        peak_memory: Bytes that pre-training held at most, its images and representations counted, one for each seed;
+            see `cost.py`.
+    """
+
+    images: int
+    bytes: int
+    seconds: list[float] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=dict)
+    peak_memory: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Evaluation:
+    """The results of one student.
+
+    Attributes:
+        student: Its name.
+        setting: All that decides the numbers.
+        seeds: One for each value.
+        arms: By name.
+    """
+
+    student: str
+    setting: dict[str, Any]
+    seeds: list[int]
+    arms: dict[str, Arm]
+
+    def recovered_gap(self, measure: str) -> float | None:
+        """Returns (distilled - scratch) / (full - scratch) of the means.
+
+        None where one of the three is missing, or `full` is no better than `scratch`: nothing could be recovered.
+        """
+        means = {
+            name: statistics.fmean(arm.values[measure]) for name, arm in self.arms.items() if measure in arm.values
+        }
+        if not {"distilled", "scratch", "full"} <= set(means) or means["full"] <= means["scratch"]:
+            return None
+        return (means["distilled"] - means["scratch"]) / (means["full"] - means["scratch"])
+
+    def paired(self, measure: str, baseline: str = "random") -> dict[str, float] | None:
+        """Compares distilled with a baseline, seed by seed.
+
+        Returns:
+            Mean difference, its standard error, and the p-value of a paired t-test, two-sided; None with fewer than two
+            seeds or without one of the arms.
+        """
+        both = [self.arms[name].values.get(measure) for name in ("distilled", baseline) if name in self.arms]
+        if len(both) < 2 or None in both or len(self.seeds) < 2:
+            return None
+        differences = [a - b for a, b in zip(*both, strict=True)]
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        p = float(stats.ttest_rel(*both).pvalue) if error > 0 else float("nan")
+        return {"difference": statistics.fmean(differences), "standard_error": error, "p": p}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the results as plain values, as they are written."""
+        return {
+            "setting": {"student": self.student, **self.setting},
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "machine": _machine(str(self.setting.get("device", "cpu"))),
+            "date": datetime.date.today().isoformat(),
+            "seeds": self.seeds,
+            "arms": {name: arm.values for name, arm in self.arms.items()},
+            "images": {name: arm.images for name, arm in self.arms.items()},
+            "bytes": {name: arm.bytes for name, arm in self.arms.items()},
+            "seconds": {name: arm.seconds for name, arm in self.arms.items()},
+            "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
+        }
+
+
+def _machine(device: str) -> str:
+    on_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
