@@ -1,6 +1,7 @@
 """Does a synthetic set transfer? A student pre-trained on it, and on what it has to beat, tried on labelled tasks."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,9 @@ from lightly_distill.arms import LABELLED_ARMS, REAL_ARMS, LabelledSide, RealSid
 from lightly_distill.config import did_you_mean
 from lightly_distill.cost import Cost, measured
 from lightly_distill.device import resolve_device
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.files import replacing
+from lightly_distill.memory import free_memory
 from lightly_distill.origin import check_origin, labelled_side, real_side
 from lightly_distill.pretrain import empty_folder, pretrain
 from lightly_distill.probes import FINETUNE_STEPS, PROBES, Transfer, Trial, make_teacher
@@ -25,6 +28,8 @@ from lightly_distill.students import student_builder
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.targets import Target
 from lightly_distill.tasks import Task, open_task
+
+_logger = logging.getLogger(__name__)
 
 ARMS = ("scratch", "random", "kmeans", "noise", "krr-labels", "dm", "distilled", "full", "target")
 
@@ -43,6 +48,7 @@ def evaluate(
     seeds: int | Sequence[int] = 3,
     epochs: int = 500,
     full_epochs: int = 20,
+    lr: float = 0.1,
     finetune_steps: int = FINETUNE_STEPS,
     device: str = "auto",
     out: "str | Path | None" = None,
@@ -74,19 +80,20 @@ def evaluate(
         seeds: Repetitions: of the weights, of the draws of images and labels. How many, or which.
         epochs: Of pre-training on a set; see `pretrain`.
         full_epochs: Of pre-training on all real images, which are many more steps an epoch.
+        lr: Learning rate of pre-training, of all arms.
         finetune_steps: Steps of fine-tuning, and of data-free distillation.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
 
     Returns:
-        The results of each student.
+        The results of each student. An arm whose pre-training diverges is left out, and `failed` tells so.
 
     Raises:
         UsageError: If set, tasks, students, arms or folder do not fit together; before any long work.
     """
     names = check_arms(baselines, others or {})
     probes, labels = list(dict.fromkeys(probes)), list(dict.fromkeys(labels))
-    check_known("probe", probes, PROBES)
+    check_recipe(probes, labels, epochs=epochs, full_epochs=full_epochs, lr=lr, finetune_steps=finetune_steps)
     used = seed_list(seeds)
     place = resolve_device(device)
     folder = None if out is None else empty_folder(Path(out))
@@ -110,6 +117,9 @@ def evaluate(
     real = real_side(synthetic, data, target, size, place) if set(names) & {*REAL_ARMS, "target"} else None
     if real is not None:
         check_origin(own, real)
+    if "full" in names:
+        assert real is not None
+        _check_memory(len(real.source), size)
     labelled = labelled_side(synthetic, data, own, real, place) if set(names) & {*LABELLED_ARMS} else None
     if labelled is not None:
         labelled.check(names)
@@ -120,24 +130,35 @@ def evaluate(
         "probes": list(probes),
         "epochs": epochs,
         "full_epochs": full_epochs,
+        "lr": lr,
         "finetune_steps": finetune_steps,
         "device": str(place),
         "images": len(own),
         "set": own.provenance,
     }
     for name in students:  # the first training loads libraries, which no arm is to pay for
-        pretrain(name, _first_two(own), epochs=1, batch_size=2, device=str(place), progress=False)
+        pretrain(name, _first_two(own), epochs=1, batch_size=2, lr=1e-6, device=str(place), progress=False)
     results = [Evaluation(name, setting, used, {}) for name in students]
     with tqdm(total=len(used) * len(names) * len(results), desc="Evaluating", unit="arm", disable=None) as progress:
         for seed in used:
             teachers: dict[Any, nn.Module] = {}  # of data-free distillation, by student and task, for all arms
             for name in names:
-                arm_set = _set_of(name, own, given, real, labelled, seed)  # the same for all students
+                try:
+                    arm_set = _set_of(name, own, given, real, labelled, seed)  # the same for all students
+                except DistillError as error:  # another distiller diverged
+                    _leave_out(name, results, seed, error)
                 for result in results:
                     progress.set_postfix(student=result.student, arm=name, seed=seed)
+                    progress.update()
+                    if name in result.failed:
+                        continue
                     build = builders[result.student]
-                    length = full_epochs if name == "full" else epochs
-                    backbone, cost = _pretrained(name, result.student, build, arm_set, real, seed, place, length)
+                    recipe = {"epochs": full_epochs if name == "full" else epochs, "lr": lr}
+                    try:
+                        backbone, cost = _pretrained(name, result.student, build, arm_set, real, seed, place, recipe)
+                    except DistillError as error:  # what the other arms measured is not lost for it
+                        _leave_out(name, [result], seed, error)
+                        continue
                     arm = result.arms.setdefault(name, Arm(len(arm_set or ()), _bytes(name, arm_set)))
                     arm.seconds.append(cost.seconds)
                     if arm_set is not None:
@@ -152,12 +173,28 @@ def evaluate(
                             if _applies(probe, name, trial):
                                 key = f"{task.name}/{_measure(probe, count)}"
                                 arm.values.setdefault(key, []).append(PROBES[probe](trial))
-                    progress.update()
                 if folder is not None:  # what is measured is not lost, whatever comes
                     write_results(results, folder)
     if folder is not None:
         report.write(results, own, folder, [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic)))
     return results
+
+
+def _check_memory(count: int, size: int) -> None:
+    """Refuses `full` where the real images do not fit as float32, twice while they are made."""
+    need, free = count * 3 * size * size * 4 * 2, free_memory(torch.device("cpu"))
+    if need > free:
+        raise UsageError(
+            f"The arm full needs {need / 2**30:.1f} GiB of memory for all {count:,} real images, "
+            f"{free / 2**30:.1f} are free: leave it out."
+        )
+
+
+def _leave_out(arm: str, results: Iterable[Evaluation], seed: int, error: DistillError) -> None:
+    for result in results:
+        result.arms.pop(arm, None)
+        result.failed[arm] = f"seed {seed}: {error}"
+        _logger.warning("%s, arm %s is left out: %s", result.student, arm, result.failed[arm])
 
 
 def _first_two(synthetic: SyntheticSet) -> SyntheticSet:
@@ -171,13 +208,31 @@ def _applies(probe: str, arm: str, trial: Trial) -> bool:
 
 
 def _measure(probe: str, labels: "int | float | None") -> str:
-    return probe if labels is None else f"{probe}@{labels:g}"
+    return probe if labels is None else f"{probe}@{int(labels) if labels >= 1 else labels}"
 
 
 def write_results(results: Sequence[Evaluation], folder: Path) -> None:
     """Writes `results.json`."""
     told = [result.to_dict() for result in results]
-    (folder / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+    with replacing(folder / "results.json") as partial:
+        partial.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def check_recipe(probes: Sequence[str], labels: Sequence["int | float | None"], **numbers: float) -> None:
+    """Refuses probes, label counts and numbers of `evaluate` that cannot be, before anything is opened.
+
+    Raises:
+        UsageError: If there are none, one is unknown, or a number is out of range.
+    """
+    if not probes or not labels:
+        raise UsageError(f"Nothing would be measured: name {'a probe' if labels else 'a number of labels, or all'}.")
+    check_known("probe", probes, PROBES)
+    for count in labels:
+        if count is not None and not (0 < count < 1 or (count >= 1 and count % 1 == 0)):
+            raise UsageError(f"labels takes whole numbers, shares below 1, or None for all; got {count}.")
+    for name, value in numbers.items():
+        if not (value > 0 if name == "lr" else value >= 1):
+            raise UsageError(f"{name} must be {'above 0' if name == 'lr' else 'at least 1'}; got {value}.")
 
 
 def seed_list(seeds: int | Sequence[int]) -> list[int]:
@@ -273,7 +328,7 @@ def _pretrained(
     real: RealSide | None,
     seed: int,
     device: torch.device,
-    epochs: int,
+    recipe: Mapping[str, Any],
 ) -> tuple[nn.Module, Cost]:
     """Returns the backbone of an arm and what its pre-training cost."""
     if name == "target":
@@ -284,7 +339,7 @@ def _pretrained(
             with seeding.global_seed(seed, "pretrain", "init"):  # the weights that `pretrain` starts from
                 backbone = build().to(device)
         else:
-            backbone = pretrain(student, arm_set, epochs=epochs, seed=seed, device=str(device), progress=False)
+            backbone = pretrain(student, arm_set, **recipe, seed=seed, device=str(device), progress=False)
     if arm_set is not None and device.type == "cpu":  # a GPU was given a copy of it inside
         cost.bytes += arm_set.images.nbytes + arm_set.representations.nbytes
     return backbone, cost

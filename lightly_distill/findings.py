@@ -93,7 +93,7 @@ def lead(results: "Sequence[Evaluation]") -> list[str]:
             f"what pre-training on all {arms['full'].images:,} real images gains over no pre-training."
         ]
     else:
-        told = ["No recovered gap: it needs the arms scratch and full, and full to be the better of the two."]
+        told = ["No recovered gap: it needs the arms scratch and full, and full to be better by more than noise."]
     found = [comparison for comparison in (compare(result, measure) for result, measure in pairs) if comparison]
     if not found:
         return [
@@ -118,7 +118,7 @@ def sentence(result: "Evaluation", measure: str) -> str:
             f"{percent(gap)} of the gap recovered" if gap > 0 else f"nothing of the gap recovered ({percent(gap)})"
         )
     elif _values(result, "scratch", measure) and _values(result, "full", measure):
-        told.append("there is no gap to recover, as full is no better than scratch")
+        told.append("there is no gap to recover, as full is not clearly better than scratch")
     if comparison is not None:
         told.append(comparison.sentence())
     said = "; ".join(told)

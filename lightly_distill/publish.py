@@ -150,8 +150,17 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any
             for result in results
         ]
         measured = [result["setting"]["set"] for result in results]
+        whole = all(
+            "distilled" in result["arms"]
+            and all(len(seen) == len(result["seeds"]) for arm in result["arms"].values() for seen in arm.values())
+            for result in results
+        )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{path} holds no results of `evaluate`: {type(error).__name__}: {error}") from error
+    if not whole:
+        raise UsageError(
+            f"The evaluation in {folder} is not whole: it lacks the set or some of its seeds. Run it again."
+        )
     own = json.loads(json.dumps(synthetic.provenance))
     if any(other != own for other in measured):
         raise UsageError(f"The results in {path} are of another set: their record of it is not this one's.")

@@ -37,10 +37,11 @@ MAX_PROVENANCE = 20_000  # characters
 _TITLE = "Does the synthetic set transfer?"
 _NOTE = (
     "Each arm is a student that was pre-trained by the same recipe (full: for its own number of epochs) and tried on "
-    "the same labels; random is as many real images as distilled has synthetic ones. Each p-value is of a paired "
-    "t-test over the seeds, two-sided, and stands alone: of twenty comparisons of equals, about one is below 0.05 by "
-    "chance. Peak memory is what pre-training held at most, with its images and without what the process had before: "
-    "on a GPU what PyTorch allocated, on a CPU the growth of the process, looked at every few milliseconds."
+    "the same labels; random is as many real images as distilled has synthetic ones. Distilled is one and the same set "
+    "for all seeds: another distillation may do better or worse. Each p-value is of a paired t-test over the seeds, "
+    "two-sided, and stands alone: of twenty comparisons of equals, about one is below 0.05 by chance. Peak memory is "
+    "what pre-training held at most, with its images and without what the process had before: on a GPU what PyTorch "
+    "allocated, on a CPU the growth of the process, looked at every few milliseconds."
 )
 _ARMS = {
     "scratch": "not pre-trained: random weights",
@@ -85,7 +86,7 @@ def write(
 
     body = [
         *(f'<p class="lead">{html_text(line)}</p>' for line in findings.lead(results)),
-        bullets(found, "findings"),
+        bullets([*found, *left_out(results)], "findings"),
         f"<p>{_NOTE}</p>",
         _definitions(results),
     ]
@@ -134,6 +135,11 @@ def _accuracies(result: "Evaluation") -> Table:
     return table
 
 
+def left_out(results: "Sequence[Evaluation]") -> list[tuple[str, str]]:
+    """Returns the arms that have no numbers, and why."""
+    return [(f"{result.student}, {arm}: left out", why) for result in results for arm, why in result.failed.items()]
+
+
 def of_seeds(result: "Evaluation") -> str:
     """Returns what values with a spread are, in words."""
     numbers = ", ".join(map(str, result.seeds))
@@ -172,7 +178,8 @@ def _markdown(
     results: "Sequence[Evaluation]", found: list[tuple[str, str]], tables: list[Table], settings: Table
 ) -> str:
     parts = [f"# {_TITLE}", *map(markdown_text, findings.lead(results))]
-    parts += ["\n".join(f"- **{markdown_text(name)}**: {markdown_text(text)}" for name, text in found), _NOTE]
+    told = [*found, *left_out(results)]
+    parts += ["\n".join(f"- **{markdown_text(name)}**: {markdown_text(text)}" for name, text in told), _NOTE]
     for result, table in zip(results, tables, strict=True):
         parts += [f"## Student {markdown_text(result.student)}", markdown_table(table), markdown_text(table.caption)]
     return "\n\n".join([*filter(None, parts), "## Settings", markdown_table(settings)]) + "\n"

@@ -5,6 +5,7 @@ import platform
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,26 @@ class Evaluation:
         setting: All that decides the numbers.
         seeds: One for each value.
         arms: By name.
+        failed: Arms that are left out because their pre-training diverged, and how.
     """
 
     student: str
     setting: dict[str, Any]
     seeds: list[int]
     arms: dict[str, Arm]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def recovered_gap(self, measure: str) -> float | None:
         """Returns (distilled - scratch) / (full - scratch) of the means.
 
-        None where one of the three is missing, or `full` is no better than `scratch`: nothing could be recovered.
+        None where one of the three is missing, or `full` is not better than `scratch` by two standard errors: there was
+        nothing that could be recovered then, and the ratio would be noise.
         """
-        means = {
-            name: statistics.fmean(arm.values[measure]) for name, arm in self.arms.items() if measure in arm.values
-        }
-        if not {"distilled", "scratch", "full"} <= set(means) or means["full"] <= means["scratch"]:
+        ceiling, own = self._differences(measure, "full", "scratch"), self._differences(measure, "distilled", "scratch")
+        if not ceiling or not own:
             return None
-        return (means["distilled"] - means["scratch"]) / (means["full"] - means["scratch"])
+        gap = statistics.fmean(ceiling)
+        return statistics.fmean(own) / gap if gap > 0 and gap >= 2 * _standard_error(ceiling) else None
 
     def paired(self, measure: str, baseline: str = "random") -> dict[str, float] | None:
         """Compares distilled with a baseline, seed by seed.
@@ -68,13 +71,18 @@ class Evaluation:
             Mean difference, its standard error, and the p-value of a paired t-test, two-sided; None with fewer than two
             seeds or without one of the arms.
         """
-        both = [self.arms[name].values.get(measure) for name in ("distilled", baseline) if name in self.arms]
-        if len(both) < 2 or None in both or len(self.seeds) < 2:
+        differences = self._differences(measure, "distilled", baseline)
+        if len(differences) < 2:
             return None
-        differences = [a - b for a, b in zip(*both, strict=True)]
-        error = statistics.stdev(differences) / len(differences) ** 0.5
-        p = float(stats.ttest_rel(*both).pvalue) if error > 0 else float("nan")
+        error = _standard_error(differences)
+        p = float(stats.ttest_1samp(differences, 0).pvalue) if error > 0 else float("nan")
         return {"difference": statistics.fmean(differences), "standard_error": error, "p": p}
+
+    def _differences(self, measure: str, first: str, second: str) -> list[float]:
+        """Returns first minus second, one for each seed; empty where one of them was not measured."""
+        both = [self.arms[name].values.get(measure, []) for name in (first, second) if name in self.arms]
+        # rounded, as 0.62 - 0.6 and 0.72 - 0.7 are not the same number, and would seem to have a spread
+        return [round(a - b, 9) for a, b in zip(*both, strict=True)] if len(both) == 2 and all(both) else []
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the results as plain values, as they are written."""
@@ -89,7 +97,13 @@ class Evaluation:
             "bytes": {name: arm.bytes for name, arm in self.arms.items()},
             "seconds": {name: arm.seconds for name, arm in self.arms.items()},
             "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
+            "failed": self.failed,
         }
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Returns that of the mean; 0 of a single value."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def _machine(device: str) -> str:

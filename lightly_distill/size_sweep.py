@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from lightly_distill import artifact, report, sweep_report
+from lightly_distill.arms import LABELLED_ARMS
 from lightly_distill.config import DistillConfig, to_dict
 from lightly_distill.device import resolve_device
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation import (
     check_arms,
-    check_known,
+    check_recipe,
     check_task_names,
     evaluate,
     open_tasks,
     seed_list,
     write_results,
 )
-from lightly_distill.probes import FINETUNE_STEPS, PROBES
+from lightly_distill.probes import FINETUNE_STEPS
 from lightly_distill.real import RealImages, require_enough
 from lightly_distill.results import Evaluation
 from lightly_distill.run_folder import run_metrics
@@ -58,6 +59,7 @@ def sweep(
     seeds: int | Sequence[int] = 3,
     epochs: int = 500,
     full_epochs: int = 20,
+    lr: float = 0.1,
     finetune_steps: int = FINETUNE_STEPS,
     search: Sequence[str] = (),
     trials: int | None = None,
@@ -75,13 +77,14 @@ def sweep(
         tasks: As for `evaluate`. They are not read before a search is over.
         out: New folder, or that of a sweep with the same settings.
         student: Backbones that are tried on the tasks, comma separated. Default: those of the stage.
-        baselines: As for `evaluate`. Without `full`, the cost cannot be told. `scratch`, `full` and `target` are
-            measured once, as no size changes them.
+        baselines: As for `evaluate`, but `krr-labels` and `dm`. Without `full`, the cost cannot be told. `scratch`,
+            `full` and `target` are measured once, as no size changes them.
         probes: As for `evaluate`. The recommendation looks at `linear`, or else at the first.
         labels: As for `evaluate`.
         seeds: As for `evaluate`.
         epochs: As for `evaluate`.
         full_epochs: As for `evaluate`.
+        lr: As for `evaluate`: of pre-training students, not of the images.
         finetune_steps: As for `evaluate`.
         search: What to search before the sizes are distilled, of `lr` (of images and of representations, apart),
             `ridge` and `steps`; see `search.py`. The best settings are used for all sizes.
@@ -103,6 +106,7 @@ def sweep(
         "seeds": seed_list(seeds),
         "epochs": epochs,
         "full_epochs": full_epochs,
+        "lr": lr,
         "finetune_steps": finetune_steps,
     }
     names = _check_transfer(transfer, baselines)
@@ -120,12 +124,12 @@ def sweep(
     }
     state = go_on(begun, settings, folder) if begun else Sweep(settings, None, {})
     searching = plan is not None and state.found is None
-    opened = [] if searching else open_tasks(tasks, transfer["labels"], image_size=source.image_size)
+    opened = [] if searching else _opened(tasks, state, source.image_size)
     write_record(state, folder)
     if plan is not None and searching:
         state.found = _search(plan, stage, source, folder)
         write_record(state, folder)
-        opened = open_tasks(tasks, transfer["labels"], image_size=source.image_size)
+        opened = _opened(tasks, state, source.image_size)
     for number, size in enumerate(wanted, start=1):
         told = f"Size {size:,} ({number} of {len(wanted)})"
         if size in state.sizes:
@@ -151,11 +155,27 @@ def _increasing(sizes: Sequence[int]) -> list[int]:
 
 def _check_transfer(transfer: dict[str, Any], baselines: Sequence[str]) -> list[str]:
     """Returns the names of the arms."""
-    check_known("probe", transfer["probes"], PROBES)
-    for name in ("epochs", "full_epochs", "finetune_steps"):
-        if transfer[name] < 1:
-            raise UsageError(f"{name} must be at least 1; got {transfer[name]}.")
+    check_recipe(**{name: value for name, value in transfer.items() if name != "seeds"})
+    labelled = sorted(set(baselines) & set(LABELLED_ARMS))
+    if labelled:
+        raise UsageError(
+            f"A sweep has no arms that need labels of the source: try {', '.join(labelled)} in `evaluate`."
+        )
     return check_arms(baselines, {})
+
+
+def _opened(tasks: Sequence[Any], state: Sweep, image_size: int) -> list[Task]:
+    """Opens the tasks, which have to be those that finished sizes were tried on, not only of the same names."""
+    opened = open_tasks(tasks, state.settings["evaluate"]["labels"], image_size=image_size)
+    prints = {task.name: task.fingerprint() for task in opened}
+    changed = [name for name, known in state.tasks.items() if state.sizes and prints[name] != known]
+    if changed:
+        raise UsageError(
+            f"The sweep was begun with other images or labels of the task {', '.join(changed)}: give the old ones or "
+            "another --out."
+        )
+    state.tasks = prints
+    return opened
 
 
 def _open(data: Any, config: DistillConfig, largest: int, students: Sequence[str], plan: SearchPlan | None) -> Source:
@@ -205,6 +225,12 @@ def _one_size(
         device=config.device,
         **transfer,
     )
+    for result in results:
+        if "distilled" in result.failed:
+            raise DistillError(
+                f"Student {result.student} cannot be pre-trained on the set of {size}: {result.failed['distilled']} "
+                f"The sets stay in {place.parent}; a sweep with other settings of pre-training needs another --out."
+            )
     _complete(results, known, names)
     folder = place / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -228,4 +254,5 @@ def _complete(results: Sequence[Evaluation], known: Sequence[Evaluation], names:
         for other in known:
             if other.student == result.student:
                 result.arms |= {name: other.arms[name] for name in ANY_SIZE if name in other.arms}
-        result.arms = {name: result.arms[name] for name in names}
+                result.failed |= {name: why for name, why in other.failed.items() if name in ANY_SIZE}
+        result.arms = {name: result.arms[name] for name in names if name in result.arms}

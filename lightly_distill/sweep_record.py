@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,11 +44,13 @@ class Sweep:
         settings: All that decides them.
         found: What the search found; None without one, or before its end.
         sizes: By number of images, increasing.
+        tasks: Fingerprint of each task, by name; empty before they were read.
     """
 
     settings: dict[str, Any]
     found: Found | None
     sizes: dict[int, SizeResult]
+    tasks: dict[str, str] = field(default_factory=dict)
 
     @property
     def probe(self) -> str:
@@ -105,7 +107,7 @@ def read_record(folder: Path) -> Sweep | None:
     try:
         record = json.loads(path.read_text())
         sizes = {int(size): _size_result(fields) for size, fields in record["sizes"].items()}
-        return Sweep(record["settings"], record["found"] and Found(**record["found"]), sizes)
+        return Sweep(record["settings"], record["found"] and Found(**record["found"]), sizes, record["tasks"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DistillError(
             f"{path} cannot be read ({type(error).__name__}: {error}): give another --out, or remove the folder."
@@ -140,7 +142,7 @@ def go_on(begun: Sweep, settings: dict[str, Any], folder: Path) -> Sweep:
         raise UsageError(
             f"The sweep in {folder} had other settings ({'; '.join(changed)}): give the old ones or another --out."
         )
-    return Sweep(settings, begun.found, begun.sizes)
+    return Sweep(settings, begun.found, begun.sizes, begun.tasks)
 
 
 def write_record(state: Sweep, folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from lightly_distill import findings, pictures
+from lightly_distill import findings, pictures, tradeoff
 from lightly_distill.page import (
     Table,
     figure,
@@ -16,7 +16,8 @@ from lightly_distill.page import (
     markdown_text,
     page,
 )
-from lightly_distill.report import draw_chart, mean_spread, of_seeds, synthetic_images
+from lightly_distill.report import draw_chart, left_out, mean_spread, of_seeds, synthetic_images
+from lightly_distill.results import Arm
 from lightly_distill.synthetic import SyntheticSet
 from lightly_distill.tradeoff import WITHIN
 
@@ -93,6 +94,8 @@ def lead(sweep: "Sweep") -> list[str]:
         told.append(makes + paid)
     if sweep.found:
         told.append(_search_sentence(sweep.found))
+    for each, done in sweep.sizes.items():
+        told += [f"{each:,} images, {what}: {why}" for what, why in left_out(done.results)]
     return told
 
 
@@ -133,18 +136,20 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
     """Makes the table of one student: a row for each size and arm, then the arms that no size changes."""
     some = next(iter(results.values()))
     measures = findings.measures(some)
+    probe = tradeoff.deciding_probe([some])
+    deciding = [measure for measure in measures if tradeoff.probe_of(measure) == probe]
     curves, levels = _arms(results)
     table = Table(
         f"Accuracy in %, {of_seeds(some)}. Bold: the best distilled set.",
-        ["images and arm", *measures, "recovered gap", "size"],
+        ["images and arm", *measures, f"recovered gap, {probe}", "size"],
         [],
         foot=len(levels),
         numbers=True,
     )
     for size, result in results.items():
         for name in curves:
-            arm = result.arms[name]
-            gaps = [result.recovered_gap(measure) for measure in measures] if name == "distilled" else []
+            arm = result.arms.get(name, Arm(0, 0))  # left out at this size
+            gaps = [result.recovered_gap(measure) for measure in deciding] if name == "distilled" else []
             gap = "-" if not gaps or None in gaps else findings.percent(fmean(gap for gap in gaps if gap is not None))
             cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
             table.rows.append([f"{size:,} {name}", *cells, gap, pictures.size_text(arm.bytes)])
@@ -161,9 +166,9 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
 
 def _arms(results: "Mapping[int, Evaluation]") -> tuple[list[str], list[str]]:
     """Returns the arms that the size changes, and those that it does not."""
-    some = next(iter(results.values())).arms
-    curves = [name for name in some if name not in ("scratch", "full", "target")]
-    return curves, [name for name in some if name not in curves]
+    names = dict.fromkeys(name for result in results.values() for name in result.arms)
+    curves = [name for name in names if name not in ("scratch", "full", "target")]
+    return curves, [name for name in names if name not in curves]
 
 
 def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[str]:
@@ -172,9 +177,9 @@ def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[str]:
     charts = []
     for measure in findings.measures(some):
         curves = {
-            name: {size: result.arms[name].values[measure] for size, result in results.items()}
+            name: {size: result.arms[name].values[measure] for size, result in results.items() if name in result.arms}
             for name in names
-            if measure in some.arms[name].values
+            if any(measure in result.arms[name].values for result in results.values() if name in result.arms)
         }
         levels = {name: some.arms[name].values[measure] for name in others if measure in some.arms[name].values}
         chart = draw_chart(pictures.accuracy_by_images, curves, levels=levels, title=measure, chosen=chosen)

@@ -1,5 +1,6 @@
 """A labelled task: what a pre-trained student is tried on."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,14 @@ class Task:
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all images and labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels, self.test_images, self.test_labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def few(self, labels: "int | float | None", seed: int) -> Tensor:
         """Draws training images, as many of each class as can be.

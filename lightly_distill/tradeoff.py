@@ -76,7 +76,7 @@ def deciding_probe(results: "Sequence[Evaluation]") -> str:
     Args:
         results: Of each student.
     """
-    probes = list(dict.fromkeys(_probe(measure) for result in results for measure in findings.measures(result)))
+    probes = list(dict.fromkeys(probe_of(measure) for result in results for measure in findings.measures(result)))
     return next((probe for probe in probes if probe.split("@")[0] == "linear"), probes[0])
 
 
@@ -92,7 +92,7 @@ def mean_accuracies(results: "Sequence[Evaluation]", arm: str, probe: str) -> li
         In [0, 1]; empty where the arm was not measured.
     """
     arms = [result.arms[arm] for result in results if arm in result.arms]
-    columns = [values for each in arms for measure, values in each.values.items() if _probe(measure) == probe]
+    columns = [values for each in arms for measure, values in each.values.items() if probe_of(measure) == probe]
     return [fmean(values) for values in zip(*columns, strict=True)]
 
 
@@ -109,7 +109,8 @@ def cost_of(results: "Sequence[Evaluation]", making: float) -> Cost | None:
     return Cost(making, _seconds(small), _seconds(full), small[0].bytes, full[0].bytes)
 
 
-def _probe(measure: str) -> str:
+def probe_of(measure: str) -> str:
+    """Returns the probe of a measure, with its labels."""
     return measure.rpartition("/")[2]  # a task's name may hold a slash
 
 

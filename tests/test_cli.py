@@ -1,3 +1,4 @@
+import filecmp
 import json
 import os
 import subprocess
@@ -13,6 +14,9 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import SyntheticSet
 from lightly_distill.cli import main
+from lightly_distill.commands.evaluate import BASELINES, PROBES_TOLD
+from lightly_distill.evaluation import ARMS
+from lightly_distill.probes import PROBES
 from lightly_distill.publish import read_evaluation
 from test_trackers import read_back
 
@@ -59,7 +63,10 @@ def test_distill_pretrain_and_inspect_work_one_after_the_other(place: Path, caps
     loaded: dict[str, Any] = {}
     exec(recipe, loaded)  # what was printed does what it says
     assert loaded["backbone"](torch.zeros(2, 3, 8, 8)).shape == (2, 16)
-    assert {path.name for path in Path("student").iterdir()} == {"model.safetensors", "config.json"}
+    assert {path.name for path in Path("student").iterdir()} == {"model.safetensors", "config.json", "config.yaml"}
+    assert main(["pretrain", "--config", "student/config.yaml", "--out", "other"]) == 0
+    assert filecmp.cmp("student/model.safetensors", "other/model.safetensors", shallow=False)
+    capsys.readouterr()
     assert main(["inspect", "run"]) == 0
     told = capsys.readouterr().out
     assert "8 of 3x8x8" in told and "photos, 40 images" in told
@@ -173,6 +180,7 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
             ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
         ),
         ("pretrain", ["--set", "Passes over the set", "--weight-decay", "--push"]),
+        ("evaluate", ["random: as many real images", "linear: logistic regression", "--config"]),
         ("publish", ["REPO_ID", "--private", "--dry-run", "near copies", "--yes", "--pull-request"]),
         ("inspect", ["Synthetic set"]),
         ("demo", ["--seed"]),
@@ -319,19 +327,26 @@ def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys:
     assert main([*command, *more, "--arm", "again=run", "--out", "results"]) == 0
     told = capsys.readouterr().out
     assert "Recovered gap" in told or "No recovered gap" in told
-    assert {path.name for path in Path("results").iterdir()} == {"results.json", "report.html", "report.md"}
+    written = {"results.json", "report.html", "report.md", "config.yaml"}
+    assert {path.name for path in Path("results").iterdir()} == written
     (results,) = json.loads(Path("results/results.json").read_text())
     assert set(results["arms"]) == {"scratch", "random", "distilled", "full", "again"}
     assert set(results["arms"]["random"]) == {f"animals/{p}{n}" for p in ("knn", "linear") for n in ("", "@0.5")}
     assert "Outer loss" in Path("results/report.html").read_text()  # the run's curve
     (published,) = read_evaluation(Path("results"), SyntheticSet.load("run"))  # what `publish` takes for the card
     assert published["student"] == "convnet_4_4" and published["arms"] == results["arms"]
+    assert main(["evaluate", "--config", "results/config.yaml", "--out", "again"]) == 0
+    assert json.loads(Path("again/results.json").read_text())[0]["arms"] == results["arms"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--labels", "few"], "--labels takes numbers, shares such as 1%, or all; got 'few'"),
+        (["--labels", "few"], "--labels takes whole numbers, shares such as 1%, or all; got 'few'"),
+        (["--labels", "10.7"], "--labels takes whole numbers, shares such as 1%, or all; got '10.7'"),
+        (["--labels", "nan"], "--labels takes whole numbers"),
+        (["--labels", ","], "Nothing would be measured"),
+        (["--arm", "a=run", "--arm", "a=run"], "Two --arm have one name: a, a"),
         (["--arm", "run"], "--arm takes NAME=DIR"),
         (["--baselines", "randm"], "Unknown baseline 'randm'. Did you mean 'random'"),
         (["--probe", "knn,liner"], "Unknown probe 'liner'. Did you mean 'linear'"),
@@ -399,7 +414,7 @@ def test_a_preset_gives_a_sweep_its_defaults(place: Path, monkeypatch: pytest.Mo
         (["--search", "lr"], "--search needs --trials"),
         (["--trials", "2"], "--trials needs --search"),
         (["--num-images", "5"], "Unknown option --num-images"),
-        (["--labels", "few"], "--labels takes numbers"),
+        (["--labels", "few"], "--labels takes whole numbers"),
         (["--data", "phtos"], "photos"),
     ],
 )
@@ -410,3 +425,8 @@ def test_a_wrong_sweep_is_told_in_one_line(
     assert main([*SWEEP, *SHORT, "--out", "sizes", *options]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1 and message in lines[0] and not Path("sizes").exists()
+
+
+def test_help_knows_every_arm_and_probe() -> None:
+    assert [*BASELINES] == [name for name in ARMS if name != "distilled"]
+    assert [*PROBES_TOLD] == [*PROBES]

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
-from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target
+from lightly_distill import DistillationStage, DistillError, SyntheticSet, UsageError, as_target, evaluation
 from lightly_distill.arms import LABELLED_ARMS, normalise
 from lightly_distill.evaluation import evaluate
 from lightly_distill.probes import (
@@ -214,6 +214,14 @@ def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monk
         ({"others": {"random": "x"}}, "The name of another set cannot be that of an arm: random"),
         ({"tasks": [task(), task()]}, r"Two tasks are named TensorDataset: give one of them another name"),
         ({"tasks": ["nowhere/at/all/x"]}, "There is no file or folder 'nowhere/at/all/x'"),
+        ({"probes": []}, "Nothing would be measured: name a probe"),
+        ({"labels": []}, "Nothing would be measured: name a number of labels, or all"),
+        ({"labels": [float("nan")]}, "labels takes whole numbers, shares below 1, or None for all; got nan"),
+        ({"labels": [7.5]}, "labels takes whole numbers, .* got 7.5"),
+        ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"full_epochs": 0}, "full_epochs must be at least 1; got 0"),
+        ({"finetune_steps": -1}, "finetune_steps must be at least 1; got -1"),
+        ({"lr": 0}, "lr must be above 0; got 0"),
     ],
 )
 def test_what_does_not_fit_is_told_before_any_training(
@@ -224,6 +232,56 @@ def test_what_does_not_fit_is_told_before_any_training(
     with pytest.raises(UsageError, match=message) as caught:
         evaluate(synthetic, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_the_whole_source_is_refused_before_any_training_where_it_does_not_fit(
+    synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.evaluation.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    monkeypatch.setattr("lightly_distill.evaluation.free_memory", lambda _device: 40 * 3 * 8 * 8 * 8 - 1)
+    with pytest.raises(UsageError, match=r"The arm full needs 0\.0 GiB .* for all 40 real images, .* leave it out"):
+        evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=target, baselines=["full"], **QUICK)
+
+
+def test_an_arm_that_diverges_is_left_out_and_the_others_are_kept(
+    synthetic: SyntheticSet, target: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    huge = SyntheticSet(synthetic.images, synthetic.representations * 1e18, mean=synthetic.mean, std=synthetic.std)
+    options = {"data": tiny.images(40), "target": target, "baselines": ["scratch", "random"], "probes": ["knn"]}
+    (plain,) = evaluate(synthetic, STUDENT, [task()], **options, **QUICK)
+    (result,) = evaluate(synthetic, STUDENT, [task()], others={"huge": huge}, out=tmp_path / "out", **options, **QUICK)
+    assert {name: arm.values for name, arm in result.arms.items()} == {n: a.values for n, a in plain.arms.items()}
+    assert list(result.failed) == ["huge"] and result.failed["huge"].startswith("seed 0: The loss of student")
+    assert "arm huge is left out: seed 0" in caplog.text
+    (written,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["failed"] == result.failed
+    for file in ("report.html", "report.md"):
+        assert "huge: left out" in (tmp_path / "out" / file).read_text()
+
+
+def test_a_distiller_that_diverges_is_left_out_too(synthetic: SyntheticSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(*_: Any, **__: Any) -> SyntheticSet:
+        raise DistillError("too fast")
+
+    monkeypatch.setitem(LABELLED_ARMS, "dm", diverges)
+    (result,) = evaluate(synthetic, STUDENT, [task()], data=labelled(), baselines=["dm"], probes=["knn"], **QUICK)
+    assert list(result.arms) == ["distilled"] and result.failed == {"dm": "seed 1: too fast"}
+
+
+def test_the_rate_of_pre_training_is_that_of_all_arms(
+    synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    own = evaluation.pretrain
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        rates.append(options["lr"])
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "pretrain", counted)
+    options = {"data": tiny.images(40), "target": target, "baselines": ["random", "full"], "probes": ["knn"]}
+    (result,) = evaluate(synthetic, STUDENT, [task()], lr=0.03, **options, **QUICK)
+    assert rates[1:] == [0.03] * 6 and result.setting["lr"] == 0.03  # the first is no arm
 
 
 def test_a_set_of_another_shape_or_another_normalisation_is_told(synthetic: SyntheticSet, target: Any) -> None:
@@ -286,6 +344,9 @@ def test_recovered_gap_is_the_share_of_what_the_whole_source_is_worth() -> None:
     assert result.recovered_gap("t/linear") == pytest.approx(0.5)
     assert result_of(scratch=[0.4], distilled=[0.5]).recovered_gap("t/linear") is None
     assert result_of(scratch=[0.4], distilled=[0.5], full=[0.3]).recovered_gap("t/linear") is None
+    # a ceiling that is no more than noise above the floor
+    noisy = result_of(scratch=[0.500, 0.505, 0.498], distilled=[0.6, 0.6, 0.6], full=[0.501, 0.506, 0.4965])
+    assert noisy.recovered_gap("t/linear") is None
 
 
 def test_distilled_is_compared_with_random_seed_by_seed() -> None:
@@ -295,6 +356,9 @@ def test_distilled_is_compared_with_random_seed_by_seed() -> None:
     assert paired["standard_error"] == pytest.approx(0.02 / math.sqrt(3))
     assert paired["p"] == pytest.approx(0.0494, abs=1e-3)
     assert result_of(random=[0.4], distilled=[0.5]).paired("t/linear") is None
+    # equal differences have no spread, whatever rounding says
+    paired = result_of(random=[0.60, 0.70, 0.80], distilled=[0.62, 0.72, 0.82]).paired("t/linear")
+    assert paired is not None and paired["standard_error"] == 0 and math.isnan(paired["p"])
     assert result_of(scratch=[0.4, 0.4], distilled=[0.5, 0.5]).paired("t/linear") is None
 
 

@@ -43,6 +43,14 @@ def test_what_is_no_evaluation_is_told(tmp_path: Path, content: str | None) -> N
         read_evaluation(tmp_path, make_set())
 
 
+@pytest.mark.parametrize("arms", [{"distilled": {"t/knn": [0.5]}}, {"random": {"t/knn": [0.5, 0.25]}}])
+def test_an_evaluation_that_was_interrupted_is_refused(tmp_path: Path, arms: dict[str, Any]) -> None:
+    ours = make_set()
+    (tmp_path / "results.json").write_text(json.dumps(results(ours, arms=arms)))
+    with pytest.raises(UsageError, match="is not whole"):
+        read_evaluation(tmp_path, ours)
+
+
 def test_results_of_another_set_are_refused(tmp_path: Path) -> None:
     ours, other = make_set(), make_set()
     other.provenance["steps"] = 8

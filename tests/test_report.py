@@ -146,7 +146,7 @@ def test_each_student_has_a_table_and_all_share_a_chart(tmp_path: Path) -> None:
 def test_without_the_full_arm_there_is_no_recovered_gap(tmp_path: Path) -> None:
     seen, text = written(tmp_path, made_up(arms=("scratch", "random", "distilled")))
     assert ["recovered gap", "-", "-", "", "", "", ""] in seen.rows and "of the gap" not in text
-    assert "No recovered gap: it needs the arms scratch and full, and full to be the better of the two." in text
+    assert "No recovered gap: it needs the arms scratch and full, and full to be better by more than noise." in text
 
 
 def test_one_seed_has_no_spread_and_proves_nothing(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_difference_within_noise_is_called_so(
 def test_a_ceiling_below_scratch_leaves_no_gap() -> None:
     result = made_up()
     result.arms["full"].values[MEASURES[0]] = [0.3, 0.3, 0.3]
-    assert findings.sentence(result, MEASURES[0]).startswith("There is no gap to recover, as full is no better than")
+    assert findings.sentence(result, MEASURES[0]).startswith("There is no gap to recover, as full is not clearly")
     assert findings.sentence(made_up(worth=-0.3), MEASURES[0]).startswith("Nothing of the gap recovered (-40%); ")
 
 

@@ -8,7 +8,17 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 import tiny
-from lightly_distill import DistillationStage, DistillError, SyntheticSet, UsageError, evaluate, size_sweep, sweep
+from lightly_distill import (
+    DistillationStage,
+    DistillError,
+    SyntheticSet,
+    UsageError,
+    evaluate,
+    evaluation,
+    seeding,
+    size_sweep,
+    sweep,
+)
 from lightly_distill.distill import DistillState
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.sweep_record import Sweep
@@ -272,6 +282,8 @@ def test_several_students_and_tasks_are_averaged(tmp_path: Path) -> None:
         ({"baselines": ["ful"]}, r"Unknown baseline 'ful'\. Did you mean 'full'"),
         ({"probes": ["lin"]}, r"Unknown probe 'lin'\. Did you mean 'linear'"),
         ({"seeds": 0}, r"seeds is a number of repetitions"),
+        ({"probes": []}, r"Nothing would be measured: name a probe"),
+        ({"baselines": ["scratch", "krr-labels"]}, r"A sweep has no arms that need labels of the source.*krr-labels"),
         ({"epochs": 0}, r"epochs must be at least 1; got 0"),
         ({"full_epochs": 0}, r"full_epochs must be at least 1; got 0"),
         ({"student": "convnet_4_4_4_4"}, r"4 blocks need images of 16x16"),
@@ -285,6 +297,45 @@ def test_what_does_not_fit_is_told_before_any_work(
     with pytest.raises(UsageError, match=message) as caught:
         run(tmp_path / "out", **changes)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_task_of_the_same_name_with_other_images_is_told(tmp_path: Path) -> None:
+    run(tmp_path / "out", sizes=(4,), probes=("knn",))
+    name, train, test = task()
+    other = (name, TensorDataset(255 - train.tensors[0], train.tensors[1]), test)
+    with pytest.raises(UsageError, match=r"begun with other images or labels of the task shapes"):
+        run(tmp_path / "out", sizes=(4, 8), probes=("knn",), tasks=[other])
+    assert set(run(tmp_path / "out", sizes=(4, 8), probes=("knn",)).sizes) == {4, 8}
+
+
+def test_an_arm_that_diverges_at_one_size_is_left_out_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = evaluation.pretrain
+
+    def sometimes(student: str, synthetic: SyntheticSet, **options: Any) -> Any:
+        if len(synthetic) == 8 and bool((synthetic.source_index == broken).all()):
+            raise DistillError("too fast")
+        return own(student, synthetic, **options)
+
+    drawn = torch.randperm(60, generator=seeding.generator(0, "arm", "random"))[:8]
+    broken = drawn
+    monkeypatch.setattr(evaluation, "pretrain", sometimes)
+    done = run(tmp_path / "out", probes=("knn",))
+    assert "random" in done.sizes[4].results[0].arms and "random" not in done.sizes[8].results[0].arms
+    assert "8 images, convnet_4_4, random: left out: seed 0: too fast" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+def test_a_student_that_diverges_on_the_set_ends_the_sweep_and_keeps_the_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise DistillError("too fast.")
+
+    monkeypatch.setattr(evaluation, "_pretrained", fails)
+    with pytest.raises(
+        DistillError, match=r"convnet_4_4 cannot be pre-trained on the set of 4: seed 0: too fast\. The"
+    ):
+        run(tmp_path / "out", baselines=[], probes=("knn",))
+    assert len(SyntheticSet.load(tmp_path / "out" / "size-4" / "run")) == 4
 
 
 def test_a_folder_of_something_else_or_a_damaged_record_is_told(tmp_path: Path) -> None:

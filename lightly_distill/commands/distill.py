@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightly_distill.commands.shared import PROGRAM, SOURCE_HELP, TARGET_HELP, target_options
+from lightly_distill.commands.shared import PROGRAM, SOURCE_HELP, TARGET_HELP, config_option, target_options
 from lightly_distill.config import DistillConfig, make_config
 from lightly_distill.locate import locate
 from lightly_distill.processes import is_main
@@ -47,7 +47,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def stage_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
     """Declares what decides a synthetic set: source, target, and the configuration without the fields in `skip`."""
-    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
+    config_option(parser)
     parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
     parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
     target_options(parser)

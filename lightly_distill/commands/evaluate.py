@@ -1,6 +1,6 @@
 """`lightly-distill evaluate`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +8,34 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from lightly_distill import findings
-from lightly_distill.commands.shared import SET_HELP, target_options
+from lightly_distill.commands.shared import SET_HELP, config_option, config_written, several, target_options
 from lightly_distill.errors import UsageError
-from lightly_distill.evaluation import ARMS, evaluate
-from lightly_distill.probes import PROBES
+from lightly_distill.evaluation import evaluate
 from lightly_distill.targets import load_target
 
+BASELINES = {
+    "scratch": "no pre-training",
+    "random": "as many real images, drawn at random, with the target's representations",
+    "kmeans": "the real images nearest to as many centroids",
+    "noise": "as many images of noise",
+    "krr-labels": "supervised kernel ridge, the same stage with labels, of a labelled source",
+    "dm": "distribution matching, of a labelled source",
+    "full": "all real images, the ceiling",
+    "target": "the target model itself",
+}
+PROBES_TOLD = {
+    "knn": "nearest neighbours",
+    "linear": "logistic regression on the features",
+    "linear-pooled": "on features averaged over positions",
+    "finetune": "all weights trained on the labels",
+    "data-free": "a fresh student that only sees a classifier's answers to the set's images",
+}
 ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declares the options."""
+    config_option(parser)
     parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
     parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
@@ -38,8 +55,17 @@ def arguments(parser: ArgumentParser) -> None:
     target_options(parser)
 
 
-def transfer_options(parser: ArgumentParser, baselines: str, skip: Collection[str] = ()) -> None:
-    """Declares how students are tried on tasks; `skip` leaves fields of `evaluate` out that are declared elsewhere."""
+def transfer_options(
+    parser: ArgumentParser, baselines: str, arms: Mapping[str, str] = BASELINES, skip: Collection[str] = ()
+) -> None:
+    """Declares how students are tried on tasks.
+
+    Args:
+        parser: Of the command.
+        baselines: The default.
+        arms: What baselines there are, and what they are.
+        skip: Fields of `evaluate` that are declared elsewhere.
+    """
     parser.add_argument(
         "--task",
         type=str,
@@ -54,10 +80,14 @@ def transfer_options(parser: ArgumentParser, baselines: str, skip: Collection[st
         type=str,
         default=baselines,
         metavar="ARM[,ARM]",
-        help=f"What the set is compared with, of {', '.join(name for name in ARMS if name != 'distilled')}.",
+        help=f"What the set is compared with. {_explained(arms)}.",
     )
     parser.add_argument(
-        "--probe", type=str, default="knn,linear", metavar="NAME[,NAME]", help=f"Of {', '.join(PROBES)}."
+        "--probe",
+        type=str,
+        default="knn,linear",
+        metavar="NAME[,NAME]",
+        help=f"How students are tried. {_explained(PROBES_TOLD)}.",
     )
     parser.add_argument(
         "--labels",
@@ -96,27 +126,33 @@ def transfer_settings(options: Namespace) -> dict[str, Any]:
         "seeds": options.seeds,
         "epochs": options.epochs,
         "full_epochs": options.full_epochs,
+        "lr": options.lr,
         "finetune_steps": options.finetune_steps,
     }
 
 
 def run(options: Namespace) -> None:
     """Runs the command."""
-    others = dict(arm.partition("=")[::2] for arm in options.arm)
-    for name, folder in others.items():
+    pairs = [arm.partition("=")[::2] for arm in several(options.arm)]
+    others = dict(pairs)
+    for name, folder in pairs:
         if not (name and folder):
             raise UsageError(f"--arm takes NAME=DIR, such as earlier=runs/earlier; got '{name}{folder}'.")
-    results = evaluate(
-        options.set,
-        options.student,
-        options.task,
-        data=options.data,
-        target=options.target and load_target(options.target, options.target_encoder, options.target_class),
-        others=others,
-        device=options.device,
-        out=options.out,
-        **transfer_settings(options),
-    )
+    if len(others) < len(pairs):
+        raise UsageError(f"Two --arm have one name: {', '.join(name for name, _ in pairs)}.")
+    target = options.target and load_target(options.target, options.target_encoder, options.target_class)
+    with config_written(options, options.out):
+        results = evaluate(
+            options.set,
+            options.student,
+            several(options.task),
+            data=options.data,
+            target=target,
+            others=others,
+            device=options.device,
+            out=options.out,
+            **transfer_settings(options),
+        )
     for line in findings.lead(results):
         print(line)
     print(f"Report: {options.out / 'report.html'}, tables: {options.out / 'report.md'}")
@@ -127,6 +163,10 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _explained(meanings: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
+
+
 def _label_count(text: str) -> "int | float | None":
     if text in ("all", "100%"):
         return None
@@ -135,6 +175,6 @@ def _label_count(text: str) -> "int | float | None":
         value = float(text.removesuffix("%")) / (100 if share else 1)
     except ValueError:
         value = -1
-    if value <= 0 or (share and value > 1):
-        raise UsageError(f"--labels takes numbers, shares such as 1%, or all; got '{text}'.")
+    if not (0 < value < 1 or (not share and value >= 1 and value % 1 == 0)):
+        raise UsageError(f"--labels takes whole numbers, shares such as 1%, or all; got '{text}'.")
     return value if value < 1 else int(value)

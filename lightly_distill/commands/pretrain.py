@@ -6,18 +6,19 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill import hub
-from lightly_distill.commands.shared import SET_HELP
+from lightly_distill.commands.shared import SET_HELP, config_option, config_written
 from lightly_distill.pretrain import is_trained, pretrain
 from lightly_distill.publish_student import publish_student
 from lightly_distill.students import find_adapter
 from lightly_distill.synthetic import SyntheticSet
 
 ABOUT = "Pre-trains a timm backbone on a synthetic set."
-_NOT_SETTINGS = {"set", "push", "private", "debug"}
+_NOT_SETTINGS = {"config", "set", "push", "private", "debug"}
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declares the options."""
+    config_option(parser)
     parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
     parser.add_argument("--student", type=str, required=True, metavar="NAME", help="timm name of the backbone.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder for the backbone.")
@@ -43,7 +44,8 @@ def run(options: Namespace) -> None:
     synthetic = SyntheticSet.load(options.set)
     adapter, name = find_adapter(options.student)
     if options.push is None or not is_trained(synthetic=synthetic, **settings):
-        backbone = pretrain(synthetic=synthetic, **settings)
+        with config_written(options, options.out):
+            backbone = pretrain(synthetic=synthetic, **settings)
         print(f"Wrote {options.out}. To use it:")
         print(textwrap.indent(adapter.how_to_load(backbone, name, str(options.out)), "    "))
     if options.push is not None:

@@ -1,6 +1,16 @@
 """What several commands share."""
 
-from jsonargparse import ArgumentParser
+import ast
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from lightly_distill.errors import UsageError
+from lightly_distill.files import replacing
 
 PROGRAM = "lightly-distill"
 SET_HELP = (
@@ -17,6 +27,39 @@ TARGET_HELP = (
     "timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, or pkg.module:callable, a function that "
     "returns a model. No code in a file is run."
 )
+
+
+def config_option(parser: ArgumentParser) -> None:
+    """Declares `--config`."""
+    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
+
+
+@contextmanager
+def config_written(options: Namespace, folder: Path) -> Iterator[None]:
+    """Writes the options as `config.yaml` after the block, also if it was interrupted or failed at its work."""
+    try:
+        yield
+    except UsageError:  # nothing has begun, and the folder may be another run's
+        raise
+    except BaseException:
+        if folder.is_dir():
+            _write_config(options, folder)
+        raise
+    _write_config(options, folder)
+
+
+def _write_config(options: Namespace, folder: Path) -> None:
+    given = {name: value for name, value in options.as_dict().items() if name not in ("config", "debug", "out")}
+    plain = json.loads(json.dumps(given, default=str))  # without the types of the parser
+    with replacing(folder / "config.yaml") as partial:
+        partial.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def several(given: list[str] | str) -> list[str]:
+    """Returns the values of an option that repeats; from a file jsonargparse gives them as one text, as Python does."""
+    if isinstance(given, str):
+        return list(ast.literal_eval(given)) if given.startswith("[") else [given]
+    return given
 
 
 def target_options(parser: ArgumentParser) -> None:

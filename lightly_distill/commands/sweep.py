@@ -1,15 +1,14 @@
 """`lightly-distill sweep`."""
 
-import ast
-import json
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill import sweep_report
+from lightly_distill.arms import LABELLED_ARMS
 from lightly_distill.commands.distill import stage_config, stage_options
-from lightly_distill.commands.evaluate import listed, transfer_options, transfer_settings
+from lightly_distill.commands.evaluate import BASELINES, listed, transfer_options, transfer_settings
+from lightly_distill.commands.shared import config_written, several
 from lightly_distill.errors import UsageError
 from lightly_distill.locate import locate
 from lightly_distill.search import SEARCHABLE
@@ -66,7 +65,8 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         help="Backbones that are tried on the tasks. Default: those of --student.",
     )
-    transfer_options(parser, baselines="scratch,random,full", skip=["device"])
+    arms = {name: told for name, told in BASELINES.items() if name not in LABELLED_ARMS}
+    transfer_options(parser, baselines="scratch,random,full", arms=arms, skip=["device"])
     stage_options(parser, skip=["num_images"])
 
 
@@ -76,31 +76,22 @@ def run(options: Namespace) -> None:
     locate(options.data)  # before the target, which may be a download
     config = stage_config(options)
     target = load_target(options.target, options.target_encoder, options.target_class)
-    done = sweep(
-        DistillationStage(target, config=config),
-        options.data,
-        sizes,
-        _tasks(options.task),
-        out=options.out,
-        student=options.evaluate_student,
-        search=listed(options.search),
-        trials=options.trials,
-        search_size=options.search_size,
-        **transfer_settings(options),
-    )
-    given = {name: value for name, value in options.as_dict().items() if name not in ("config", "debug", "out")}
-    plain = json.loads(json.dumps(given))  # without the types of the parser
-    (options.out / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    with config_written(options, options.out):
+        done = sweep(
+            DistillationStage(target, config=config),
+            options.data,
+            sizes,
+            several(options.task),
+            out=options.out,
+            student=options.evaluate_student,
+            search=listed(options.search),
+            trials=options.trials,
+            search_size=options.search_size,
+            **transfer_settings(options),
+        )
     for line in sweep_report.lead(done):
         print(line)
     print(f"Report: {options.out / 'sweep.html'}, tables: {options.out / 'sweep.md'}")
-
-
-def _tasks(given: list[str] | str) -> list[str]:
-    """Returns the tasks; jsonargparse gives the list in a file as one text, as Python writes it."""
-    if isinstance(given, str):
-        return list(ast.literal_eval(given)) if given.startswith("[") else [given]
-    return given
 
 
 def _size(text: str) -> int:

@@ -16,10 +16,10 @@ CPU = Setting(
     name="cpu",
     images=10_000,
     resnet=("resnet-9", 0.5),
-    target_epochs=30,
+    target_epochs=100,
     stage={"student": "convnet_32_64_128", "num_images": 100, "steps": 3000, "batch_size": 256, "image_size": 32},
     students="convnet_32_64_128",
-    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (2000, 200), "epochs": 150, "full_epochs": 30},
+    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (2000, 200), "epochs": 500, "full_epochs": 60},
 )
 ARMS = ("scratch", "random", "kmeans", "noise", "full", "target")
 

@@ -109,8 +109,12 @@ def train_target(setting: Setting, path: Path, workers: int) -> BarlowTwins:
     """Trains the target with Lightly, or loads it from `path`."""
     with global_seed(0, "transfer", "target"):
         model = BarlowTwins(*setting.resnet).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = {"images": setting.images, "resnet": list(setting.resnet), "epochs": setting.target_epochs}
     if path.exists():
-        model.load_state_dict(torch.load(path, weights_only=True, map_location=setting.device))
+        saved = torch.load(path, weights_only=True, map_location=setting.device)
+        if saved["trained"] != trained:
+            raise SystemExit(f"{path} was trained with {saved['trained']}, asked for is {trained}: remove it.")
+        model.load_state_dict(saved["model"])
         return model
     images = real_images(setting.images)
     data = Views(images.read(torch.arange(len(images))))
@@ -132,7 +136,7 @@ def train_target(setting: Setting, path: Path, workers: int) -> BarlowTwins:
                 schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3g}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), path)
+    torch.save({"trained": trained, "model": model.state_dict()}, path)
     return model
 
 
@@ -158,9 +162,12 @@ def try_out(
     """Evaluates the set of one run and the arms that its file has no results of yet; returns all there are."""
     file = run / file_name
     known = [from_dict(each) for each in json.loads(file.read_text())] if file.exists() else []
+    settings = {"tasks": TASKS, **setting.evaluation, **options}
+    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    if known and any(known[0].setting[name] != value for name, value in asked.items()):
+        raise SystemExit(f"{file} was measured with other settings than {asked}: remove it.")
     missing = [arm for arm in arms if not known or arm not in known[0].arms]
     if missing or not known:
-        settings = {"tasks": TASKS, **setting.evaluation, **options}
         new = evaluate(
             run,
             setting.students,
