@@ -158,10 +158,15 @@ def features(student: nn.Module, images: Tensor, chunk_size: int | None) -> Tens
 
 
 def chunks_of(rows: Tensor, chunk_size: int | None) -> Sequence[Tensor]:
-    """Splits rows into chunks of at most `chunk_size`, None: one; no rows are no chunk."""
+    """Splits rows into chunks as even as can be, of at most `chunk_size`, None: one; no rows are no chunk.
+
+    A small last chunk would count in batch norm's running statistics as much as a full one, and on a single image batch
+    norm may not train at all: so three come together where the `chunk_size` is 2 and the number of rows is odd.
+    """
     if not len(rows):
         return []
-    return torch.split(rows, chunk_size or len(rows))
+    count = -(-len(rows) // (chunk_size or len(rows)))
+    return torch.tensor_split(rows, max(1, min(count, len(rows) // 2)))
 
 
 def require_finite(values: dict[str, Tensor]) -> None:

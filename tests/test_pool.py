@@ -76,6 +76,55 @@ def test_in_chunks_batch_norms_statistics_go_as_far_as_in_one_step() -> None:
     assert chunked.momentum == norm.momentum == 0.1
 
 
+def test_in_chunks_no_image_weighs_much_more_than_another_in_batch_norms_statistics() -> None:
+    _, images, reps = make_pool()
+    images, reps = torch.cat([images, images[:1] + 10]), torch.cat([reps, reps[:1]])  # the seventh would be left alone
+    means = []
+    for chunk_size in (None, 3):
+        pool = StudentPool([("tiny", tiny.student)], PoolConfig(size=1, lr=1e-30, max_age=100), images, 5, seed=0)
+        pool.chunk_size = chunk_size
+        for _ in range(60):
+            pool.advance(pool.slots[0], images, reps)
+        means.append(pool.slots[0].student[1].running_mean)
+    torch.testing.assert_close(means[1], means[0], rtol=0.25, atol=0.05)
+
+
+def test_chunks_of_two_train_batch_norm_on_a_map_of_one_pixel() -> None:
+    student = lambda: nn.Sequential(nn.AvgPool2d(8), nn.BatchNorm2d(3), nn.Flatten())  # noqa: E731
+    _, images, reps = make_pool()
+    images, reps = images[:5], reps[:5]
+    pool = StudentPool([("one", student)], PoolConfig(size=1), images, 5, seed=0)
+    pool.chunk_size = 2
+    pool.advance(pool.slots[0], images, reps)
+    assert pool.slots[0].age == 1
+
+
+def test_in_chunks_no_image_counts_much_more_than_another_in_batch_norms_statistics() -> None:
+    g = generator(7, "chunks")
+    images, reps = torch.randn(7, 3, 8, 8, generator=g), torch.randn(7, 5, generator=g)
+    images[-1] += 10
+    means = []
+    for chunk_size in (None, 3):
+        pool, *_ = make_pool(size=1, max_age=1000, lr=1e-30)  # a rate at which no weight moves
+        pool.chunk_size = chunk_size
+        for _ in range(60):
+            pool.advance(pool.slots[0], images, reps)
+        means.append(pool.slots[0].student[1].running_mean)
+    whole, chunked = means
+    assert (chunked - whole).norm() < 0.25 * whole.norm()  # the last image counts 1/6 instead of 1/7
+
+
+def test_with_a_last_map_of_one_pixel_an_odd_number_of_images_trains_in_chunks_of_two() -> None:
+    def small() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 8), nn.BatchNorm2d(8), nn.Flatten())
+
+    images, reps = torch.randn(7, 3, 8, 8), torch.randn(7, 5)
+    pool = StudentPool([("small", small)], PoolConfig(size=1), images, 5, seed=0)
+    pool.chunk_size = 2
+    pool.advance(pool.slots[0], images, reps)
+    assert pool.slots[0].age == 1
+
+
 def test_a_student_of_age_T_is_replaced_by_a_fresh_one_that_goes_on_training() -> None:
     pool, images, reps = make_pool(size=1, max_age=3)
     first = pool.slots[0].student

@@ -6,7 +6,7 @@ import reference
 import tiny
 from lightly_distill.errors import DistillError
 from lightly_distill.seeding import generator, global_seed
-from lightly_distill.step import RealBatch, kernel_pass, outer_gradient
+from lightly_distill.step import RealBatch, chunks_of, kernel_pass, outer_gradient
 
 
 def problem(m: int = 7, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor, RealBatch]:
@@ -49,7 +49,43 @@ def test_no_more_images_at_a_time_than_a_chunk_are_in_memory_with_their_graph() 
     sizes: list[tuple[int, bool]] = []
     student[0].register_forward_hook(lambda module, inputs, output: sizes.append((len(output), output.requires_grad)))
     outer_gradient(student, images, reps, real, dtype=torch.float64, chunk_size=6)
-    assert sizes == [(n, False) for n in (6, 3, 6, 6, 6, 2)] + [(n, True) for n in (6, 6, 6, 2)]
+    assert sizes == [(n, False) for n in (5, 4, 5, 5, 5, 5)] + [(n, True) for n in (5, 5, 5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunk_size", "sizes"),
+    [
+        (7, 3, [3, 2, 2]),
+        (7, 2, [3, 2, 2]),  # none of a single image
+        (100, 33, [25, 25, 25, 25]),
+        (6, 2, [2, 2, 2]),
+        (3, 2, [3]),
+        (1, 2, [1]),
+        (0, 2, []),
+        (5, None, [5]),
+        (5, 9, [5]),
+    ],
+)
+def test_chunks_are_as_even_as_can_be(rows: int, chunk_size: int | None, sizes: list[int]) -> None:
+    chunks = chunks_of(torch.arange(rows), chunk_size)
+    assert [len(chunk) for chunk in chunks] == sizes
+    assert torch.equal(torch.cat([torch.arange(0), *chunks]), torch.arange(rows))
+
+
+def test_chunks_are_even_and_never_of_a_single_image_if_there_are_more() -> None:
+    for rows, chunk_size, sizes in (
+        (7, 3, [3, 2, 2]),
+        (7, 2, [3, 2, 2]),
+        (6, 2, [2, 2, 2]),
+        (3, 2, [3]),
+        (101, 100, [51, 50]),
+        (7, None, [7]),
+        (1, 2, [1]),
+        (0, 2, []),
+    ):
+        chunks = chunks_of(torch.arange(rows), chunk_size)
+        assert [len(chunk) for chunk in chunks] == sizes
+        assert [int(row) for chunk in chunks for row in chunk] == list(range(rows))
 
 
 def test_a_small_move_down_the_gradient_lowers_the_loss_as_the_gradient_says() -> None:
