@@ -72,22 +72,6 @@ def test_chunks_are_as_even_as_can_be(rows: int, chunk_size: int | None, sizes: 
     assert torch.equal(torch.cat([torch.arange(0), *chunks]), torch.arange(rows))
 
 
-def test_chunks_are_even_and_never_of_a_single_image_if_there_are_more() -> None:
-    for rows, chunk_size, sizes in (
-        (7, 3, [3, 2, 2]),
-        (7, 2, [3, 2, 2]),
-        (6, 2, [2, 2, 2]),
-        (3, 2, [3]),
-        (101, 100, [51, 50]),
-        (7, None, [7]),
-        (1, 2, [1]),
-        (0, 2, []),
-    ):
-        chunks = chunks_of(torch.arange(rows), chunk_size)
-        assert [len(chunk) for chunk in chunks] == sizes
-        assert [int(row) for chunk in chunks for row in chunk] == list(range(rows))
-
-
 def test_a_small_move_down_the_gradient_lowers_the_loss_as_the_gradient_says() -> None:
     student, images, reps, real = problem(12)
     # a large ridge, so that the loss is smooth; the penalty's own change is not part of the gradient: keep it fixed
