@@ -255,7 +255,8 @@ class StudentPool:
                 module.load_state_dict({n.removeprefix(part): v for n, v in own.items() if n.startswith(part)})
             for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
                 if f"momentum.{number}" in own:
-                    buffer = own[f"momentum.{number}"].to(parameter.device, copy=True)
+                    # as the parameter lies in memory: a checkpoint does not keep channels last
+                    buffer = torch.empty_like(parameter).copy_(own[f"momentum.{number}"])
                     slot.optimizer.state[parameter]["momentum_buffer"] = buffer
 
 

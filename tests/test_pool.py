@@ -99,32 +99,6 @@ def test_chunks_of_two_train_batch_norm_on_a_map_of_one_pixel() -> None:
     assert pool.slots[0].age == 1
 
 
-def test_in_chunks_no_image_counts_much_more_than_another_in_batch_norms_statistics() -> None:
-    g = generator(7, "chunks")
-    images, reps = torch.randn(7, 3, 8, 8, generator=g), torch.randn(7, 5, generator=g)
-    images[-1] += 10
-    means = []
-    for chunk_size in (None, 3):
-        pool, *_ = make_pool(size=1, max_age=1000, lr=1e-30)  # a rate at which no weight moves
-        pool.chunk_size = chunk_size
-        for _ in range(60):
-            pool.advance(pool.slots[0], images, reps)
-        means.append(pool.slots[0].student[1].running_mean)
-    whole, chunked = means
-    assert (chunked - whole).norm() < 0.25 * whole.norm()  # the last image counts 1/6 instead of 1/7
-
-
-def test_with_a_last_map_of_one_pixel_an_odd_number_of_images_trains_in_chunks_of_two() -> None:
-    def small() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 8), nn.BatchNorm2d(8), nn.Flatten())
-
-    images, reps = torch.randn(7, 3, 8, 8), torch.randn(7, 5)
-    pool = StudentPool([("small", small)], PoolConfig(size=1), images, 5, seed=0)
-    pool.chunk_size = 2
-    pool.advance(pool.slots[0], images, reps)
-    assert pool.slots[0].age == 1
-
-
 def test_a_student_of_age_T_is_replaced_by_a_fresh_one_that_goes_on_training() -> None:
     pool, images, reps = make_pool(size=1, max_age=3)
     first = pool.slots[0].student
@@ -188,6 +162,15 @@ def test_a_restored_pool_goes_on_as_the_old_one_bit_for_bit() -> None:
     for a, b in zip(pool.slots, restored.slots, strict=True):
         assert (a.age, a.births) == (b.age, b.births)
         assert torch.equal(weights(a.student), weights(b.student)) and torch.equal(weights(a.head), weights(b.head))
+
+
+def test_restored_momentum_lies_in_memory_as_it_did() -> None:
+    pool, images, reps = make_pool(size=1)
+    pool.advance(pool.slots[0], images, reps)
+    restored, *_ = make_pool(size=1)
+    restored.restore({name: value.contiguous() for name, value in pool.tensors().items()}, pool.counts())
+    old, new = (p.slots[0].optimizer.state[p.slots[0].student[0].weight]["momentum_buffer"] for p in (pool, restored))
+    assert torch.equal(old, new) and old.stride() == new.stride() and not new.requires_grad
 
 
 def test_dropout_draws_anew_at_each_step_and_for_each_student() -> None:
