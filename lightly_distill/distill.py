@@ -230,6 +230,7 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
             chunk_size=state.pool.chunk_size,
             processes=state.team.divide,
         )
+    loss = float(gradient.loss)  # here, where the check for NaN has just waited for the device
     gradients = state.team.split.mean(gradient.images, gradient.representations)
     state.images.grad, state.representations.grad = gradients
     decay = 1 - (1 - config.outer.final_lr) * state.step / config.steps
@@ -238,7 +239,7 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
         group["lr"] = rate * decay
     state.optimizer.step()
     state.jitters += gradient.jitters
-    return float(gradient.loss)
+    return loss
 
 
 def held_out_loss(state: DistillState, held_out: RealBatch | None, config: DistillConfig) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class RealImages:
         self._source, self._target, self._device, self._given = source, target, device, given
         self._seed, self._views, self._init = config.seed, config.source_views, config.init
         self.mean, self.std = target.mean, target.std
+        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         held = require_enough(source, config)
         order = torch.randperm(len(source), generator=seeding.generator(config.seed, "holdout"))
         self._held_out, self._train = order[:held].sort().values, order[held:].sort().values
@@ -78,8 +79,7 @@ class RealImages:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Maps uint8 images (B, 3, H, W) to the normalised space of the students, on the device."""
-        mean, std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (images.to(self._device).float() / 255 - mean) / std
+        return (images.to(self._device).float() / 255 - self._mean) / self._std
 
     def initial(self, count: int) -> tuple[Tensor, RealBatch]:
         """Chooses what the synthetic set starts from, as `DistillConfig.init` says.

@@ -416,3 +416,22 @@ def test_each_time_that_a_penalty_had_to_grow_is_counted(monkeypatch: pytest.Mon
     state, real = make(config)
     distill(state, real, config, Memory())
     assert state.jitters == 6
+
+
+def test_the_loss_is_read_before_the_optimizer_has_work_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.config(steps=1)
+    state, real = make(config)
+    order: list[str] = []
+
+    class Loss(Tensor):
+        def __float__(self) -> float:
+            order.append("loss")
+            return 0.0
+
+    def watched(*args: Any, **kwargs: Any) -> OuterGradient:
+        return replace(outer_gradient(*args, **kwargs), loss=torch.zeros(()).as_subclass(Loss))
+
+    monkeypatch.setattr("lightly_distill.distill.outer_gradient", watched)
+    monkeypatch.setattr(state.optimizer, "step", lambda: order.append("step"))
+    distill(state, real, config, Memory())
+    assert order == ["loss", "step"]

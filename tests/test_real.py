@@ -60,6 +60,14 @@ def test_crop_and_flip_equals_torchvision_style_slicing() -> None:
         assert torch.equal(view, expected.flip(-1) if flip else expected)
 
 
+def test_a_step_copies_no_mean_and_std_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, *_ = make()
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    first = real.normalise(images)
+    monkeypatch.setattr(torch, "tensor", lambda *args, **kwargs: pytest.fail("made anew"))
+    assert torch.equal(real.normalise(images), first)
+
+
 def test_each_image_comes_once_an_epoch_in_another_order_each_epoch() -> None:
     real, *_ = make(count=48, holdout=0, batch_size=12)
     epochs = [[bytes(i.numpy()) for b in real.batches(4 * e, 4 * e + 4) for i in b.images] for e in range(2)]
