@@ -2,8 +2,8 @@
 
     python tests/benchmarks/transfer/distillers.py --out DIR --target TARGET [--seeds 0 1 2] [--matching-steps N]
 
-TARGET is the target.pt that cpu.py made. Every distiller takes as many steps as a variant of ablations.py, but for
-distribution matching, whose step passes nearly the whole source through a network and takes ten times as long. Each
+TARGET is the target.pt that cpu.py made. Every distiller takes as many steps as cpu.py, but for distribution matching,
+whose step passes nearly the whole source through a network and takes ten times as long. Each
 seed distils anew; its sets are tried as in cpu.py with cifar10. What is in DIR already is not made again.
 """
 
@@ -12,7 +12,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ablations import BASE
 from cpu import CPU
 from settings import distil, labelled_images, of_all_seeds, real_images, task, train_target
 
@@ -39,8 +38,8 @@ def main() -> None:
     found = []
     for seed in options.seeds:
         run = options.out / f"seed{seed}"
-        distil(CPU, model, run / "run", seed, **BASE)
-        config = make_config(**{**CPU.stage, **BASE, "seed": seed, "device": CPU.device})
+        distil(CPU, model, run / "run", seed)
+        config = make_config(**{**CPU.stage, "seed": seed, "device": CPU.device})
         own, sets = SyntheticSet.load(run / "run"), {}
         for name, arm in DISTILLERS.items():
             place = run / name.replace(" ", "-")

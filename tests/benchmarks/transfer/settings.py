@@ -154,13 +154,12 @@ def try_out(
     setting: Setting,
     model: nn.Module,
     run: Path,
-    seed: int,
+    seeds: Sequence[int],
     arms: Sequence[str],
-    file_name: str = "results.json",
     **options: Any,
 ) -> list[Evaluation]:
     """Evaluates the set of one run and the arms that its file has no results of yet; returns all there are."""
-    file = run / file_name
+    file = run / "results.json"
     known = [from_dict(each) for each in json.loads(file.read_text())] if file.exists() else []
     settings = {"tasks": TASKS, **setting.evaluation, **options}
     asked = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
@@ -175,7 +174,7 @@ def try_out(
             data=real_images(setting.images),
             target=model,
             baselines=missing,
-            seeds=[seed],
+            seeds=seeds,
             device=setting.device,
             **settings,
         )
@@ -190,7 +189,7 @@ def run_setting(setting: Setting, out: Path, model: nn.Module, seeds: Sequence[i
     for seed in seeds:
         run = out / f"seed{seed}"
         distil(setting, model, run, seed)
-        of_seeds.append(try_out(setting, model, run, seed, arms))
+        of_seeds.append(try_out(setting, model, run, [seed], arms))
         merged = [of_all_seeds(results) for results in zip(*of_seeds, strict=True)]
         (out / "results.json").write_text(json.dumps([each.to_dict() for each in merged], indent=2) + "\n")
         report.write(merged, SyntheticSet.load(run), out, run_metrics(run))
