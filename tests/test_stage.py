@@ -331,6 +331,18 @@ def test_overwriting_removes_the_old_run_and_nothing_else(folder: Path, tmp_path
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_overwriting_takes_links_and_what_a_file_manager_leaves(folder: Path, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    stage = DistillationStage(target=SSLModel(), **OPTIONS)
+    stage.run(folder, out=out)
+    (out / "representations" / ".DS_Store").touch()
+    (out / "checkpoints").rename(elsewhere)
+    (out / "checkpoints").symlink_to(elsewhere)
+    stage.run(folder, out=out, overwrite=True)
+    assert not (out / "checkpoints").is_symlink() and any((out / "checkpoints").iterdir())
+    assert any(elsewhere.iterdir())
+
+
 def test_the_time_of_the_sessions_before_counts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = DistillationStage(target=SSLModel(), **OPTIONS)
     with monkeypatch.context() as patch:
