@@ -24,7 +24,7 @@ from lightly_distill.files import writing
 from lightly_distill.lock import locked
 from lightly_distill.pool import StudentBuilder
 from lightly_distill.processes import Processes, launched
-from lightly_distill.real import RealImages
+from lightly_distill.real import RealImages, require_enough
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.source import Source, find_images, first_images, open_source
 from lightly_distill.students import student_builder
@@ -137,6 +137,7 @@ class DistillationStage:
             raise UsageError(
                 f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
             )
+        _require_batch(config.batch_size, config, processes)
         images, students = self._look_at(dataset, device)  # before all images are read
         processes.copy_from_main(
             *target.state_dict().values()
@@ -144,6 +145,7 @@ class DistillationStage:
         source = open_source(images)
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
+        _require_batch(len(source) - require_enough(source, config), config, processes)
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
 
         started = time.perf_counter()
@@ -200,6 +202,16 @@ class DistillationStage:
         if len(first):
             self.target(first.to(device).float() / 255)
         return images, students
+
+
+def _require_batch(most: int, config: DistillConfig, processes: Processes) -> None:
+    """Refuses batches that not every process gets a real image of; `most` is how many images there are for one."""
+    size = min(most, config.batch_size)
+    if config.parallel == "batch" and size < processes.count:
+        raise UsageError(
+            f"A batch must have at least {processes.count} real images, one for each process; it has {size} "
+            f"(batch_size={config.batch_size}). Give a larger batch or source, or start fewer processes."
+        )
 
 
 def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:

@@ -214,6 +214,20 @@ def test_a_pool_smaller_than_the_processes_is_refused(tmp_path: Path) -> None:
         assert status != 0 and "pool.size must be at least 2, one student for each process; got 1" in errors
 
 
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"num_images": 1}])
+def test_a_batch_of_fewer_real_images_than_processes_is_refused_before_any_work(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = Processes(0, 3)
+    monkeypatch.setattr("lightly_distill.stage.launched", lambda device: (three, device))
+    for name, alone in (("gather", lambda self, value: [value]), ("copy_from_main", lambda self, *tensors: None)):
+        monkeypatch.setattr(Processes, name, alone)
+    monkeypatch.setattr(Processes, "in_main", lambda self, function: function())
+    monkeypatch.setattr("lightly_distill.stage.RealImages", lambda *a, **k: pytest.fail("represented"))
+    with pytest.raises(UsageError, match="A batch must have at least 3 real images, one for each process; it has 2"):
+        DistillationStage(tiny.encoder(), **{**OPTIONS, **options}).run(tiny.images(2))
+
+
 def test_the_targets_of_all_are_that_of_the_main_process(tmp_path: Path) -> None:
     other = """
 import os
