@@ -93,7 +93,8 @@ class DistillationStage:
         Args:
             dataset: Real images: a torchvision, Lightly or Hugging Face dataset, a list or tensor of images, a folder,
                 or anything else that `open_source` takes. Labels are not looked at.
-            out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing.
+            out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing. Of
+                several processes, what the main one is given counts, and so it does for `resume`.
             resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
             strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
@@ -108,17 +109,19 @@ class DistillationStage:
             KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
             SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
         """
-        folder = Path(out) if out is not None else None
         if strict and not resume:
             raise UsageError("--strict is about the checkpoint that --resume goes on from: give both, or neither.")
         processes, device = launched(self.config.device)
         with ExitStack() as held:
 
-            def occupy() -> None:
+            def occupy() -> tuple[Path | None, bool]:
+                folder = Path(out) if out is not None else None
                 RunFolder.check(folder, resume=resume, overwrite=overwrite)
                 held.enter_context(locked(folder))
+                return folder, resume
 
-            processes.in_main(occupy)
+            # a script may give them to its main process only, and processes that disagree would wait for each other
+            folder, resume = processes.in_main(occupy)
             return self._run(dataset, folder, processes, resolve_device(device), resume=resume, strict=strict, log=log)
 
     def _run(

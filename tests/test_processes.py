@@ -208,6 +208,19 @@ def test_wrong_use_is_told_by_all_processes_and_not_waited_for(tmp_path: Path) -
         assert status != 0 and "is not empty: go on with --resume" in errors
 
 
+def test_the_folder_is_that_of_the_main_process_whatever_the_others_are_given(tmp_path: Path) -> None:
+    only_main = """
+import os
+if os.environ["RANK"] != "0":
+    arguments["run"] = {}
+"""
+    run = {"out": str(tmp_path / "run")}
+    for again in ({}, {"resume": True}):
+        for status, _, errors in finish(start({**run, **again}, {**OPTIONS, "steps": 2}, before=only_main)):
+            assert status == 0, errors
+    assert len(SyntheticSet.load(tmp_path / "run")) == 7
+
+
 @pytest.mark.slow
 def test_a_pool_smaller_than_the_processes_is_refused(tmp_path: Path) -> None:
     for status, _, errors in finish(start({}, {**OPTIONS, "parallel": "pool", "pool": {"size": 1}})):
