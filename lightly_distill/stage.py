@@ -22,6 +22,7 @@ from lightly_distill.distill import DistillState, distill
 from lightly_distill.errors import UsageError
 from lightly_distill.files import writing
 from lightly_distill.lock import locked
+from lightly_distill.memory import free_memory
 from lightly_distill.pool import StudentBuilder
 from lightly_distill.processes import Processes, launched
 from lightly_distill.real import RealImages, require_enough
@@ -145,7 +146,9 @@ class DistillationStage:
         processes.copy_from_main(
             *target.state_dict().values()
         )  # after distributed training, batch norm's statistics differ
-        source = open_source(images)
+        # half of what is free, as by default, but for all processes of this machine together
+        limit = free_memory(torch.device("cpu")) // (2 * processes.on_this_machine())
+        source = open_source(images, memory_limit=limit)
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
         _require_batch(len(source) - require_enough(source, config), config, processes)

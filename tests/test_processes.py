@@ -272,6 +272,20 @@ def test_alone_there_is_no_process_group() -> None:
         ALONE.in_main(lambda: (_ for _ in ()).throw(UsageError("here")))
 
 
+def test_the_processes_of_a_machine_share_its_memory() -> None:
+    told = """
+from lightly_distill import pool, stage
+for module in (stage, pool):
+    module.free_memory = lambda device: 1_000_000
+open_source, estimate = stage.open_source, pool.estimate
+stage.open_source = lambda data, memory_limit: print(memory_limit) or open_source(data, memory_limit=memory_limit)
+pool.estimate = lambda *args, free, **options: print(free) or estimate(*args, free=free, **options)
+"""
+    for status, output, errors in finish(start({}, {**OPTIONS, "steps": 1}, before=told)):
+        assert status == 0, errors
+        assert output.split() == ["250000", "500000"]
+
+
 def test_a_signal_to_all_saves_and_ends_all(tmp_path: Path) -> None:
     children = start({"out": str(tmp_path)}, {**OPTIONS, "steps": 100_000, "checkpoint_every": 100_000})
     log = tmp_path / "metrics.jsonl"
