@@ -191,9 +191,9 @@ class DistillationStage:
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
         if folder is not None and processes.main:
+            synthetic.save(folder / "set", overwrite=True)  # before what is only to be looked at
             with writing(folder / "pictures"):
                 _draw(folder / "pictures", initial.cpu(), synthetic, run)
-            synthetic.save(folder / "set", overwrite=True)
             _logger.info("Wrote %s", folder)
         return synthetic
 

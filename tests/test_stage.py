@@ -108,6 +108,18 @@ def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> 
     assert {"torch", "timm", "lightly", "lightly-distill", "python"} <= set(known["versions"])
 
 
+def test_the_set_is_there_even_if_no_picture_can_be_drawn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightly_distill.pictures.before_after", full)
+    with pytest.raises(DistillError, match=r"pictures cannot be written: .*No space left"):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path)
+    assert len(SyntheticSet.load(tmp_path)) == 8
+
+
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(folder: Path) -> None:
     first, again, other = (DistillationStage(target=SSLModel(), seed=s, **OPTIONS).run(folder) for s in (0, 0, 1))
     assert torch.equal(first.images, again.images) and torch.equal(first.representations, again.representations)
