@@ -95,7 +95,7 @@ class DistillationStage:
             dataset: Real images: a torchvision, Lightly or Hugging Face dataset, a list or tensor of images, a folder,
                 or anything else that `open_source` takes. Labels are not looked at.
             out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing. Of
-                several processes, what the main one is given counts, and so it does for `resume`.
+                several processes, what the main one is given counts, and so it does for the three flags.
             resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
             strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
@@ -110,19 +110,21 @@ class DistillationStage:
             KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
             SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
         """
-        if strict and not resume:
-            raise UsageError("--strict is about the checkpoint that --resume goes on from: give both, or neither.")
         processes, device = launched(self.config.device)
         with ExitStack() as held:
 
-            def occupy() -> tuple[Path | None, bool]:
+            def occupy() -> tuple[Path | None, bool, bool]:
+                if strict and not resume:
+                    raise UsageError(
+                        "--strict is about the checkpoint that --resume goes on from: give both, or neither."
+                    )
                 folder = Path(out) if out is not None else None
                 RunFolder.check(folder, resume=resume, overwrite=overwrite)
                 held.enter_context(locked(folder))
-                return folder, resume
+                return folder, resume, strict
 
             # a script may give them to its main process only, and processes that disagree would wait for each other
-            folder, resume = processes.in_main(occupy)
+            folder, resume, strict = processes.in_main(occupy)
             return self._run(dataset, folder, processes, resolve_device(device), resume=resume, strict=strict, log=log)
 
     def _run(

@@ -212,10 +212,10 @@ def test_the_folder_is_that_of_the_main_process_whatever_the_others_are_given(tm
     only_main = """
 import os
 if os.environ["RANK"] != "0":
-    arguments["run"] = {}
+    arguments["run"] = {"strict": True}
 """
     run = {"out": str(tmp_path / "run")}
-    for again in ({}, {"resume": True}):
+    for again in ({}, {"resume": True, "strict": True}):
         for status, _, errors in finish(start({**run, **again}, {**OPTIONS, "steps": 2}, before=only_main)):
             assert status == 0, errors
     assert len(SyntheticSet.load(tmp_path / "run")) == 7
