@@ -64,7 +64,7 @@ def write(synthetic: "SyntheticSet", folder: Path, *, overwrite: bool) -> Path:
     """
     place = Path(os.path.realpath(folder))
     _refuse_occupied(folder, overwrite=overwrite)
-    _check_shape(_shape(synthetic), "This synthetic set", UsageError)
+    check_shape(_shape(synthetic), "This synthetic set", UsageError)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         # A sibling: only inside one file system is a rename all or nothing.
@@ -206,7 +206,7 @@ def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> 
 def _check_facts(path: Path, facts: dict[str, Any]) -> None:
     if facts["kind"] != KIND:
         raise DistillError(f"{path} describes a {facts['kind']!r}, not a {KIND}.")
-    _check_shape(facts["shape"], str(path), DistillError)
+    check_shape(facts["shape"], str(path), DistillError)
     for key in ("mean", "std"):
         if not all(isinstance(value, float) for value in facts[key]):
             raise TypeError(f"{key} must be a list of numbers")
@@ -222,7 +222,14 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
         raise DistillError(f"{path} lists no {DATA}: the set is not complete.")
 
 
-def _check_shape(shape: dict[str, int], owner: str, error: type[DistillError]) -> None:
+def check_shape(shape: dict[str, int], owner: str, error: type[DistillError]) -> None:
+    """Refuses what is larger than the format allows.
+
+    Args:
+        shape: Number by letter of `MAX_SHAPE`.
+        owner: Of the shape, for the message.
+        error: What is raised.
+    """
     sizes = [shape[letter] for letter in MAX_SHAPE]
     fits = all(type(size) is int and 0 < size <= most for size, most in zip(sizes, MAX_SHAPE.values(), strict=True))
     if not fits or math.prod(sizes[:4]) > MAX_NUMBERS or sizes[0] * sizes[4] > MAX_NUMBERS:

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from lightly_distill import artifact, pictures
 from lightly_distill import config as settings
-from lightly_distill import pictures
 from lightly_distill.config import DistillConfig
 from lightly_distill.decoder import Decoder
 from lightly_distill.device import resolve_device
@@ -208,7 +208,9 @@ class DistillationStage:
         first = first_images(images)
         self.target.to(device)
         if len(first):
-            self.target(first.to(device).float() / 255)
+            dim = self.target(first.to(device).float() / 255).shape[1]
+            shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *first.shape[1:], dim), strict=True))
+            artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
         return images, students
 
 

@@ -289,6 +289,15 @@ def test_a_student_that_does_not_exist_is_refused_before_the_target_runs(folder:
         DistillationStage(target=Untouchable(), **{**OPTIONS, "student": "resnet81"}).run(folder)
 
 
+def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightly_distill.stage.open_source", lambda *a, **k: pytest.fail("the source was opened"))
+    wide = lambda images: images.mean((1, 2, 3))[:, None].expand(-1, 2**17 + 1)  # noqa: E731
+    for target, options in ((SSLModel(), {"num_images": 10**6 + 1}), (wide, {})):
+        stage = DistillationStage(target=target, **{**OPTIONS, **options})
+        with pytest.raises(UsageError, match=r"^The synthetic set asked for has the shape .* at most"):
+            stage.run(tiny.images(40))
+
+
 def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
     model = SSLModel()
     model.backbone[0].weight.data[0] = float("nan")
