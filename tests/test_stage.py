@@ -163,6 +163,22 @@ def test_an_interrupted_run_resumes_to_the_same_set(
     assert losses[0] == losses[1]
 
 
+def test_a_log_that_fails_on_its_first_row_does_not_cost_the_warm_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
+
+    def fail(row: dict[str, Any]) -> None:
+        raise RuntimeError("no key")
+
+    with pytest.raises(RuntimeError, match="no key"):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=fail)
+    monkeypatch.setattr("lightly_distill.pool.StudentPool.warm_up", lambda *args: pytest.fail("warmed up again"))
+    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, resume=True)
+    assert torch.equal(resumed.images, straight.images)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [0, 1, 2, 3, 4, 5, 6]
+
+
 def test_resuming_with_another_setting_source_or_target_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=out)
