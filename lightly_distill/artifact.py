@@ -42,6 +42,7 @@ MAX_BESIDE = 64 * 2**20  # bytes of all files but the data
 
 _FILE_NAME = re.compile(r"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png)", re.ASCII)
 _OWN_FILE = re.compile("|".join([*map(re.escape, (CARD, FACTS, PREVIEW)), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII)
+_LEFT_BY_THE_SYSTEM = re.compile(r"(data/)?\.[^/]*")  # such as .DS_Store; not what is in a hidden folder, such as .git
 
 
 def write(synthetic: "SyntheticSet", folder: Path, *, overwrite: bool) -> Path:
@@ -50,7 +51,7 @@ def write(synthetic: "SyntheticSet", folder: Path, *, overwrite: bool) -> Path:
     Args:
         synthetic: The set.
         folder: New or empty folder. A link is followed.
-        overwrite: Replace a set that is there.
+        overwrite: Replace a set that is there. What the user wrote into its card stays.
 
     Returns:
         The folder.
@@ -58,18 +59,19 @@ def write(synthetic: "SyntheticSet", folder: Path, *, overwrite: bool) -> Path:
     Raises:
         UsageError: If the folder is not empty and not to be overwritten, or holds something else than a set, or the
             set is larger than the format allows, or its provenance or metrics are not JSON.
-        DistillError: If it cannot be written; no partial folder stays.
+        DistillError: If it cannot be written, or the header of the card that is there is not YAML; no partial folder
+            stays.
     """
     place = Path(os.path.realpath(folder))
     _refuse_occupied(folder, overwrite=overwrite)
-    _check_shape(_shape(synthetic), "This synthetic set", UsageError)
+    check_shape(_shape(synthetic), "This synthetic set", UsageError)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         # A sibling: only inside one file system is a rename all or nothing.
         workspace = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
         new, old = workspace / "new", workspace / "old"
         try:
-            _write_files(synthetic, new)
+            _write_files(synthetic, new, _card_in(place))
             if place.exists():
                 os.replace(place, old)
             os.replace(new, place)
@@ -204,7 +206,7 @@ def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> 
 def _check_facts(path: Path, facts: dict[str, Any]) -> None:
     if facts["kind"] != KIND:
         raise DistillError(f"{path} describes a {facts['kind']!r}, not a {KIND}.")
-    _check_shape(facts["shape"], str(path), DistillError)
+    check_shape(facts["shape"], str(path), DistillError)
     for key in ("mean", "std"):
         if not all(isinstance(value, float) for value in facts[key]):
             raise TypeError(f"{key} must be a list of numbers")
@@ -220,7 +222,14 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
         raise DistillError(f"{path} lists no {DATA}: the set is not complete.")
 
 
-def _check_shape(shape: dict[str, int], owner: str, error: type[DistillError]) -> None:
+def check_shape(shape: dict[str, int], owner: str, error: type[DistillError]) -> None:
+    """Refuses what is larger than the format allows.
+
+    Args:
+        shape: Number by letter of `MAX_SHAPE`.
+        owner: Of the shape, for the message.
+        error: What is raised.
+    """
     sizes = [shape[letter] for letter in MAX_SHAPE]
     fits = all(type(size) is int and 0 < size <= most for size, most in zip(sizes, MAX_SHAPE.values(), strict=True))
     if not fits or math.prod(sizes[:4]) > MAX_NUMBERS or sizes[0] * sizes[4] > MAX_NUMBERS:
@@ -261,18 +270,24 @@ def _refuse_occupied(folder: Path, *, overwrite: bool) -> None:
     if files and not overwrite:
         raise UsageError(f"The folder {folder} is not empty: overwrite=True replaces the set in it; or choose another.")
     # The whole folder is replaced, so what is not ours would be lost.
-    foreign = [name for name in files if not _OWN_FILE.fullmatch(name)]
+    foreign = [name for name in files if not (_OWN_FILE.fullmatch(name) or _LEFT_BY_THE_SYSTEM.fullmatch(name))]
     if foreign:
         raise UsageError(f"The folder {folder} holds {foreign[0]}, which is not part of a set: choose another folder.")
 
 
-def _write_files(synthetic: "SyntheticSet", folder: Path) -> None:
+def _card_in(folder: Path) -> str | None:
+    card = folder / CARD
+    # the user's own text, in whatever encoding: what is not UTF-8 goes through as it is
+    return card.read_text(encoding="utf-8", errors="surrogateescape") if card.is_file() else None
+
+
+def _write_files(synthetic: "SyntheticSet", folder: Path, before: str | None) -> None:
     from lightly_distill import card, pictures  # here: drawing is for those who write
 
     (folder / "data").mkdir(parents=True)
     displayable = synthetic.displayable()
     pictures.image_grid(displayable).save(folder / PREVIEW)
-    (folder / CARD).write_text(card.text(synthetic), encoding="utf-8")
+    (folder / CARD).write_text(card.text(synthetic, before=before), encoding="utf-8", errors="surrogateescape")
     parquet.write(
         folder / DATA, synthetic.images, synthetic.representations, synthetic.source_index, displayable=displayable
     )

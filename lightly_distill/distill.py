@@ -158,8 +158,10 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         with precision():
             state.pool.warm_up(state.images, state.representations)
         state.initial = held_out_loss(state, held_out, config)
-        recorder.log({"step": 0, **state.initial})
-        recorder.checkpoint(state)
+        try:
+            recorder.log({"step": 0, **state.initial})
+        finally:  # a user's function or a tracker that fails on its first row does not cost the warm-up
+            recorder.checkpoint(state)
 
     quiet = True if not state.team.all.main else None  # None: quiet without a terminal
     progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=quiet)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def replacing(path: Path) -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, a file, or a link but not what it leads to; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sets by name: a folder, or a dataset repository on the Hugging Face Hub, `OWNER/NAME` or `OWNER/NAME@REVISION`."""
 
+import copy
 import importlib
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ from lightly_distill.errors import DistillError, UsageError
 
 _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*"
 _REPO_ID = re.compile(_NAME, re.ASCII)
+# what comes before the last part of an absolute path, which is all of a name or stands in it after `:` or `@`
+_FOLDERS = re.compile(r"(^|(?<=[:@]))([A-Za-z]:)?[/\\~].*[/\\](?=[^/\\#])")
 _WITH_REVISION = re.compile(rf"(?P<repo>{_NAME})(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -32,6 +35,15 @@ def check_repo_id(repo_id: str) -> None:
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise UsageError(f"A repository on the Hugging Face Hub is OWNER/NAME, such as me/cifar10-1k; got '{repo_id}'.")
+
+
+def without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy for others to see: of absolute paths in the names of source and target, the last part is left."""
+    provenance = copy.deepcopy(provenance)
+    for part in (provenance.get("source"), provenance.get("target")):
+        if isinstance(part, dict) and isinstance(part.get("name"), str):
+            part["name"] = _FOLDERS.sub("", part["name"])
+    return provenance
 
 
 def local_folder(place: "str | Path", revision: str | None = None) -> tuple[Path, str]:

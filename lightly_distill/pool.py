@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lightly_distill import seeding
 from lightly_distill.config import PoolConfig
 from lightly_distill.errors import DistillError, first_line
-from lightly_distill.memory import estimate
+from lightly_distill.memory import estimate, free_memory
 from lightly_distill.processes import SOLO, Team
 from lightly_distill.step import chunks_of
 
@@ -131,7 +131,10 @@ class StudentPool:
         divide = self.team.divide
         share = len(range(batch_size)[divide.share(batch_size)])
         students = list({slot.name: slot.student for slot in self.slots}.values())
-        plan = estimate(students, images, share, chunk_size, processes=divide.count)
+        free, here = free_memory(images.device), self.team.all.on_this_machine()
+        if images.device.type == "cpu":  # a GPU is one process's own
+            free //= here
+        plan = estimate(students, images, share, chunk_size, processes=divide.count, free=free)
         # the least of all processes, which must agree
         sizes = [size for size in self.team.all.gather(plan.chunk_size) if size is not None]
         self.chunk_size = min(sizes, default=None)

@@ -4,6 +4,7 @@ Every process calls the same functions in the same order and holds the same synt
 """
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,6 +73,11 @@ class Processes:
         values: list[Any] = [None] * self.count
         distributed.all_gather_object(values, value)
         return values
+
+    def on_this_machine(self) -> int:
+        """Returns how many of the processes run on this machine, and share its memory."""
+        own = socket.gethostname()
+        return self.gather(own).count(own)
 
     def copy_from_main(self, *tensors: Tensor) -> None:
         """Gives tensors the values that they have in the main process."""

@@ -106,7 +106,7 @@ def publish(
                 "(accept_near_copies=True)."
             )
     full = copy.copy(own)
-    full.metrics = metrics
+    full.metrics, full.provenance = metrics, hub.without_folders(own.provenance)
     there = _kept_card(before.card, folder)
     with _folder(out) as place:
         full.save(place)

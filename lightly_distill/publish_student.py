@@ -54,17 +54,19 @@ def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None 
     hub.check_repo_id(repo_id)
     folder = Path(folder)
     try:
-        facts = json.loads((folder / "config.json").read_text())["lightly_distill"]
+        config = json.loads((folder / "config.json").read_text())
+        facts = config["lightly_distill"]
+        facts["synthetic_set"] = hub.without_folders(facts["synthetic_set"])
         adapter, name = find_adapter(facts["student"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} holds no student of `pretrain`: {type(error).__name__}: {error}") from error
     client = hub.client()
     client.check_token()
     before = client.look_at(repo_id, "model", None)
     workspace = Path(tempfile.mkdtemp(prefix="lightly-distill-"))
     try:
-        for file in ("config.json", "model.safetensors"):
-            shutil.copyfile(folder / file, workspace / file)
+        (workspace / "config.json").write_text(json.dumps(config, indent=2))
+        shutil.copyfile(folder / "model.safetensors", workspace / "model.safetensors")
         load = adapter.how_to_load_from_hub(name, repo_id)
         (workspace / artifact.CARD).write_text(card_text(facts, load, before.card), encoding="utf-8")
         message = f"{facts['student']}, pre-trained on a synthetic set"

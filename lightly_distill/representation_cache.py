@@ -10,7 +10,6 @@ Shapes: n real images, V views of each, N images of a shard, B images of a batch
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightly_distill.files import PARTIAL, replacing
+from lightly_distill.files import PARTIAL, remove, replacing
 from lightly_distill.processes import ALONE, Processes
 
 SHARD = 8192  # images
@@ -110,10 +109,10 @@ class RepresentationCache:
         return Representations([everyone[number] for number in range(len(parts))])
 
     def forget_others(self) -> None:
-        """Removes the shards of all keys but the one in use."""
-        for folder in self._folder.glob("*") if self._folder is not None else ():
-            if folder != self._used:
-                shutil.rmtree(folder)
+        """Removes the shards of all keys but the one in use, and what else is in the folder."""
+        for path in self._folder.glob("*") if self._folder is not None else ():
+            if path != self._used:
+                remove(path)
 
 
 def _shard(folder: Path | None, indices: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:

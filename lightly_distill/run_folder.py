@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from lightly_distill import checkpoint, lock, signals
 from lightly_distill.config import differences
 from lightly_distill.distill import DistillState
 from lightly_distill.errors import UsageError
-from lightly_distill.files import PARTIAL, replacing, writing
+from lightly_distill.files import PARTIAL, remove, replacing, writing
 from lightly_distill.processes import ALONE, Processes
 from lightly_distill.representation_cache import RepresentationCache
 
@@ -107,8 +106,7 @@ class RunFolder:
             if not resumed:
                 self.representations.forget_others()
                 for name in set(OWN_NAMES) - {"representations"}:  # only what a run writes; the user's files stay
-                    old = self.path / name
-                    shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                    remove(self.path / name)
             (self.path / "pictures").mkdir(parents=True, exist_ok=True)
         with replacing(self.path / "config.yaml") as partial:
             partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
@@ -210,7 +208,7 @@ def _remove_unfinished(folder: Path) -> None:
         for partial in folder.glob(name + PARTIAL):
             partial.unlink()
     for workspace in folder.glob(".set.????????"):  # of `artifact.write`
-        shutil.rmtree(workspace)
+        remove(workspace)
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from lightly_distill import artifact, pictures
 from lightly_distill import config as settings
-from lightly_distill import pictures
 from lightly_distill.config import DistillConfig
 from lightly_distill.decoder import Decoder
 from lightly_distill.device import resolve_device
@@ -22,9 +22,10 @@ from lightly_distill.distill import DistillState, distill
 from lightly_distill.errors import UsageError
 from lightly_distill.files import writing
 from lightly_distill.lock import locked
+from lightly_distill.memory import free_memory
 from lightly_distill.pool import StudentBuilder
 from lightly_distill.processes import Processes, launched
-from lightly_distill.real import RealImages
+from lightly_distill.real import RealImages, require_enough
 from lightly_distill.run_folder import RunFolder
 from lightly_distill.source import Source, find_images, first_images, open_source
 from lightly_distill.students import student_builder
@@ -93,7 +94,8 @@ class DistillationStage:
         Args:
             dataset: Real images: a torchvision, Lightly or Hugging Face dataset, a list or tensor of images, a folder,
                 or anything else that `open_source` takes. Labels are not looked at.
-            out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing.
+            out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing. Of
+                several processes, what the main one is given counts, and so it does for the three flags.
             resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
             strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
@@ -108,17 +110,21 @@ class DistillationStage:
             KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
             SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
         """
-        folder = Path(out) if out is not None else None
-        if strict and not resume:
-            raise UsageError("--strict is about the checkpoint that --resume goes on from: give both, or neither.")
         processes, device = launched(self.config.device)
         with ExitStack() as held:
 
-            def occupy() -> None:
+            def occupy() -> tuple[Path | None, bool, bool]:
+                if strict and not resume:
+                    raise UsageError(
+                        "--strict is about the checkpoint that --resume goes on from: give both, or neither."
+                    )
+                folder = Path(out) if out is not None else None
                 RunFolder.check(folder, resume=resume, overwrite=overwrite)
                 held.enter_context(locked(folder))
+                return folder, resume, strict
 
-            processes.in_main(occupy)
+            # a script may give them to its main process only, and processes that disagree would wait for each other
+            folder, resume, strict = processes.in_main(occupy)
             return self._run(dataset, folder, processes, resolve_device(device), resume=resume, strict=strict, log=log)
 
     def _run(
@@ -137,13 +143,17 @@ class DistillationStage:
             raise UsageError(
                 f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
             )
+        _require_batch(config.batch_size, config, processes)
         images, students = self._look_at(dataset, device)  # before all images are read
         processes.copy_from_main(
             *target.state_dict().values()
         )  # after distributed training, batch norm's statistics differ
-        source = open_source(images)
+        # half of what is free, as by default, but for all processes of this machine together
+        limit = free_memory(torch.device("cpu")) // (2 * processes.on_this_machine())
+        source = open_source(images, memory_limit=limit)
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
+        _require_batch(len(source) - require_enough(source, config), config, processes)
         _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
 
         started = time.perf_counter()
@@ -183,9 +193,9 @@ class DistillationStage:
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
         if folder is not None and processes.main:
+            synthetic.save(folder / "set", overwrite=True)  # before what is only to be looked at
             with writing(folder / "pictures"):
                 _draw(folder / "pictures", initial.cpu(), synthetic, run)
-            synthetic.save(folder / "set", overwrite=True)
             _logger.info("Wrote %s", folder)
         return synthetic
 
@@ -198,8 +208,20 @@ class DistillationStage:
         first = first_images(images)
         self.target.to(device)
         if len(first):
-            self.target(first.to(device).float() / 255)
+            dim = self.target(first.to(device).float() / 255).shape[1]
+            shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *first.shape[1:], dim), strict=True))
+            artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
         return images, students
+
+
+def _require_batch(most: int, config: DistillConfig, processes: Processes) -> None:
+    """Refuses batches that not every process gets a real image of; `most` is how many images there are for one."""
+    size = min(most, config.batch_size)
+    if config.parallel == "batch" and size < processes.count:
+        raise UsageError(
+            f"A batch must have at least {processes.count} real images, one for each process; it has {size} "
+            f"(batch_size={config.batch_size}). Give a larger batch or source, or start fewer processes."
+        )
 
 
 def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:

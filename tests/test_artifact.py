@@ -381,6 +381,27 @@ def test_a_folder_with_other_peoples_files_is_never_replaced(folder: Path) -> No
     assert (folder / "data" / "notes.txt").read_text() == "mine" and len(SyntheticSet.load(folder)) == 6
 
 
+def test_what_the_user_wrote_into_the_card_stays_when_the_set_is_replaced(folder: Path) -> None:
+    path = folder / artifact.CARD
+    mine = "\nMine: caf\u00e9, and ".encode() + b"caf\xe9 in another encoding.\n"
+    path.write_bytes(path.read_bytes() + mine)
+    make_set(count=2).save(folder, overwrite=True)
+    assert path.read_bytes().endswith(mine) and b"A synthetic set of 2 images" in path.read_bytes()
+    make_set(count=2).save(folder, overwrite=True)
+    assert path.read_bytes().count(mine) == 1
+
+
+def test_hidden_files_of_the_system_are_in_nobodys_way_but_hidden_folders_are(folder: Path) -> None:
+    (folder / ".DS_Store").touch()
+    (folder / "data" / ".DS_Store").touch()
+    make_set(count=2).save(folder, overwrite=True)
+    assert len(SyntheticSet.load(folder)) == 2
+    (folder / ".git").mkdir()
+    (folder / ".git" / ".hidden").touch()
+    with pytest.raises(UsageError, match=r"holds \.git/\.hidden, which is not part of a set"):
+        make_set().save(folder, overwrite=True)
+
+
 def test_a_link_is_followed_and_stays_a_link(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     make_set(count=2).save(tmp_path / "link", overwrite=True)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lightly_distill.errors import DistillError
-from lightly_distill.files import replacing, writing
+from lightly_distill.files import remove, replacing, writing
 
 
 def test_the_old_file_stays_whole_until_the_new_one_is(tmp_path: Path) -> None:
@@ -33,3 +33,15 @@ def test_what_ends_the_writing_leaves_the_old_file_and_no_partial_one(tmp_path: 
 def test_an_error_of_the_system_names_the_file_even_if_the_system_does_not(tmp_path: Path) -> None:
     with pytest.raises(DistillError, match=r"x.png cannot be written: \[Errno 28\]"), writing(tmp_path / "x.png"):
         raise OSError(28, "No space left on device")
+
+
+def test_folders_files_and_links_are_removed_and_what_a_link_leads_to_stays(tmp_path: Path) -> None:
+    kept, away = tmp_path / "kept", tmp_path / "away"
+    (kept / "inside").mkdir(parents=True)
+    (away / "folder" / "inside").mkdir(parents=True)
+    (away / "file").touch()
+    (away / "link").symlink_to(kept)
+    (away / "broken").symlink_to(tmp_path / "nowhere")
+    for name in ("folder", "file", "link", "broken", "not there"):
+        remove(away / name)
+    assert not any(away.iterdir()) and (kept / "inside").is_dir()

@@ -208,10 +208,37 @@ def test_wrong_use_is_told_by_all_processes_and_not_waited_for(tmp_path: Path) -
         assert status != 0 and "is not empty: go on with --resume" in errors
 
 
+def test_the_folder_is_that_of_the_main_process_whatever_the_others_are_given(tmp_path: Path) -> None:
+    only_main = """
+import os
+if os.environ["RANK"] != "0":
+    arguments["run"] = {"strict": True}
+"""
+    run = {"out": str(tmp_path / "run")}
+    for again in ({}, {"resume": True, "strict": True}):
+        for status, _, errors in finish(start({**run, **again}, {**OPTIONS, "steps": 2}, before=only_main)):
+            assert status == 0, errors
+    assert len(SyntheticSet.load(tmp_path / "run")) == 7
+
+
 @pytest.mark.slow
 def test_a_pool_smaller_than_the_processes_is_refused(tmp_path: Path) -> None:
     for status, _, errors in finish(start({}, {**OPTIONS, "parallel": "pool", "pool": {"size": 1}})):
         assert status != 0 and "pool.size must be at least 2, one student for each process; got 1" in errors
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"num_images": 1}])
+def test_a_batch_of_fewer_real_images_than_processes_is_refused_before_any_work(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = Processes(0, 3)
+    monkeypatch.setattr("lightly_distill.stage.launched", lambda device: (three, device))
+    for name, alone in (("gather", lambda self, value: [value]), ("copy_from_main", lambda self, *tensors: None)):
+        monkeypatch.setattr(Processes, name, alone)
+    monkeypatch.setattr(Processes, "in_main", lambda self, function: function())
+    monkeypatch.setattr("lightly_distill.stage.RealImages", lambda *a, **k: pytest.fail("represented"))
+    with pytest.raises(UsageError, match="A batch must have at least 3 real images, one for each process; it has 2"):
+        DistillationStage(tiny.encoder(), **{**OPTIONS, **options}).run(tiny.images(2))
 
 
 def test_the_targets_of_all_are_that_of_the_main_process(tmp_path: Path) -> None:
@@ -243,6 +270,20 @@ def test_alone_there_is_no_process_group() -> None:
     assert ALONE.in_main(lambda: 3) == 3
     with pytest.raises(UsageError, match="here"):
         ALONE.in_main(lambda: (_ for _ in ()).throw(UsageError("here")))
+
+
+def test_the_processes_of_a_machine_share_its_memory() -> None:
+    told = """
+from lightly_distill import pool, stage
+for module in (stage, pool):
+    module.free_memory = lambda device: 1_000_000
+open_source, estimate = stage.open_source, pool.estimate
+stage.open_source = lambda data, memory_limit: print(memory_limit) or open_source(data, memory_limit=memory_limit)
+pool.estimate = lambda *args, free, **options: print(free) or estimate(*args, free=free, **options)
+"""
+    for status, output, errors in finish(start({}, {**OPTIONS, "steps": 1}, before=told)):
+        assert status == 0, errors
+        assert output.split() == ["250000", "500000"]
 
 
 def test_a_signal_to_all_saves_and_ends_all(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,52 @@ def test_what_can_be_no_repository_is_a_folder(place: str, expected: None) -> No
 def test_two_revisions_are_one_too_many() -> None:
     with pytest.raises(UsageError, match="Two revisions are asked for: v1 in 'a/b@v1', and v2"):
         hub.local_folder("a/b@v1", "v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("/home/alice/patients", "patients"),
+        ("/home/alice/patients/#train", "patients/#train"),
+        ("~/scans/patients#train", "patients#train"),
+        ("C:\\Users\\alice\\patients", "patients"),
+        ("timm:resnet18@/home/alice/weights.safetensors", "timm:resnet18@weights.safetensors"),
+        ("huggingface:/home/alice/patients#train", "huggingface:patients#train"),
+        ("me/photos#train", "me/photos#train"),
+        ("photos", "photos"),
+    ],
+)
+def test_no_folder_of_the_users_is_published(
+    name: str, public: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.publish._before", lambda *args, **options: SimpleNamespace(card=None))
+    ours = make_set()
+    ours.provenance |= {"source": {"name": name, "images": 60}, "target": {"name": name, "encoder": "e"}}
+    ours.push_to_hub("me/photos", dry_run=tmp_path / "dry")
+    sent = SyntheticSet.load(tmp_path / "dry").provenance
+    assert (sent["source"], sent["target"]["name"]) == ({"name": public, "images": 60}, public)
+    card = (tmp_path / "dry" / "README.md").read_text()
+    assert f"| source | {public}, 60 images |" in card and "alice" not in card
+    assert ours.provenance["source"]["name"] == name  # the set itself keeps it
+
+
+def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = make_set()
+    ours.images.clamp_(-3, 3)
+    ours.provenance["source"]["name"] = "/home/alice/patients"
+    pretrain("convnet_4_4", ours, epochs=1, device="cpu", out=tmp_path / "student")
+    sent: dict[str, str] = {}
+
+    def send(workspace: Path, *args: Any, **options: Any) -> SimpleNamespace:
+        sent.update({name: (workspace / name).read_text() for name in ("config.json", "README.md")})
+        return SimpleNamespace(url="there")
+
+    nothing = SimpleNamespace(card=None)
+    client = SimpleNamespace(check_token=lambda: None, look_at=lambda *args: nothing, send=send)
+    monkeypatch.setattr(hub, "client", lambda: client)
+    assert publish_student(tmp_path / "student", "me/student") == "there"
+    assert json.loads(sent["config.json"])["lightly_distill"]["synthetic_set"]["source"]["name"] == "patients"
+    assert "| distilled from | patients |" in sent["README.md"] and "alice" not in "".join(sent.values())
 
 
 def test_a_student_is_known_by_all_that_decides_it(tmp_path: Path) -> None:

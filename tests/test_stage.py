@@ -108,6 +108,18 @@ def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> 
     assert {"torch", "timm", "lightly", "lightly-distill", "python"} <= set(known["versions"])
 
 
+def test_the_set_is_there_even_if_no_picture_can_be_drawn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightly_distill.pictures.before_after", full)
+    with pytest.raises(DistillError, match=r"pictures cannot be written: .*No space left"):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path)
+    assert len(SyntheticSet.load(tmp_path)) == 8
+
+
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(folder: Path) -> None:
     first, again, other = (DistillationStage(target=SSLModel(), seed=s, **OPTIONS).run(folder) for s in (0, 0, 1))
     assert torch.equal(first.images, again.images) and torch.equal(first.representations, again.representations)
@@ -149,6 +161,22 @@ def test_an_interrupted_run_resumes_to_the_same_set(
         for d in ("straight", "run")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_log_that_fails_on_its_first_row_does_not_cost_the_warm_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
+
+    def fail(row: dict[str, Any]) -> None:
+        raise RuntimeError("no key")
+
+    with pytest.raises(RuntimeError, match="no key"):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=fail)
+    monkeypatch.setattr("lightly_distill.pool.StudentPool.warm_up", lambda *args: pytest.fail("warmed up again"))
+    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, resume=True)
+    assert torch.equal(resumed.images, straight.images)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_resuming_with_another_setting_source_or_target_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
@@ -277,6 +305,15 @@ def test_a_student_that_does_not_exist_is_refused_before_the_target_runs(folder:
         DistillationStage(target=Untouchable(), **{**OPTIONS, "student": "resnet81"}).run(folder)
 
 
+def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightly_distill.stage.open_source", lambda *a, **k: pytest.fail("the source was opened"))
+    wide = lambda images: images.mean((1, 2, 3))[:, None].expand(-1, 2**17 + 1)  # noqa: E731
+    for target, options in ((SSLModel(), {"num_images": 10**6 + 1}), (wide, {})):
+        stage = DistillationStage(target=target, **{**OPTIONS, **options})
+        with pytest.raises(UsageError, match=r"^The synthetic set asked for has the shape .* at most"):
+            stage.run(tiny.images(40))
+
+
 def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
     model = SSLModel()
     model.backbone[0].weight.data[0] = float("nan")
@@ -329,6 +366,18 @@ def test_overwriting_removes_the_old_run_and_nothing_else(folder: Path, tmp_path
     assert (out / "metrics.jsonl").read_text().count("\n") == rows
     assert not (out / "checkpoints" / "step-00000099.safetensors").exists()
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_overwriting_takes_links_and_what_a_file_manager_leaves(folder: Path, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    stage = DistillationStage(target=SSLModel(), **OPTIONS)
+    stage.run(folder, out=out)
+    (out / "representations" / ".DS_Store").touch()
+    (out / "checkpoints").rename(elsewhere)
+    (out / "checkpoints").symlink_to(elsewhere)
+    stage.run(folder, out=out, overwrite=True)
+    assert not (out / "checkpoints").is_symlink() and any((out / "checkpoints").iterdir())
+    assert any(elsewhere.iterdir())
 
 
 def test_the_time_of_the_sessions_before_counts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
