@@ -35,9 +35,10 @@ class PoolConfig:
 
     size: int = 20
     """Number of students, l in the paper. A short run wants many: images fitted to few networks fit only those."""
-    max_age: int = 150
-    """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as
-    the pre-training on the finished set will take."""
+    max_age: int = 500
+    """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as the
+    pre-training on the finished set will take, 500 by default; before the first step each student takes up to so many,
+    so that a smaller number starts sooner."""
     lr: float = 0.1
     """SGD learning rate of the students."""
     momentum: float = 0.9

@@ -24,7 +24,6 @@ CPU = Setting(
         "steps": 300,
         "batch_size": 256,
         "image_size": 32,
-        "pool": {"max_age": 500},
     },
     students="convnet_32_64_128",
     evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (2000, 200), "epochs": 500, "full_epochs": 30},
