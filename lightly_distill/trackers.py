@@ -17,8 +17,8 @@ _logger = logging.getLogger(__name__)
 class Trackers:
     """Hands the measurements of a run to trackers; inside a `with`, which finishes them.
 
-    It is what `DistillationStage.run` takes as `log`. Trackers start when the folder of the run is there, before the long
-    work, and are told its configuration. One that fails later is left out of the rest of the run, with a warning.
+    It is what `DistillationStage.run` takes as `log`. Trackers start when the folder of the run is there, before the
+    warm-up, and are told its configuration. One that fails later is left out of the rest of the run, with a warning.
 
     Args:
         names: As Accelerate has them, comma separated, such as `tensorboard,wandb`.
