@@ -45,7 +45,7 @@ class RunFolder:
         path: The folder, or None to keep nothing on disk.
         settings: Everything that decides the result: configuration, source and target with their fingerprints; may be
             empty without a folder.
-        log: Is given each row of measurements too.
+        log: Is given each row of measurements too; its method `start`, if it has one, is called before.
         processes: Of which the main one writes; all read.
     """
 
@@ -98,18 +98,26 @@ class RunFolder:
             raise UsageError(f"The output folder {path} cannot be written to: no permission in {above}.")
 
     def begin(self, *, resumed: bool, config: Mapping[str, Any]) -> None:
-        """Makes the folder, removes an old run unless it is resumed, and writes the configuration."""
-        if self.path is None or not self._processes.main:
-            return
-        with writing(self.path):
-            _remove_unfinished(self.path)
-            if not resumed:
-                self.representations.forget_others()
-                for name in set(OWN_NAMES) - {"representations"}:  # only what a run writes; the user's files stay
-                    remove(self.path / name)
-            (self.path / "pictures").mkdir(parents=True, exist_ok=True)
-        with replacing(self.path / "config.yaml") as partial:
-            partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        """Makes the folder, removes an old run unless it is resumed, and writes the configuration.
+
+        Raises:
+            DistillError: If that fails, or what is to be told of the run cannot start; in all processes.
+        """
+        self._processes.in_main(lambda: self._begin(resumed, config))
+
+    def _begin(self, resumed: bool, config: Mapping[str, Any]) -> None:
+        if self.path is not None:
+            with writing(self.path):
+                _remove_unfinished(self.path)
+                if not resumed:
+                    self.representations.forget_others()
+                    for name in set(OWN_NAMES) - {"representations"}:  # only what a run writes; the user's files stay
+                        remove(self.path / name)
+                (self.path / "pictures").mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / "config.yaml") as partial:
+                partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        # of `Trackers`: one that lacks its key is noticed now, not after the warm-up
+        getattr(self._log, "start", bool)()
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""

@@ -99,7 +99,8 @@ class DistillationStage:
             resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
             strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
-            log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`.
+            log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`. Its method
+                `start`, if it has one, is called before the long work.
 
         Returns:
             The synthetic set, on the CPU, with its provenance.

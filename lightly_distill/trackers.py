@@ -17,8 +17,8 @@ _logger = logging.getLogger(__name__)
 class Trackers:
     """Hands the measurements of a run to trackers; inside a `with`, which finishes them.
 
-    `log` is what `DistillationStage.run` takes. Trackers start with the first row, when the folder of the run is there,
-    and are told its configuration. One that fails later is left out of the rest of the run, with a warning.
+    It is what `DistillationStage.run` takes as `log`. Trackers start when the folder of the run is there, before the
+    warm-up, and are told its configuration. One that fails later is left out of the rest of the run, with a warning.
 
     Args:
         names: As Accelerate has them, comma separated, such as `tensorboard,wandb`.
@@ -31,28 +31,21 @@ class Trackers:
     def __init__(self, names: str, folder: Path) -> None:
         self._names = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
         self._folder = folder
-        self._trackers: dict[str, Any] | None = None  # by name; None before the first row
+        self._trackers: dict[str, Any] = {}  # by name
         _require_installed(self._names)
 
     def __enter__(self) -> "Trackers":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for name, tracker in (self._trackers or {}).items():
+        for name, tracker in self._trackers.items():
             try:
                 tracker.finish()
             except Exception as fault:  # somebody else's server; the run is done
                 _logger.warning("The tracker %s did not finish: %s", name, first_line(fault))
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Takes one row of measurements; the main process is asked only.
-
-        Raises:
-            DistillError: If a tracker cannot be started.
-        """
-        if self._trackers is None:
-            self._start()
-        assert self._trackers is not None
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Takes one row of measurements; the main process is asked only."""
         values = numbers({name: value for name, value in row.items() if name != "step"})
         for name, tracker in list(self._trackers.items()):
             try:
@@ -61,12 +54,16 @@ class Trackers:
                 _logger.warning("The tracker %s fails, and is told no more: %s", name, first_line(error))
                 del self._trackers[name]
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the trackers; the main process is asked only.
+
+        Raises:
+            DistillError: If one cannot be started.
+        """
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         PartialState(cpu=True)  # trackers ask it which process this is; without several, nothing has made it yet
-        self._trackers = {}
         config = _flat(run_config(self._folder))
         for name in self._names:
             kind = LOGGER_TYPE_TO_CLASS[name]

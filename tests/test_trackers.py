@@ -9,6 +9,8 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import tiny
+from lightly_distill import DistillationStage
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.processes import Processes
 from lightly_distill.run_folder import RunFolder
@@ -48,8 +50,9 @@ def read_back(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_has_the_measurements_and_the_settings(run: Path) -> None:
     with Trackers("tensorboard, tensorboard", run) as trackers:
         assert not (run / "trackers").exists()  # the run may still refuse or empty its folder
+        trackers.start()
         for row in ROWS:
-            trackers.log(row)
+            trackers(row)
     assert read_back(run / "trackers") == {
         "heldout_loss": [(0, 0.5)],
         "heldout_loss_by_student/small": [(0, 0.25)],
@@ -80,7 +83,24 @@ def test_a_tracker_that_cannot_start_is_one_line(run: Path) -> None:
         ),
         Trackers("tensorboard", run) as trackers,
     ):
-        trackers.log(ROWS[0])
+        trackers.start()
+
+
+def test_a_tracker_that_cannot_start_is_told_before_the_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Keyless(TensorBoardTracker):
+        def start(self) -> None:
+            raise RuntimeError("no key")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Keyless)
+    monkeypatch.setattr("lightly_distill.stage.distill", lambda *args: pytest.fail("the work has begun"))
+    stage = DistillationStage(tiny.encoder(), student="convnet_4_4", num_images=4, steps=1, device="cpu")
+    with (
+        Trackers("tensorboard", tmp_path) as trackers,
+        pytest.raises(DistillError, match=r"^The tracker tensorboard cannot be started: no key\."),
+    ):
+        stage.run(tiny.images(), out=tmp_path, log=trackers)
 
 
 def test_a_tracker_that_fails_later_does_not_end_the_run(
@@ -94,8 +114,9 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Failing)
     with caplog.at_level(logging.WARNING), Trackers("tensorboard", run) as trackers:
+        trackers.start()
         for row in ROWS:
-            trackers.log(row)
+            trackers(row)
     assert caplog.messages == ["The tracker tensorboard fails, and is told no more: The server hung up"]
     assert set(read_back(run / "trackers")) == set(numbers(ROWS[0])) - {"step"}
 
@@ -109,7 +130,8 @@ def test_a_tracker_is_finished_when_the_run_fails_and_its_own_failure_is_a_warni
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Failing)
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), Trackers("tensorboard", run) as trackers:
-        trackers.log(ROWS[0])
+        trackers.start()
+        trackers(ROWS[0])
         raise KeyboardInterrupt
     assert caplog.messages == ["The tracker tensorboard did not finish: gone"]
 

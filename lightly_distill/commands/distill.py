@@ -73,7 +73,7 @@ def run(options: Namespace) -> None:
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}
     with trackers or nullcontext():
-        synthetic = stage.run(options.data, out=options.out, log=trackers.log if trackers else None, **flags)
+        synthetic = stage.run(options.data, out=options.out, log=trackers, **flags)
     if not is_main():
         return
     losses = synthetic.provenance["heldout_loss"]
