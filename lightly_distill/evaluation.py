@@ -143,21 +143,23 @@ def evaluate(
         for seed in used:
             teachers: dict[Any, nn.Module] = {}  # of data-free distillation, by student and task, for all arms
             for name in names:
+                tried = [result for result in results if name not in result.failed]
+                progress.update(len(results) - len(tried))
                 try:
-                    arm_set = _set_of(name, own, given, real, labelled, seed)  # the same for all students
+                    arm_set = _set_of(name, own, given, real, labelled, seed) if tried else None  # for all students
                 except DistillError as error:  # another distiller diverged
-                    _leave_out(name, results, seed, error)
-                for result in results:
+                    _leave_out(name, tried, seed, error)
+                    progress.update(len(tried))
+                    continue
+                for result in tried:
                     progress.set_postfix(student=result.student, arm=name, seed=seed)
-                    progress.update()
-                    if name in result.failed:
-                        continue
                     build = builders[result.student]
                     recipe = {"epochs": full_epochs if name == "full" else epochs, "lr": lr}
                     try:
                         backbone, cost = _pretrained(name, result.student, build, arm_set, real, seed, place, recipe)
                     except DistillError as error:  # what the other arms measured is not lost for it
                         _leave_out(name, [result], seed, error)
+                        progress.update()
                         continue
                     arm = result.arms.setdefault(name, Arm(len(arm_set or ()), _bytes(name, arm_set)))
                     arm.seconds.append(cost.seconds)
@@ -173,9 +175,11 @@ def evaluate(
                             if _applies(probe, name, trial):
                                 key = f"{task.name}/{_measure(probe, count)}"
                                 arm.values.setdefault(key, []).append(PROBES[probe](trial))
+                    progress.update()
                 if folder is not None:  # what is measured is not lost, whatever comes
                     write_results(results, folder)
     if folder is not None:
+        write_results(results, folder)
         report.write(results, own, folder, [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic)))
     return results
 

@@ -259,13 +259,18 @@ def test_an_arm_that_diverges_is_left_out_and_the_others_are_kept(
         assert "huge: left out" in (tmp_path / "out" / file).read_text()
 
 
-def test_a_distiller_that_diverges_is_left_out_too(synthetic: SyntheticSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverges(*_: Any, **__: Any) -> SyntheticSet:
+def test_a_distiller_that_diverges_is_left_out_too_and_not_run_again(
+    synthetic: SyntheticSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def diverges(_source: Any, _labels: Any, config: Any, **_: Any) -> SyntheticSet:
+        seeds.append(config.seed)
         raise DistillError("too fast")
 
     monkeypatch.setitem(LABELLED_ARMS, "dm", diverges)
     (result,) = evaluate(synthetic, STUDENT, [task()], data=labelled(), baselines=["dm"], probes=["knn"], **QUICK)
-    assert list(result.arms) == ["distilled"] and result.failed == {"dm": "seed 1: too fast"}
+    assert list(result.arms) == ["distilled"] and result.failed == {"dm": "seed 0: too fast"} and seeds == [0]
 
 
 def test_the_rate_of_pre_training_is_that_of_all_arms(
