@@ -7,9 +7,8 @@ out=${1:?the folder for results} minutes=${2:-20} device=${DEVICE:-cuda}
 mkdir -p "$out"
 cd "$(dirname "$0")/../.." || exit 1
 small=""
-[ "$device" = cpu ] && small="--steps 2 --images 1500 --target-epochs 1 --epochs 1 --seeds 0 --workers 0 --arms scratch random"
 setting=all
-[ "$device" = cpu ] && setting=small
+[ "$device" = cpu ] && small=--small setting=small
 
 nvidia-smi -L 2>/dev/null | tee "$out/machine.txt"
 python -m pytest -q -m gpu 2>&1 | tee "$out/tests.txt"
