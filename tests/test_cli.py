@@ -430,3 +430,19 @@ def test_a_wrong_sweep_is_told_in_one_line(
 def test_help_knows_every_arm_and_probe() -> None:
     assert [*BASELINES] == [name for name in ARMS if name != "distilled"]
     assert [*PROBES_TOLD] == [*PROBES]
+
+
+def test_a_folder_in_which_nothing_was_made_can_be_given_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_animals()
+    assert distill() == 0
+    train = ["pretrain", "--set", "run", "--student", "convnet_4_4", "--epochs", "2", "--out", "student"]
+    assert main([*train, "--lr", "1e30"]) == 1
+    assert main(train) == 0
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "1"]
+    command += ["--seeds", "1", "--probe", "knn", "--baselines", "scratch", "--out", "results"]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "lightly_distill.evaluation.pretrain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        assert main(command) == 130
+    assert main(command) == 0

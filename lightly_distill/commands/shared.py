@@ -36,13 +36,13 @@ def config_option(parser: ArgumentParser) -> None:
 
 @contextmanager
 def config_written(options: Namespace, folder: Path) -> Iterator[None]:
-    """Writes the options as `config.yaml` after the block, also if it was interrupted or failed at its work."""
+    """Writes the options as `config.yaml` after the block, also beside what an interrupted or failed one has left."""
     try:
         yield
     except UsageError:  # nothing has begun, and the folder may be another run's
         raise
     except BaseException:
-        if folder.is_dir():
+        if folder.is_dir() and any(folder.iterdir()):  # an empty one can be given again
             _write_config(options, folder)
         raise
     _write_config(options, folder)
