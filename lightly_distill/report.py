@@ -39,9 +39,9 @@ _NOTE = (
     "Each arm is a student that was pre-trained by the same recipe (full: for its own number of epochs) and tried on "
     "the same labels; random is as many real images as distilled has synthetic ones. Unless each seed distilled anew, "
     "distilled is one and the same set: another distillation may do better or worse. Each p-value is of a paired "
-    "t-test over the seeds, two-sided, and stands alone: of twenty comparisons of equals, one is below 0.05 by chance. "
-    "Peak memory is what pre-training held at most, with its images and without what the process had before: on a GPU "
-    "what PyTorch allocated, on a CPU the growth of the process, looked at every few milliseconds."
+    "t-test over the seeds, two-sided, and stands alone: of twenty comparisons of equals, about one is below 0.05 by "
+    "chance. Peak memory is what pre-training held at most, with its images and without what the process had before: "
+    "on a GPU what PyTorch allocated, on a CPU the growth of the process, looked at every few milliseconds."
 )
 _ARMS = {
     "scratch": "not pre-trained: random weights",

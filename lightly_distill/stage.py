@@ -146,9 +146,8 @@ class DistillationStage:
             )
         _require_batch(config.batch_size, config, processes)
         images, students = self._look_at(dataset, device)  # before all images are read
-        processes.copy_from_main(
-            *target.state_dict().values()
-        )  # after distributed training, batch norm's statistics differ
+        # after distributed training, batch norm's statistics differ
+        processes.copy_from_main(*target.state_dict().values())
         # half of what is free, as by default, but for all processes of this machine together
         limit = free_memory(torch.device("cpu")) // (2 * processes.on_this_machine())
         source = open_source(images, memory_limit=limit)
