@@ -29,11 +29,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill import as_target
-from lightly_distill.krr import RIDGE
-from lightly_distill.source import open_source
-from lightly_distill.step import RealBatch, outer_gradient
-from lightly_distill.students import student_builder
-from lightly_distill.targets import load_target, represent
+from lightly_distill.data.source import open_source
+from lightly_distill.method.krr import RIDGE
+from lightly_distill.method.step import RealBatch, outer_gradient
+from lightly_distill.models.students import student_builder
+from lightly_distill.models.targets import load_target, represent
 
 SIZE = 16  # pixels
 CHUNK = 32  # views at a time, for memory
@@ -72,7 +72,7 @@ def contrastive_losses(student, parameters, images, num_views, seed):
 
 
 def readout_loss(student, parameters, images, representations, real):
-    """The outer loss of KRR-ST, but with gradient to the student too: `lightly_distill.krr` holds it fixed."""
+    """The outer loss of KRR-ST, but with gradient to the student too: `lightly_distill.method.krr` holds it fixed."""
     syn_MF = functional_call(student, parameters, images)
     real_BF = functional_call(student, parameters, real.images)
     kernel_MM = syn_MF @ syn_MF.T + 1

@@ -5,14 +5,14 @@ Importing this imports no adapter and starts no download.
 
 from typing import Any
 
-from lightly_distill import integrations
-from lightly_distill.config import DistillConfig, OuterConfig, PoolConfig, RidgeConfig
-from lightly_distill.encoders import register_target
+from lightly_distill import adapters
 from lightly_distill.errors import DistillError, UsageError
-from lightly_distill.pretrain import pretrain
-from lightly_distill.stage import DistillationStage
-from lightly_distill.synthetic import SyntheticSet
-from lightly_distill.targets import as_target
+from lightly_distill.method.config import DistillConfig, OuterConfig, PoolConfig, RidgeConfig
+from lightly_distill.models.encoders import register_target
+from lightly_distill.models.targets import as_target
+from lightly_distill.runs.stage import DistillationStage
+from lightly_distill.synthetic.pretrain import pretrain
+from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 __version__ = "0.1.0"
 
@@ -37,13 +37,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # they take seconds to import: a subclass of PyTorch Lightning's Callback, and scikit-learn's probes
     if name == "DistillationCallback":
-        return integrations.get("callbacks", "pytorch_lightning").DistillationCallback
+        return adapters.get("callbacks", "pytorch_lightning").DistillationCallback
     if name == "evaluate":
-        from lightly_distill.evaluation import evaluate
+        from lightly_distill.evaluation.evaluate import evaluate
 
         return evaluate
     if name == "sweep":
-        from lightly_distill.size_sweep import sweep
+        from lightly_distill.evaluation.sweep.sweep import sweep
 
         return sweep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,10 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
-from lightly_distill import SyntheticSet, stage
-from lightly_distill.cli import main
-from lightly_distill.run_folder import RunFolder
+from lightly_distill import SyntheticSet
+from lightly_distill.cli.main import main
+from lightly_distill.runs import stage
+from lightly_distill.runs.run_folder import RunFolder
 
 STEPS = 14
 OPTIONS = ["--student", "convnet_4_4", "--num-images", "8", "--batch-size", "16", "--pool.size", "2"]
@@ -36,7 +37,7 @@ def make():
 Prepare = Callable[[], None]
 
 # what a run imports when it needs it: imported here, each child has it already
-for name in ("lightly_distill_integrations.timm_backbones", "lightly_distill_integrations.lightly_models"):
+for name in ("lightly_distill_integrations.timm.backbones", "lightly_distill_integrations.lightly.models"):
     importlib.import_module(name)
 importlib.import_module("matplotlib.figure")
 

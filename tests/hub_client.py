@@ -75,7 +75,7 @@ class Client:
 def _serve() -> None:
     from huggingface_hub.utils import _http
 
-    from lightly_distill.cli import main
+    from lightly_distill.cli.main import main
 
     # the client waits 1, 2, 4, 8 and 8 seconds between its tries
     for name in ("http_backoff", "http_stream_backoff"):  # older clients have only the first

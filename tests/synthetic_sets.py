@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightly_distill import SyntheticSet
-from lightly_distill.seeding import generator
+from lightly_distill.runtime.seeding import generator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

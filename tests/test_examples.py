@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from lightly_distill import SyntheticSet
-from lightly_distill.step import RealBatch
-from lightly_distill.students import student_builder
+from lightly_distill.method.step import RealBatch
+from lightly_distill.models.students import student_builder
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MARK = "# + lightly_distill"

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from lightly_distill.config import DistillConfig, make_config
-from lightly_distill.seeding import generator
+from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.runtime.seeding import generator
 
 SIZE = 8
 

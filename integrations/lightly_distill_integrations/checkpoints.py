@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightly_distill.encoders import CHECKPOINTS
 from lightly_distill.errors import UsageError, first_line
+from lightly_distill.models.encoders import CHECKPOINTS
 
 _logger = logging.getLogger(__name__)
 

@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import trange
 
-from lightly_distill import DistillationStage, SyntheticSet, pictures, pretrain, seeding
-from lightly_distill.arms import normalise
-from lightly_distill.probes import features, knn_accuracy, linear_accuracy
-from lightly_distill.run_folder import RunFolder
-from lightly_distill.students import student_builder
-from lightly_distill.targets import represent
+from lightly_distill import DistillationStage, SyntheticSet, pretrain
+from lightly_distill.data.pixels import normalise
+from lightly_distill.evaluation.probes import features, knn_accuracy, linear_accuracy
+from lightly_distill.evaluation.report import charts
+from lightly_distill.models.students import student_builder
+from lightly_distill.models.targets import represent
+from lightly_distill.runs.run_folder import RunFolder
+from lightly_distill.runtime import seeding
 
 SIZE = 32  # pixels
 DIGIT = 20  # pixels of a digit in it
@@ -214,6 +216,6 @@ def _report(accuracies: Accuracies, synthetic: SyntheticSet, out: Path) -> None:
         print(f"{arm:<{width}}", *(f"{100 * values[name]:7.1f}%" for name in probes))
     table = {name: {arm: [values[name]] for arm, values in accuracies.items()} for name in probes}
     title = f"{len(synthetic)} images, {LABELS} labels, {STUDENT}"
-    pictures.accuracy_bars(table, out / "pictures" / "accuracy.png", title)
+    charts.accuracy_bars(table, out / "pictures" / "accuracy.png", title)
     (out / "results.json").write_text(json.dumps(accuracies, indent=2) + "\n")
     print(f"\nPictures: {out / 'pictures'}   The set: {out / 'set'}   More: lightly-distill inspect {out}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightly_distill import pictures
+from lightly_distill.evaluation.report import charts
 from lightly_distill_integrations import demo
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     for probe, row in table.items():
         for arm, values in row.items():
             print(f"{probe:<8} {arm:<20} {100 * np.mean(values):5.1f} +- {100 * np.std(values, ddof=1):.1f}  {values}")
-    pictures.accuracy_bars(table, options.out / "accuracy.png", f"{demo.STUDENT}, {demo.LABELS} labels")
+    charts.accuracy_bars(table, options.out / "accuracy.png", f"{demo.STUDENT}, {demo.LABELS} labels")
 
 
 if __name__ == "__main__":

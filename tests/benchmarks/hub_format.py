@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightly_distill import SyntheticSet, seeding
+from lightly_distill import SyntheticSet
+from lightly_distill.runtime import seeding
 
 
 def make(count: int, size: int, dim: int) -> SyntheticSet:

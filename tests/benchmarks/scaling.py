@@ -29,13 +29,13 @@ import torch
 from torch import nn
 
 from lightly_distill import DistillationStage
-from lightly_distill.config import PoolConfig
-from lightly_distill.memory import estimate
-from lightly_distill.pool import StudentPool
-from lightly_distill.run_folder import run_metrics
-from lightly_distill.seeding import generator
-from lightly_distill.step import RealBatch, outer_gradient
-from lightly_distill.students import student_builder
+from lightly_distill.method.config import PoolConfig
+from lightly_distill.method.memory import estimate
+from lightly_distill.method.pool import StudentPool
+from lightly_distill.method.step import RealBatch, outer_gradient
+from lightly_distill.models.students import student_builder
+from lightly_distill.runs.run_folder import run_metrics
+from lightly_distill.runtime.seeding import generator
 
 STAGE: dict[str, Any] = {
     "student": "convnet_32_64_128",

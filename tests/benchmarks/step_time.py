@@ -32,12 +32,12 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import reference
-from lightly_distill.config import PoolConfig
-from lightly_distill.krr import full_precision, kernel_ridge
-from lightly_distill.pool import Slot, StudentPool
-from lightly_distill.seeding import generator, global_seed
-from lightly_distill.step import RealBatch, features, kernel_pass, outer_gradient
-from lightly_distill.students import student_builder
+from lightly_distill.method.config import PoolConfig
+from lightly_distill.method.krr import full_precision, kernel_ridge
+from lightly_distill.method.pool import Slot, StudentPool
+from lightly_distill.method.step import RealBatch, features, kernel_pass, outer_gradient
+from lightly_distill.models.students import student_builder
+from lightly_distill.runtime.seeding import generator, global_seed
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import torch
 from timm.models import get_pretrained_cfg, model_entrypoint
 from tqdm import tqdm
 
-from lightly_distill.protocols import StudentFacts
-from lightly_distill.students import student_builder
-from lightly_distill_integrations import timm_backbones, timm_fit
+from lightly_distill.adapters import StudentFacts
+from lightly_distill.models.students import student_builder
+from lightly_distill_integrations.timm import backbones, fit
 
 SMALL = 32  # pixels
 SECONDS = 900  # for each run
@@ -42,11 +42,11 @@ def main() -> None:
     options = parser.parse_args()
 
     families: dict[str, list[str]] = {}
-    for name in timm_fit.names():
+    for name in fit.names():
         package, _, family = model_entrypoint(name).__module__.rpartition(".")
         if package == "timm.models" and not name.startswith("test_"):
             families.setdefault(family, []).append(name)
-    facts = timm_backbones.list_students(SMALL, "*")
+    facts = backbones.list_students(SMALL, "*")
 
     lines, works, works_small = [], 0, 0
     for family, names in (progress := tqdm(sorted(families.items()), unit="family")):
@@ -57,7 +57,7 @@ def main() -> None:
         at_own = "ok" if own.features is not None else own.reason
         at_small = "ok"
         if small.features is None:
-            size = timm_fit.smallest_size(name)
+            size = fit.smallest_size(name)
             at_small = f"no; {size} fits" if size else small.reason
         features = own.features if own.features is not None else small.features
         size = own_size(name)
@@ -89,9 +89,9 @@ def smallest(names: list[str], facts: dict[str, StudentFacts | None]) -> tuple[s
     """Returns the name with the fewest parameters that gives features, by shapes, and their number."""
     found = []
     for name in names:
-        known: StudentFacts | timm_fit.Fit | None = facts[name]
-        with suppress(timm_fit.UnfitError):
-            known = known or timm_fit.fit(name, own_size(name), shapes_only=True)
+        known: StudentFacts | fit.Fit | None = facts[name]
+        with suppress(fit.UnfitError):
+            known = known or fit.fit(name, own_size(name), shapes_only=True)
         if known is not None:
             found.append((known.parameters, name))
     return min(found)[1], min(found)[0]
@@ -101,7 +101,7 @@ def run(name: str, size: int) -> Outcome:
     """Runs a student in a process of its own."""
     # forked from a process that has imported everything and run nothing: threads of torch do not survive a fork
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightly_distill.students", "lightly_distill_integrations.timm_backbones"])
+    context.set_forkserver_preload(["lightly_distill.models.students", "lightly_distill_integrations.timm.backbones"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(name, size, theirs))
     process.start()

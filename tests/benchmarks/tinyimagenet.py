@@ -15,7 +15,7 @@ from lightly.transforms import SimCLRTransform
 from safetensors.torch import load_file, save_file
 
 from lightly_distill import DistillationStage
-from lightly_distill.source import open_source
+from lightly_distill.data.source import open_source
 from lightly_distill_integrations.demo import BarlowTwins, train_target
 
 BACKBONE = "resnet10t"

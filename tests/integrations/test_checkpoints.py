@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightly_distill.errors import UsageError
-from lightly_distill.targets import as_target, load_target
+from lightly_distill.models.targets import as_target, load_target
 
 IMAGES = torch.rand(2, 3, 32, 32)
 

@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightly_distill.errors import UsageError
-from lightly_distill_integrations import small_stems, timm_backbones
+from lightly_distill_integrations import small_stems
+from lightly_distill_integrations.timm import backbones
 
 
 def build(name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return timm_backbones.build(name, 32)
+    return backbones.build(name, 32)
 
 
 def test_the_papers_resnet_starts_with_3x3_of_stride_1_and_no_pooling() -> None:
@@ -99,9 +100,9 @@ def test_a_name_of_another_form_is_not_registered(name: str) -> None:
 
 def test_a_saved_student_is_loaded_by_the_printed_lines_in_another_process(tmp_path: Path) -> None:
     model = build("test_resnet:stem=small").eval()
-    timm_backbones.save(model, str(tmp_path), {"input_size": [3, 32, 32]})
+    backbones.save(model, str(tmp_path), {"input_size": [3, 32, 32]})
     assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "test_resnet_small_stem"
-    lines = timm_backbones.how_to_load(model, "test_resnet:stem=small", str(tmp_path))
+    lines = backbones.how_to_load(model, "test_resnet:stem=small", str(tmp_path))
     images = torch.rand(2, 3, 32, 32)
     save_file({"images": images, "features": model(images).detach()}, tmp_path / "expected.safetensors")
     check = (
@@ -117,7 +118,7 @@ def test_a_saved_student_is_loaded_by_the_printed_lines_in_another_process(tmp_p
 )
 def test_timm_loads_a_small_stem_from_a_local_repository_as_from_the_hub(tmp_path: Path) -> None:
     model = build("test_resnet:stem=small")
-    timm_backbones.save(model, str(tmp_path), {})
+    backbones.save(model, str(tmp_path), {})
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0)
     assert loaded.pretrained_cfg["architecture"] == "test_resnet_small_stem"
     assert torch.equal(loaded.conv1[0].weight, model.conv1[0].weight)
@@ -129,13 +130,13 @@ def test_there_are_no_published_weights_of_a_small_stem() -> None:
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         timm.create_model("resnet18_small_stem", pretrained=True)
     with pytest.raises(UsageError, match="timm publishes no weights for 'resnet18_small_stem'"):
-        timm_backbones.load("resnet18:stem=small")
+        backbones.load("resnet18:stem=small")
 
 
 def test_weights_of_a_small_stem_load_as_a_target(tmp_path: Path) -> None:
     model = build("test_resnet:stem=small").eval()
-    timm_backbones.save(model, str(tmp_path), {})
-    found = timm_backbones.find_encoder(timm_backbones.load(f"test_resnet:stem=small@{tmp_path}/model.safetensors"))
+    backbones.save(model, str(tmp_path), {})
+    found = backbones.find_encoder(backbones.load(f"test_resnet:stem=small@{tmp_path}/model.safetensors"))
     assert found is not None
     encoder: Any = found.encoder
     images = torch.rand(2, 3, 32, 32)

@@ -19,9 +19,9 @@ from cpu import CPU
 from settings import distil, train_target, try_out
 from torch import Tensor, nn
 
-from lightly_distill.pool import Slot, StudentPool
-from lightly_distill.results import Evaluation
-from lightly_distill.run_folder import run_metrics
+from lightly_distill.evaluation.results import Evaluation
+from lightly_distill.method.pool import Slot, StudentPool
+from lightly_distill.runs.run_folder import run_metrics
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},

@@ -16,10 +16,10 @@ from cpu import CPU
 from settings import distil, labelled_images, of_all_seeds, real_images, task, train_target
 
 from lightly_distill import SyntheticSet
-from lightly_distill.arms import LabelledSide
-from lightly_distill.config import make_config
-from lightly_distill.evaluation import evaluate
-from lightly_distill.tasks import source_labels
+from lightly_distill.data.labels import source_labels
+from lightly_distill.evaluation.baselines.arms import LabelledSide
+from lightly_distill.evaluation.evaluate import evaluate
+from lightly_distill.method.config import make_config
 
 DISTILLERS = {"supervised kernel ridge": "krr-labels", "distribution matching": "dm"}  # arms of `evaluate`
 

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 from tqdm import trange
 
-from lightly_distill import DistillationStage, SyntheticSet, findings, report
-from lightly_distill.evaluation import ARMS, evaluate
-from lightly_distill.locate import locate
-from lightly_distill.results import Arm, Evaluation
-from lightly_distill.run_folder import run_metrics
-from lightly_distill.seeding import global_seed
-from lightly_distill.source import Source, open_source
-from lightly_distill.tasks import Task, open_task
+from lightly_distill import DistillationStage, SyntheticSet
+from lightly_distill.data.locate import locate
+from lightly_distill.data.source import Source, open_source
+from lightly_distill.evaluation import findings
+from lightly_distill.evaluation.baselines.arms import ARMS
+from lightly_distill.evaluation.evaluate import evaluate
+from lightly_distill.evaluation.report import evaluation_report
+from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.tasks import Task, open_task
+from lightly_distill.runs.run_folder import run_metrics
+from lightly_distill.runtime.seeding import global_seed
 
 SOURCE = "tinyimagenet100-32#train"
 TASKS = ("cifar10", "tinyimagenet100-32")
@@ -192,7 +195,7 @@ def run_setting(setting: Setting, out: Path, model: nn.Module, seeds: Sequence[i
         of_seeds.append(try_out(setting, model, run, [seed], arms))
         merged = [of_all_seeds(results) for results in zip(*of_seeds, strict=True)]
         (out / "results.json").write_text(json.dumps([each.to_dict() for each in merged], indent=2) + "\n")
-        report.write(merged, SyntheticSet.load(run), out, run_metrics(run))
+        evaluation_report.write(merged, SyntheticSet.load(run), out, run_metrics(run))
         print("\n".join(findings.lead(merged)), flush=True)
 
 

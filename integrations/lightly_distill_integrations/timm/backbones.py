@@ -1,0 +1,206 @@
+"""Any timm name, and our ConvNets, as student or as target."""
+
+import copy
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lightly_distill.adapters import FoundEncoder
+from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill_integrations import checkpoints, convnets, small_stems
+from lightly_distill_integrations.timm import fit
+from lightly_distill_integrations.timm.catalogue import list_students as list_students
+
+
+def build(name: str, image_size: int) -> nn.Module:
+    """Builds a freshly initialised backbone without a head.
+
+    Args:
+        name: Name of a timm model, or `convnet_<widths>[_in]`; with `:stem=small` its stem is 3x3 without pooling.
+        image_size: Height and width of the images, in pixels.
+
+    Returns:
+        Images `(B, 3, image_size, image_size)` to features `(B, p)`. Its weights come from torch's global generator,
+        and the first call draws the same as any later one.
+
+    Raises:
+        UsageError: If timm does not know the name, or the model does not take images of this size.
+    """
+    name = _resolve(name)
+    try:
+        arguments = fit.fit(name, image_size).arguments
+    except fit.UnfitError as unfit:
+        raise fit.refusal(name, image_size, unfit) from unfit
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    model.build_arguments = arguments  # for `save`
+    built: nn.Module = model
+    return built
+
+
+def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
+    """Writes a student as timm writes a model, so that `timm.create_model` takes it back.
+
+    Args:
+        model: A model from `build`.
+        folder: Existing folder, gets `model.safetensors` and `config.json`.
+        metadata: JSON values, stored in the configuration under `lightly_distill`. Its `mean`, `std` and
+            `input_size` (channels, height, width), where given, become the model's own.
+    """
+    # A contiguous copy of each tensor: safetensors refuses shared memory and other memory formats.
+    weights = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in model.state_dict().items()
+    }
+    save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    # timm's own `save_for_hf` needs a huggingface_hub that fits it, which old versions of timm do not ask for.
+    known: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    pretrained = {key: known.get(key) for key in ("mean", "std", "input_size", "first_conv", "classifier")}
+    pretrained |= {key: metadata[key] for key in ("mean", "std", "input_size") if key in metadata}
+    config = {
+        "architecture": known["architecture"],
+        "num_classes": 0,
+        "model_args": model.build_arguments,
+        "pretrained_cfg": pretrained | {"num_classes": 0, "crop_pct": 1.0, "interpolation": "bilinear"},
+        "lightly_distill": metadata,
+    }
+    Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def how_to_load(model: nn.Module, name: str, folder: str) -> str:
+    """Returns the lines of Python that load what `save` wrote into `folder`."""
+    name = _resolve(name)
+    lines = _imports(name)
+    built_with: Any = model.build_arguments
+    arguments = "".join(f", {key}={value}" for key, value in built_with.items())
+    weights = str(Path(folder, "model.safetensors"))
+    lines.append(f"backbone = timm.create_model({name!r}, num_classes=0{arguments}, checkpoint_path={weights!r})")
+    return "\n".join(lines)
+
+
+def how_to_load_from_hub(name: str, repo_id: str) -> str:
+    """Returns the lines of Python that load what `save` wrote from a model repository on the Hugging Face Hub."""
+    lines = _imports(_resolve(name))
+    return "\n".join([*lines, f"backbone = timm.create_model({f'hf_hub:{repo_id}'!r}, pretrained=True)"])
+
+
+def _imports(name: str) -> list[str]:
+    """Returns the lines after which timm knows a name; networks of our own have to be told to it."""
+    lines = ["import timm"]
+    for family in (convnets, small_stems):
+        if family.register(name):
+            module = family.__name__.rpartition(".")[2]
+            lines.append(f"from lightly_distill_integrations import {module}; {module}.register({name!r})")
+    return lines
+
+
+def load(spec: str) -> nn.Module:
+    """Loads a model with weights, without its head.
+
+    Args:
+        spec: `NAME` for the weights that timm publishes, or `NAME@FILE` for a checkpoint; names in the file may have a
+            prefix (`backbone.vit.`). A `config.json` beside the file, as `save` writes it, gives image size and
+            normalisation.
+
+    Raises:
+        UsageError: If the name is unknown or the file is not there or not of this model.
+        DistillError: If published weights cannot be fetched.
+    """
+    name, separator, file = spec.partition("@")
+    name = _resolve(name)
+    if separator:
+        return _load_file(name, Path(file))
+    if not timm.is_model_pretrained(name):
+        raise UsageError(f"timm publishes no weights for '{name}'. Give a file: timm:{name}@weights.safetensors")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the kinds of failure of a download are without number
+        raise DistillError(
+            f"The weights of '{name}' cannot be fetched ({first_line(error)}). "
+            f"Without network, give them as a file: timm:{name}@weights.safetensors"
+        ) from error
+    return model
+
+
+def find_encoder(model: nn.Module) -> FoundEncoder | None:
+    """Returns a copy of a timm model without its head, or None if the model is not timm's.
+
+    The copy carries `mean` and `std`, and `input_size` where it takes images of one size only.
+    """
+    if not is_timm(model):
+        return None
+    encoder: Any = copy.deepcopy(model)
+    encoder.reset_classifier(0)
+    encoder.mean = tuple(encoder.pretrained_cfg["mean"])
+    encoder.std = tuple(encoder.pretrained_cfg["std"])
+    encoder.input_size = fixed_size(encoder)
+    return FoundEncoder(encoder, "", "a model of timm, without head")
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Returns whether timm built this model."""
+    return hasattr(model, "pretrained_cfg") and hasattr(model, "forward_features")
+
+
+def fixed_size(model: nn.Module) -> int | None:
+    """Returns the only height and width of images, in pixels, that a timm model takes; None if it takes any."""
+    config = getattr(model, "pretrained_cfg", {})
+    patch_embed = getattr(model, "patch_embed", None)
+    size = getattr(patch_embed, "img_size", None)
+    fixed = getattr(patch_embed, "strict_img_size", True)
+    if size is None:
+        built_for = getattr(model, "_model_args", {}).get("img_size")  # where timm is recent enough to record it
+        size = getattr(model, "img_size", None) or built_for or config.get("input_size", (0, 0))[-2:]
+        fixed = config.get("fixed_input_size", False)
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height) if fixed and height == width else None
+
+
+def _resolve(name: str) -> str:
+    """Returns the name under which timm knows a student, `NAME[:stem=small]`.
+
+    Raises:
+        UsageError: If timm does not know the name, or the option is another.
+    """
+    plain, *options = name.split(":")
+    if not (convnets.register(plain) or small_stems.register(plain) or timm.is_model(plain)):
+        nearest = difflib.get_close_matches(plain, fit.names(), n=3)
+        hint = f"Nearest: {', '.join(nearest)}." if nearest else "See timm.list_models()."
+        raise UsageError(f"timm knows no model '{plain}'. {hint}")
+    for option in options:
+        if option != "stem=small":
+            raise UsageError(f"Unknown option '{option}' of the student '{plain}'. Did you mean '{plain}:stem=small'?")
+    if options:
+        plain += small_stems.SUFFIX
+        small_stems.register(plain)
+    return plain
+
+
+def _load_file(name: str, path: Path) -> nn.Module:
+    weights = checkpoints.read(path)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **_config_beside(path))
+    except Exception as error:  # a configuration that somebody has edited
+        reason = first_line(error)
+        raise UsageError(f"The configuration beside '{path}' does not fit '{name}': {reason}") from error
+    weights.fill(model, name, strict=True)
+    return model
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """Returns what `timm.create_model` needs to know of a student written by `save`; nothing for other files."""
+    config_path = path.with_name("config.json")
+    if not config_path.is_file():
+        return {}
+    try:
+        known = json.loads(config_path.read_text())["pretrained_cfg"]
+        own = {key: known[key] for key in ("mean", "std", "input_size")}
+    except (ValueError, LookupError, TypeError):
+        return {}  # somebody else's file of that name
+    # Where weights depend on the size, timm builds the model for `input_size`.
+    return {"pretrained_cfg_overlay": own}

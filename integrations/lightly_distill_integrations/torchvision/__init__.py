@@ -1,0 +1,1 @@
+"""torchvision: models as targets (`backbones.py`), its datasets as sources (`datasets.py`)."""

@@ -1,0 +1,84 @@
+"""`lightly-distill distill`."""
+
+import dataclasses
+from collections.abc import Collection
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightly_distill.cli.options import PROGRAM, SOURCE_HELP, TARGET_HELP, config_option, target_options
+from lightly_distill.data.locate import locate
+from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.models.targets import load_target
+from lightly_distill.runs.run_folder import RunFolder
+from lightly_distill.runs.stage import DistillationStage
+from lightly_distill.runs.trackers import Trackers
+from lightly_distill.runtime.processes import is_main
+
+ABOUT = "Distils real images and a self-supervised model into a synthetic set."
+EPILOG = (
+    "SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end a run after the step in hand, with a checkpoint for --resume; a second "
+    "one ends it at once. Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended "
+    "it: 130 SIGINT, 138 SIGUSR1, 143 SIGTERM."
+)
+Preset = Literal["cifar", "tinyimagenet", "imagenet64"]
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declares the options."""
+    stage_options(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Output folder.")
+    parser.add_argument("--resume", action="store_true", help="Go on from the newest checkpoint in --out.")
+    parser.add_argument(
+        "--strict", action="store_true", help="Refuse to go on from an older checkpoint if the newest is damaged."
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace an old run in --out.")
+    parser.add_argument(
+        "--log-with",
+        type=str | None,
+        default=None,
+        metavar="NAME[,NAME]",
+        help="Trackers that are told settings and measurements: tensorboard, wandb, mlflow and what else Accelerate "
+        "knows. metrics.jsonl has them always.",
+    )
+
+
+def stage_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
+    """Declares what decides a synthetic set: source, target, and the configuration without the fields in `skip`."""
+    config_option(parser)
+    parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
+    parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
+    target_options(parser)
+    parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
+    parser.add_class_arguments(DistillConfig, nested_key=None, skip=set(skip))
+
+
+def stage_config(options: Namespace) -> DistillConfig:
+    """Returns the configuration that the options of `stage_options` give."""
+    fields = {field.name for field in dataclasses.fields(DistillConfig)}
+    return make_config(**{name: value for name, value in options.as_dict().items() if name in fields})
+
+
+def run(options: Namespace) -> None:
+    """Runs the command."""
+    # what is quickly seen to be wrong comes before the target, which may be a download
+    if is_main():
+        RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
+    trackers = Trackers(options.log_with, options.out) if options.log_with else None
+    locate(options.data)
+    config = stage_config(options)
+    target = load_target(options.target, options.target_encoder, options.target_class)
+    stage = DistillationStage(target, config=config)
+    flags = {name: options[name] for name in ("resume", "overwrite", "strict")}
+    with trackers or nullcontext():
+        synthetic = stage.run(options.data, out=options.out, log=trackers, **flags)
+    if not is_main():
+        return
+    losses = synthetic.provenance["heldout_loss"]
+    if losses["initial"] is not None:
+        print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
+    for name, loss in losses.get("by_student", {}).items():
+        print(f"    of {name}: {loss['initial']:.4g}, now {loss['final']:.4g}")
+    print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")

@@ -1,0 +1,171 @@
+"""`lightly-distill evaluate`."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+from lightly_distill.cli.options import SET_HELP, config_option, config_written, several, target_options
+from lightly_distill.errors import UsageError
+from lightly_distill.evaluation import findings
+from lightly_distill.evaluation.baselines.arms import BASELINES
+from lightly_distill.evaluation.evaluate import evaluate
+from lightly_distill.models.targets import load_target
+
+PROBES_TOLD = {
+    "knn": "nearest neighbours",
+    "linear": "logistic regression on the features",
+    "linear-pooled": "on features averaged over positions",
+    "finetune": "all weights trained on the labels",
+    "data-free": "a fresh student that only sees a classifier's answers to the set's images",
+}
+ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declares the options."""
+    config_option(parser)
+    parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
+    parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
+    transfer_options(parser, baselines="scratch,random,kmeans")
+    parser.add_argument(
+        "--arm",
+        type=str,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="Another set to compare. May be repeated.",
+    )
+    parser.add_argument("--data", type=str | None, default=None, metavar="SRC", help="Default: that of the set's run.")
+    parser.add_argument(
+        "--target", type=str | None, default=None, metavar="SPEC", help="Default: that of the set's run."
+    )
+    target_options(parser)
+
+
+def transfer_options(
+    parser: ArgumentParser, baselines: str, arms: Mapping[str, str] = BASELINES, skip: Collection[str] = ()
+) -> None:
+    """Declares how students are tried on tasks.
+
+    Args:
+        parser: Of the command.
+        baselines: The default.
+        arms: What baselines there are, and what they are.
+        skip: Fields of `evaluate` that are declared elsewhere.
+    """
+    parser.add_argument(
+        "--task",
+        type=str,
+        action="append",
+        required=True,
+        metavar="SRC",
+        help="Labelled images as for --data, with a split to learn from (train) and one to test on (test, validation, "
+        "valid or val); class folders are labels. May be repeated.",
+    )
+    parser.add_argument(
+        "--baselines",
+        type=str,
+        default=baselines,
+        metavar="ARM[,ARM]",
+        help=f"What the set is compared with. {_explained(arms)}.",
+    )
+    parser.add_argument(
+        "--probe",
+        type=str,
+        default="knn,linear",
+        metavar="NAME[,NAME]",
+        help=f"How students are tried. {_explained(PROBES_TOLD)}.",
+    )
+    parser.add_argument(
+        "--labels",
+        type=str,
+        default="all",
+        metavar="N[,N]",
+        help="Labelled images that a task is learned from: a number, a share as 1% or 0.01, or all.",
+    )
+    parser.add_argument("--seeds", type=PositiveInt, default=3, help="Repetitions, each with its own draws.")
+    parser.add_function_arguments(
+        evaluate,
+        nested_key=None,
+        skip={
+            "synthetic",
+            "student",
+            "tasks",
+            "data",
+            "target",
+            "baselines",
+            "others",
+            "probes",
+            "labels",
+            "seeds",
+            "out",
+            *skip,
+        },
+    )
+
+
+def transfer_settings(options: Namespace) -> dict[str, Any]:
+    """Returns the arguments of `evaluate` that the options of `transfer_options` give, without tasks and device."""
+    return {
+        "baselines": listed(options.baselines),
+        "probes": listed(options.probe),
+        "labels": [_label_count(text) for text in listed(options.labels)],
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        "full_epochs": options.full_epochs,
+        "lr": options.lr,
+        "finetune_steps": options.finetune_steps,
+    }
+
+
+def run(options: Namespace) -> None:
+    """Runs the command."""
+    pairs = [arm.partition("=")[::2] for arm in several(options.arm)]
+    others = dict(pairs)
+    for name, folder in pairs:
+        if not (name and folder):
+            raise UsageError(f"--arm takes NAME=DIR, such as earlier=runs/earlier; got '{name}{folder}'.")
+    if len(others) < len(pairs):
+        raise UsageError(f"Two --arm have one name: {', '.join(name for name, _ in pairs)}.")
+    target = options.target and load_target(options.target, options.target_encoder, options.target_class)
+    with config_written(options, options.out):
+        results = evaluate(
+            options.set,
+            options.student,
+            several(options.task),
+            data=options.data,
+            target=target,
+            others=others,
+            device=options.device,
+            out=options.out,
+            **transfer_settings(options),
+        )
+    for line in findings.lead(results):
+        print(line)
+    print(f"Report: {options.out / 'report.html'}, tables: {options.out / 'report.md'}")
+
+
+def listed(text: str) -> list[str]:
+    """Returns the parts of a comma separated option."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _explained(meanings: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
+
+
+def _label_count(text: str) -> "int | float | None":
+    if text in ("all", "100%"):
+        return None
+    share = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%")) / (100 if share else 1)
+    except ValueError:
+        value = -1
+    if not (0 < value < 1 or (not share and value >= 1 and value % 1 == 0)):
+        raise UsageError(f"--labels takes whole numbers, shares such as 1%, or all; got '{text}'.")
+    return value if value < 1 else int(value)

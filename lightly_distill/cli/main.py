@@ -1,0 +1,118 @@
+"""The command line: `lightly-distill COMMAND --help` tells what each does."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from lightly_distill.cli import demo, distill, evaluate, inspect, pretrain, publish, students, sweep
+from lightly_distill.cli.options import PROGRAM
+from lightly_distill.errors import UsageError, did_you_mean
+from lightly_distill.method.config import PRESETS
+from lightly_distill.runtime.processes import is_main
+
+# in the order of --help
+COMMANDS = {
+    "demo": demo,
+    "distill": distill,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "sweep": sweep,
+    "publish": publish,
+    "students": students,
+    "inspect": inspect,
+}
+
+
+class _Parser(ArgumentParser):
+    """Options with dashes, and errors in one line with the nearest name."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        return super().add_argument(*(a.replace("_", "-") if a.startswith("--") else a for a in args), **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = " ".join(message.split())
+        unknown = [word for word in message.split() if word.startswith("--")]
+        if "nrecognized arguments" in message and unknown:
+            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            message = f"Unknown option {unknown[0]}.{did_you_mean(unknown[0].split('=')[0], known)}"
+        print(f"{self.prog.replace(' [options]', '')}: error: {message} (see --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser(preset: str | None = None) -> ArgumentParser:
+    """Builds the parser of all commands; a preset gives those that distil their defaults."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))
+        module.arguments(command)
+        known = {action.dest for action in command._actions}
+        if preset is not None and "preset" in known:
+            command.set_defaults({key: value for key, value in _flat(PRESETS[preset]).items() if key in known})
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        commands.add_subcommand(name, command, help=module.ABOUT)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments after the program's name; by default the process's.
+
+    Returns:
+        Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended it.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parsed = _parse(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    options = parsed[parsed.command]
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    level = logging.INFO if is_main() else logging.ERROR
+    logging.getLogger("lightly_distill").setLevel(level)
+    logging.getLogger("lightly_distill_integrations").setLevel(level)
+    if not options.debug:
+        warnings.filterwarnings("ignore")
+    try:
+        COMMANDS[parsed.command].run(options)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted{getattr(COMMANDS[parsed.command], 'INTERRUPTED', '')}", file=sys.stderr)
+        return 130
+    except SystemExit as end:  # after a signal
+        return int(end.code or 0)
+    except Exception as error:  # whatever it is, a user of the command line gets one line
+        if options.debug:
+            raise
+        wrong_use = isinstance(error, UsageError)
+        if is_main() or not wrong_use:  # which all processes find; the main one tells
+            text = " ".join(str(error).split()) or type(error).__name__
+            print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        return 2 if wrong_use else 1
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Namespace:
+    parser = build_parser()
+    parsed = parser.parse_args(argv)
+    if not parsed.command:
+        parser.print_help()
+        sys.exit(2)
+    preset = parsed[parsed.command].get("preset")
+    if preset is not None:
+        # read again over the preset, so that options and files have the last word
+        parsed = build_parser(preset).parse_args(argv)
+    return parsed
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

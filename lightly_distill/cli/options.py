@@ -1,0 +1,82 @@
+"""What several commands share."""
+
+import ast
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from lightly_distill.errors import UsageError
+from lightly_distill.runtime.files import replacing
+
+PROGRAM = "lightly-distill"
+SET_HELP = (
+    "Synthetic set: its folder, that of the run that made it, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face "
+    "Hub."
+)
+SOURCE_HELP = (
+    "Real images: a folder (with or without class folders), a folder or file of parquet, Arrow or "
+    "WebDataset's .tar shards, a saved Hugging Face dataset, a Hub dataset id, or "
+    "torchvision:NAME; a split is chosen with #split. Names are looked up in $LIGHTLY_DISTILL_DATA too."
+)
+TARGET_HELP = (
+    "The self-supervised model: a checkpoint (.ckpt, .pt, .pth, .safetensors), timm:NAME or torchvision:NAME, "
+    "timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, or pkg.module:callable, a function that "
+    "returns a model. No code in a file is run."
+)
+
+
+def config_option(parser: ArgumentParser) -> None:
+    """Declares `--config`."""
+    parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
+
+
+@contextmanager
+def config_written(options: Namespace, folder: Path) -> Iterator[None]:
+    """Writes the options as `config.yaml` after the block, also beside what an interrupted or failed one has left."""
+    try:
+        yield
+    except UsageError:  # nothing has begun, and the folder may be another run's
+        raise
+    except BaseException:
+        if folder.is_dir() and any(folder.iterdir()):  # an empty one can be given again
+            _write_config(options, folder)
+        raise
+    _write_config(options, folder)
+
+
+def _write_config(options: Namespace, folder: Path) -> None:
+    given = {name: value for name, value in options.as_dict().items() if name not in ("config", "debug", "out")}
+    plain = json.loads(json.dumps(given, default=str))  # without the types of the parser
+    with replacing(folder / "config.yaml") as partial:
+        partial.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def several(given: list[str] | str) -> list[str]:
+    """Returns the values of an option that repeats; from a file jsonargparse gives them as one text, as Python does."""
+    if isinstance(given, str):
+        return list(ast.literal_eval(given)) if given.startswith("[") else [given]
+    return given
+
+
+def target_options(parser: ArgumentParser) -> None:
+    """Declares how the target is found in its model."""
+    parser.add_argument(
+        "--target-class",
+        type=str | None,
+        default=None,
+        metavar="CLASS",
+        help="pkg.module:Class of the model in a checkpoint, or a function that returns it, where the weights do not "
+        "tell: those of ResNets do.",
+    )
+    parser.add_argument(
+        "--target-encoder",
+        type=str | None,
+        default=None,
+        metavar="PATH",
+        help="Attribute path of the encoder inside the model, such as student_backbone. Default: the one that its "
+        "method is evaluated with, where the model is made as Lightly's examples are.",
+    )

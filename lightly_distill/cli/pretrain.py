@@ -1,0 +1,54 @@
+"""`lightly-distill pretrain`."""
+
+import textwrap
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightly_distill.cli.options import SET_HELP, config_option, config_written
+from lightly_distill.models.students import find_adapter
+from lightly_distill.sharing.publish_student import publish_student
+from lightly_distill.synthetic import address
+from lightly_distill.synthetic.pretrain import is_trained, pretrain
+from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+ABOUT = "Pre-trains a timm backbone on a synthetic set."
+_NOT_SETTINGS = {"config", "set", "push", "private", "debug"}
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declares the options."""
+    config_option(parser)
+    parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
+    parser.add_argument("--student", type=str, required=True, metavar="NAME", help="timm name of the backbone.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder for the backbone.")
+    parser.add_argument(
+        "--push",
+        type=str | None,
+        default=None,
+        metavar="REPO_ID",
+        help="OWNER/NAME of a model on the Hugging Face Hub, which gets the backbone. After a failed upload, the same "
+        "command completes it and trains nothing again.",
+    )
+    parser.add_argument("--private", action="store_true", help="Of a new model on the Hub: only you may see it.")
+    parser.add_function_arguments(pretrain, nested_key=None, skip={"student", "synthetic", "out", "progress"})
+
+
+def run(options: Namespace) -> None:
+    """Runs the command."""
+    settings = {name: value for name, value in options.as_dict().items() if name not in _NOT_SETTINGS}
+    if options.push is not None:
+        address.check_repo_id(options.push)
+        address.client().check_token()
+        address.client().look_at(options.push, "model", None)
+    synthetic = SyntheticSet.load(options.set)
+    adapter, name = find_adapter(options.student)
+    if options.push is None or not is_trained(synthetic=synthetic, **settings):
+        with config_written(options, options.out):
+            backbone = pretrain(synthetic=synthetic, **settings)
+        print(f"Wrote {options.out}. To use it:")
+        print(textwrap.indent(adapter.how_to_load(backbone, name, str(options.out)), "    "))
+    if options.push is not None:
+        url = publish_student(options.out, options.push, private=options.private or None)
+        print(f"Sent {options.out} to {url}. To use it:")
+        print(textwrap.indent(adapter.how_to_load_from_hub(name, options.push), "    "))

@@ -1,0 +1,101 @@
+"""`lightly-distill sweep`."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightly_distill.cli.distill import stage_config, stage_options
+from lightly_distill.cli.evaluate import listed, transfer_options, transfer_settings
+from lightly_distill.cli.options import config_written, several
+from lightly_distill.data.locate import locate
+from lightly_distill.errors import UsageError
+from lightly_distill.evaluation.baselines.arms import BASELINES, LABELLED_ARMS
+from lightly_distill.evaluation.sweep import sweep_report
+from lightly_distill.evaluation.sweep.search import SEARCHABLE
+from lightly_distill.evaluation.sweep.sweep import sweep
+from lightly_distill.models.targets import load_target
+from lightly_distill.runs.stage import DistillationStage
+
+ABOUT = (
+    "Distils and evaluates sets of several sizes, and tells the smallest that is good enough, what it costs and what "
+    "it saves. The same command again goes on where it stopped."
+)
+INTERRUPTED = "; the same command again goes on with the sweep"
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "--sizes",
+        type=str,
+        required=True,
+        metavar="M,M",
+        help="Numbers of synthetic images, increasing, such as 50,100,200,500. More may be given when a sweep goes on.",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="New folder, or that of the sweep to go on with."
+    )
+    parser.add_argument(
+        "--search",
+        type=str,
+        default="",
+        metavar="NAME[,NAME]",
+        help=f"Search settings before the sizes are distilled, of {', '.join(SEARCHABLE)}. lr: the learning rates of "
+        "images and of representations, apart. Judged on held-out images of the source, never on a task. Needs "
+        "Optuna: pip install 'lightly-distill[search]'.",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Distillations that the search tries, the first with the settings as given.",
+    )
+    parser.add_argument(
+        "--search-size",
+        type=int | None,
+        default=None,
+        metavar="M",
+        help="Which of the sizes the search distils. Default: the smallest.",
+    )
+    parser.add_argument(
+        "--evaluate-student",
+        type=str | None,
+        default=None,
+        metavar="NAME[,NAME]",
+        help="Backbones that are tried on the tasks. Default: those of --student.",
+    )
+    arms = {name: told for name, told in BASELINES.items() if name not in LABELLED_ARMS}
+    transfer_options(parser, baselines="scratch,random,full", arms=arms, skip=["device"])
+    stage_options(parser, skip=["num_images"])
+
+
+def run(options: Namespace) -> None:
+    """Runs the command."""
+    sizes = [_size(text) for text in listed(options.sizes)]
+    locate(options.data)  # before the target, which may be a download
+    config = stage_config(options)
+    target = load_target(options.target, options.target_encoder, options.target_class)
+    with config_written(options, options.out):
+        done = sweep(
+            DistillationStage(target, config=config),
+            options.data,
+            sizes,
+            several(options.task),
+            out=options.out,
+            student=options.evaluate_student,
+            search=listed(options.search),
+            trials=options.trials,
+            search_size=options.search_size,
+            **transfer_settings(options),
+        )
+    for line in sweep_report.lead(done):
+        print(line)
+    print(f"Report: {options.out / 'sweep.html'}, tables: {options.out / 'sweep.md'}")
+
+
+def _size(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"--sizes takes whole numbers, such as 50,100,200; got '{text}'.") from error

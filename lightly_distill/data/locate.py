@@ -1,0 +1,153 @@
+"""From what a user writes for a source, `SCHEME:NAME`, a path or a Hub id with `#SPLIT`, to a dataset."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightly_distill import adapters
+from lightly_distill.data.decode import SUFFIXES
+from lightly_distill.errors import UsageError, suggest
+
+DATA_FOLDER = "LIGHTLY_DISTILL_DATA"  # environment variable
+
+_TABLES = (".parquet", ".arrow")
+_ARCHIVE = ".tar"
+_SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})  # folders that are no classes
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+
+
+def locate(spec: str | Path) -> tuple[Any, str]:
+    """Finds a source.
+
+    Args:
+        spec: `SCHEME:NAME` for an installed adapter, an existing path, a path in the folder that the environment
+            variable LIGHTLY_DISTILL_DATA names, or a dataset id on the Hugging Face Hub; with `#SPLIT` if wanted.
+
+    Returns:
+        A dataset, or a stream of items, and the source's name with its split.
+
+    Raises:
+        UsageError: If there is no such source or split.
+    """
+    text = str(spec)
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in adapters.available("sources"):
+        place, split = _split_off(rest)
+        return _ask(scheme, place, split, f"{scheme}:{place}")
+    for place, split in ((text, None), _split_off(text)):
+        path = _existing(place)
+        if path is not None:
+            return _open_path(path, split, place)
+    place, split = _split_off(text)
+    if _HUB_ID.fullmatch(place) and not place.endswith((*_TABLES, _ARCHIVE, *SUFFIXES)):
+        if "/" not in place and "Did you mean" in missing_path(place):  # a typo more likely than a Hub dataset
+            raise UsageError(
+                f"{missing_path(place)} For a dataset on the Hugging Face Hub, write 'huggingface:{place}'."
+            )
+        return _ask("huggingface", place, split, place)
+    if re.fullmatch(r"\w\w+", scheme) and colon:
+        raise UsageError(
+            f"Unknown kind of source '{scheme}' in '{text}'.{suggest(scheme, adapters.available('sources'))}"
+        )
+    raise UsageError(missing_path(place))
+
+
+def choose_split(splits: Iterable[str], wanted: str | None, name: str) -> str:
+    """Chooses one of the splits of a source: `wanted`, or else `train` or the only one.
+
+    Raises:
+        UsageError: If there is no such split, or none was asked for and there is no obvious one.
+    """
+    names = [str(split) for split in splits]
+    if wanted is None and (len(names) == 1 or "train" in names):
+        return names[0] if len(names) == 1 else "train"
+    if wanted in names:
+        return str(wanted)
+    if not names:
+        raise UsageError(f"'{name}' has no splits; leave '#{wanted}' out.")
+    if wanted is None:
+        raise UsageError(f"'{name}' has the splits {', '.join(names)}; choose one, such as '{name}#{names[0]}'.")
+    raise UsageError(f"'{name}' has no split '{wanted}'.{suggest(wanted, names)}")
+
+
+def missing_path(place: str) -> str:
+    """Returns the error message about a path that does not exist, with the nearest that does."""
+    path, root = Path(place).expanduser(), os.environ.get(DATA_FOLDER)
+    folders = [path.parent, *([Path(root, place).parent] if root else [])]
+    names = {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()}
+    where = f", nor in {DATA_FOLDER} ({root})" if root else f" ({DATA_FOLDER} is not set)"
+    nearest = difflib.get_close_matches(path.name, names, n=1)
+    return f"There is no file or folder '{place}'{where}." + "".join(f" Did you mean '{n}'?" for n in nearest)
+
+
+def _split_off(text: str) -> tuple[str, str | None]:
+    place, mark, split = text.rpartition("#")
+    return (place, split) if mark else (text, None)
+
+
+def _existing(place: str) -> Path | None:
+    candidates = [Path(place).expanduser()]
+    if os.environ.get(DATA_FOLDER):
+        candidates.append(Path(os.environ[DATA_FOLDER], place))
+    return next((path for path in candidates if place and path.exists()), None)
+
+
+def _ask(scheme: str, place: str, split: str | None, name: str) -> tuple[Any, str]:
+    data = adapters.get("sources", scheme).open(place, split)
+    if data is None:
+        raise UsageError(f"The adapter '{scheme}' finds no images in '{place}'.")
+    own = getattr(data, "split", None)  # of a tensor, a method
+    split = split or (None if callable(own) or own is None else str(own))
+    return data, f"{name}#{split}" if split else name
+
+
+def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
+    known = (*_TABLES, _ARCHIVE)
+    if path.is_file() and path.suffix.lower() not in known:
+        raise UsageError(f"'{place}' is a file; expected a folder of images, or a file ending in {' or '.join(known)}.")
+    if path.is_file() or any((path / name).is_file() for name in _SAVED_TO_DISK):
+        return _ask("huggingface", str(path), split, place)
+    images, tables, archives = _walk(path)
+    if tables or (archives and not images):  # images may lie beside the archive that they came in
+        return _ask("huggingface", str(path), split, place)
+    if not images:
+        raise UsageError(f"'{place}' holds no images, tables or shards (such as .jpg, .png, .parquet, .tar).")
+    tops = {image.relative_to(path).parts[0] for image in images}
+    splits = sorted(tops) if {top.lower() for top in tops} <= _SPLITS else []
+    if split is None and not splits:
+        return [str(image) for image in images], place
+    split = choose_split(splits, split, place)
+    return [str(image) for image in images if image.relative_to(path).parts[0] == split], f"{place}#{split}"
+
+
+def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Lists images, tables and archives below a folder, each sorted. Hidden files are left out.
+
+    A folder that cannot be listed is among the images, where it will be counted as one that cannot be read.
+    """
+    images: list[Path] = []
+    tables: list[Path] = []
+    archives: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=lambda e: images.append(Path(e.filename))):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back, or a second way to the same images
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in SUFFIXES:
+                images.append(Path(folder, name))
+            elif suffix in _TABLES and name != "metadata.parquet":  # which describes images that lie beside it
+                tables.append(Path(folder, name))
+            elif suffix == _ARCHIVE:
+                archives.append(Path(folder, name))
+    return sorted(images), sorted(tables), sorted(archives)

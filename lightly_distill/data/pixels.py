@@ -1,0 +1,48 @@
+"""Arithmetic on batches of pixels: normalisation, and the padded crops and flips of the paper's authors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PAD = 4  # pixels; the authors' random crop
+
+
+def no_crop(shape: tuple[int, ...]) -> Tensor:
+    """Returns offsets that leave images as they are, shape (*shape, 3); see `draw_crops`."""
+    return torch.tensor([PAD, PAD, 0]).expand(*shape, 3)
+
+
+def draw_crops(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draws offsets and flips, shape (*shape, 3): rows, columns in 0..2 PAD, and 1 where the image is flipped."""
+    corners = torch.randint(2 * PAD + 1, (*shape, 2), generator=generator)
+    return torch.cat([corners, torch.randint(2, (*shape, 1), generator=generator)], dim=-1)
+
+
+def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
+    """Pads images by PAD black pixels, crops them back to their size, and mirrors some.
+
+    Args:
+        images: uint8, shape (B, C, H, W).
+        crops: int64, shape (B, 3): top row and left column in the padded image, and 1 to mirror. (PAD, PAD, 0) is the
+            image itself.
+
+    Returns:
+        The views, same shape and type.
+    """
+    if (crops == torch.tensor([PAD, PAD, 0])).all():
+        return images
+    height, width = images.shape[-2:]
+    padded, crops = F.pad(images, (PAD, PAD, PAD, PAD)), crops.to(images.device)
+    rows = crops[:, 0, None] + torch.arange(height, device=images.device)
+    straight = torch.arange(width, device=images.device)
+    columns = crops[:, 1, None] + torch.where(crops[:, 2, None] == 1, straight.flip(0), straight)
+    number = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Maps uint8 images (B, 3, H, W) to normalised float32."""
+    shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (images.float() / 255 - shift) / scale

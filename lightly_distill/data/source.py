@@ -1,0 +1,244 @@
+"""The real images, decoded once: kept in memory where they fit, else in a temporary file.
+
+Shapes: n kept images, B images of a batch, S height and width in pixels.
+"""
+
+import hashlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, UnusableImage
+from lightly_distill.data.items import Items, steady_items
+from lightly_distill.data.loader import Decoded, Decoder, decode_batches
+from lightly_distill.data.locate import locate
+from lightly_distill.data.spool import Spool
+from lightly_distill.data.streams import is_stream, steady_stream
+from lightly_distill.errors import UsageError
+from lightly_distill.runtime.device import free_memory
+
+_CHUNK = 64  # images at a time
+_WORKERS_PAY_AFTER = 10.0  # seconds of decoding; what has taken so long will take longer, and is worth starting them
+
+_logger = logging.getLogger(__name__)
+
+
+class Source(ABC):
+    """Real images, decoded to uint8 RGB of one size. Made by `open_source`.
+
+    Attributes:
+        name: What the user gave, such as `cifar10#train`, or the name of a dataset's class.
+        image_size: S.
+        fingerprint: SHA-256, in hexadecimal, of the bytes of the kept images in order and of their shape.
+        skipped: How many items were skipped, by reason.
+        kept: Index of each kept image among the items of the dataset, int64, shape (n,).
+        in_memory: Whether the decoded images are kept in memory.
+        located: Whether its name, given to `open_source`, finds it again.
+    """
+
+    in_memory = False
+    located = False
+
+    def __init__(self, kept: Tensor, name: str, image_size: int, fingerprint: str, skipped: dict[str, int]) -> None:
+        self.kept = kept
+        self.name = name
+        self.image_size = image_size
+        self.fingerprint = fingerprint
+        self.skipped = skipped
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns n."""
+
+    @abstractmethod
+    def read(self, indices: Tensor) -> Tensor:
+        """Returns images by index.
+
+        Args:
+            indices: int64, shape (B,), in 0..n-1.
+
+        Returns:
+            uint8, shape (B, 3, S, S).
+
+        Raises:
+            DistillError: If the disk does not give them back.
+        """
+
+    @abstractmethod
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yields `read` of each batch of indices, in order; may take batches ahead of what it has yielded."""
+
+
+class _MemorySource(Source):
+    in_memory = True
+
+    def __init__(self, images: Tensor, *facts: Any) -> None:
+        super().__init__(*facts)
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self._images.index_select(0, indices)  # copies whole images; `[indices]` takes up to 90 times as long
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        return map(self.read, batches)
+
+
+class _SpooledSource(Source):
+    def __init__(self, spool: Spool, *facts: Any) -> None:
+        super().__init__(*facts)
+        self._spool = spool
+
+    def __len__(self) -> int:
+        return len(self._spool)
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self._spool.read(indices)
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        return map(self.read, batches)
+
+
+def find_images(data: Any, *, image_size: int | None = None) -> Source | Decoder:
+    """Finds real images and their size; looks at no more than the first few.
+
+    Args:
+        data: `SCHEME:NAME`, a path or a Hub dataset id, each with `#SPLIT` if wanted; see `locate`. Or a dataset whose
+            items are images, tuples that begin with one, or mappings that hold one; a list of images; a tensor
+            (N, C, H, W), or an array of that shape or with channels last: uint8, or floating point in [0, 1]. Or a
+            stream of such items, without an index: it is read from the front, a few times for the first items and
+            once to its end. An open source is returned as it is.
+        image_size: S, in pixels. Default: the shorter side of the first usable image, at most 64.
+
+    Returns:
+        What `open_source` takes; its `image_size` is S.
+
+    Raises:
+        UsageError: If there is no such source, or one of the first items is no image.
+        DistillError: If a stream breaks.
+    """
+    if isinstance(data, Source):
+        if image_size not in (None, data.image_size):
+            raise UsageError(
+                f"{data.name} was opened with image_size={data.image_size}, now {image_size} is asked for."
+            )
+        return data
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
+    data, name = locate(data) if isinstance(data, (str, Path)) else (data, type(data).__name__)
+    items = steady_stream(data, name) if is_stream(data) else steady_items(data, name)
+    return Decoder(items, image_size or _own_size(items))
+
+
+def first_images(images: Source | Decoder, count: int = 4) -> Tensor:
+    """Returns the usable ones of the first few images, uint8, shape (at most count, 3, S, S).
+
+    Raises:
+        UsageError: If one of the items is no image.
+    """
+    if isinstance(images, Source):
+        return images.read(torch.arange(min(count, len(images))))
+    decoded = images.__getitems__(list(islice(images.items.each_key(), count)))
+    if decoded.fault:
+        raise UsageError(decoded.fault)
+    return decoded.images
+
+
+def open_source(
+    data: Any, *, image_size: int | None = None, memory_limit: int | None = None, num_workers: int = 2
+) -> Source:
+    """Opens and decodes real images.
+
+    Args:
+        data: As for `find_images`, or what that returned.
+        image_size: As for `find_images`.
+        memory_limit: Bytes that decoded images may take; beyond, and for a stream, whose length is not known, they are
+            kept in a file in the system's temporary folder. Default: half of the memory that is free.
+        num_workers: Processes that decode, where that takes long.
+
+    Raises:
+        UsageError: If there is no such source, no usable image in it, an item that is no image, or no room on the disk.
+        DistillError: If a stream breaks, or the disk fills up.
+    """
+    decoder = data if isinstance(data, Decoder) else find_images(data, image_size=image_size)
+    if isinstance(decoder, Source):
+        return decoder
+    if memory_limit is None:
+        memory_limit = free_memory(torch.device("cpu")) // 2
+    count, size = decoder.items.count, decoder.image_size
+    if count is not None and count * 3 * size**2 <= memory_limit:
+        kept: Tensor | Spool = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    else:
+        kept = Spool(decoder.items.name, size, count)
+    source = _first_pass(decoder, kept, num_workers)
+    source.located = isinstance(data, str | Path)
+    return source
+
+
+def _own_size(items: Items) -> int:
+    for key in items.each_key():
+        try:
+            size = items.decode(key, None).shape[-1]
+        except UnusableImage:
+            continue
+        _logger.info("Image size: %d, as %s of %s.", size, items.label(items.number(key)), items.name)
+        return size
+    return LARGEST_DEFAULT_SIZE  # no usable image; the first pass says why
+
+
+def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> Source:
+    """Decodes everything once, into `images`."""
+    items, digest = decoder.items, hashlib.sha256()
+    kept = array("q")  # a list would take five times the memory
+    skipped: dict[int, str] = {}
+    with tqdm(total=items.count, desc=f"Reading {items.name}", unit="image", delay=1, disable=None) as progress:
+        for decoded in _decode_all(decoder, num_workers):
+            if decoded.fault:
+                raise UsageError(decoded.fault)
+            if isinstance(images, Spool):
+                images.add(decoded.images)
+            else:
+                # through numpy: torch would wake all its threads for each small copy, at twice the time of it all
+                images.numpy()[len(kept) : len(kept) + len(decoded.images)] = decoded.images.numpy()
+            digest.update(decoded.images.numpy().data)
+            kept.extend(decoded.kept)
+            skipped |= decoded.skipped
+            progress.update(len(decoded.kept) + len(decoded.skipped))
+    digest.update(f"{len(kept)}x3x{decoder.image_size}x{decoder.image_size}".encode())
+    counts = _report(items, len(kept) + len(skipped), skipped)
+    facts = (torch.tensor(kept), items.name, decoder.image_size, digest.hexdigest(), counts)
+    if isinstance(images, Spool):
+        return _SpooledSource(images, *facts)
+    return _MemorySource(images[: len(kept)], *facts)
+
+
+def _decode_all(decoder: Decoder, num_workers: int) -> Iterator[Decoded]:
+    chunks, started = decoder.chunks(_CHUNK), time.perf_counter()
+    for chunk in chunks:
+        yield decoder.__getitems__(chunk)
+        if time.perf_counter() - started > _WORKERS_PAY_AFTER:
+            yield from decode_batches(decoder, chunks, num_workers)
+
+
+def _report(items: Items, count: int, skipped: dict[int, str]) -> dict[str, int]:
+    """Logs what was skipped and returns it by reason."""
+    counts = dict(Counter(skipped.values()))
+    first = {reason: items.label(index) for index, reason in reversed(skipped.items())}
+    told = ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in counts.items())
+    if len(skipped) == count:
+        raise UsageError(f"{items.name} holds no usable image: {told or 'it is empty'}.")
+    if skipped:
+        _logger.warning("Skipped %d of %d images of %s: %s.", len(skipped), count, items.name, told)
+    return counts

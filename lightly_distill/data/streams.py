@@ -1,0 +1,88 @@
+"""Datasets without an index, which are read from the front: streams of Hugging Face, tar shards, any iterable."""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from lightly_distill.data.decode import strict_pillow
+from lightly_distill.data.items import Items, first_problem, undecoded
+from lightly_distill.errors import DistillError, first_line
+
+_END = object()
+
+
+class StreamedItems(Items):
+    """The images of a stream; a key is an index together with the item.
+
+    Args:
+        data: Can be iterated again and again, each time with the same items.
+        name: For messages.
+    """
+
+    cure = "give the stream without random transforms, and not shuffled anew"
+
+    @property
+    def count(self) -> None:
+        """Nobody knows."""
+        return None
+
+    def each_key(self) -> Iterator[tuple[int, Any]]:
+        """Reads the stream from the front.
+
+        Raises:
+            DistillError: If it breaks.
+        """
+        items = chain.from_iterable([self.data])  # opened by the first `next`
+        index = 0
+        while True:
+            try:
+                with strict_pillow():
+                    item = next(items, _END)
+            except Exception as error:  # network, archives, the user's own code
+                raise DistillError(
+                    f"{self.name} breaks off after {index} items with {type(error).__name__}: {first_line(error)}"
+                ) from error
+            if item is _END:
+                return
+            yield index, item
+            index += 1
+
+    def number(self, key: Any) -> int:
+        """Returns the index in a key."""
+        return int(key[0])
+
+    def label(self, index: int) -> str:
+        """Returns how to name an item to the user."""
+        return f"item {index}"
+
+    def _check(self) -> None:
+        pass
+
+    def _item(self, key: Any) -> Any:
+        return key[1]
+
+
+def is_stream(data: Any) -> bool:
+    """Returns whether this is a dataset without an index that can be read from the front again and again."""
+    if isinstance(data, IterableDataset):
+        return True
+    return isinstance(data, Iterable) and not isinstance(data, Iterator) and not hasattr(data, "__len__")
+
+
+def steady_stream(data: Any, name: str) -> StreamedItems:
+    """Returns the images of a stream.
+
+    Args:
+        data: As for `StreamedItems`.
+        name: For messages.
+
+    Raises:
+        UsageError: If the first items are no images, or others when they are read again.
+    """
+    items = StreamedItems(undecoded(data), name)
+    problem = first_problem(items)
+    if problem is not None:
+        raise problem
+    return items

@@ -1,0 +1,140 @@
+"""What an evaluation shows, in words that need no statistics: the recovered gap, and distilled against random."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightly_distill.evaluation.results import Evaluation
+
+if TYPE_CHECKING:
+    from lightly_distill.evaluation.results import Evaluation
+
+LEVEL = 0.05  # of p, below which a difference counts as more than noise
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Distilled against random.
+
+    Attributes:
+        difference: Of the means, in points of accuracy.
+        error: Its standard error in points, None with one seed.
+        p: Of a paired t-test, two-sided; NaN with one seed, or where each seed has the same difference.
+        seeds: How many.
+    """
+
+    difference: float
+    error: float | None
+    p: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `unclear`: no p-value, or not below `LEVEL`."""
+        if not self.p < LEVEL:  # also of NaN
+            return "unclear"
+        return "better" if self.difference > 0 else "worse"
+
+    def cell(self) -> str:
+        """Returns the numbers, short."""
+        if self.error is None:
+            return f"{self.difference:+.1f}"
+        return f"{self.difference:+.1f} ± {self.error:.1f} ({self._p()})"
+
+    def sentence(self) -> str:
+        """Returns the numbers and what they mean, in a sentence without its subject."""
+        said = f"{abs(self.difference):.1f} points {'above' if self.difference >= 0 else 'below'} random"
+        if self.error is None:
+            return f"{said}, with one seed, which cannot tell this from noise"
+        if math.isnan(self.p):
+            return f"{said} with each of {self.seeds} seeds, so there is no spread to test this against"
+        said += f" (standard error {self.error:.1f}, {self._p()}, {self.seeds} seeds)"
+        if self.verdict != "unclear":
+            return f"{said}: {self.verdict}, by more than chance explains"
+        hint = "; more seeds could settle it" if abs(self.difference) >= 2 * self.error else ""
+        return f"{said}: within noise, no proof of a difference{hint}"
+
+    def _p(self) -> str:
+        if math.isnan(self.p):
+            return "no p"
+        return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
+
+
+def percent(fraction: float) -> str:
+    """Returns a fraction in whole percent; never -0%."""
+    return f"{round(100 * fraction)}%"
+
+
+def measures(result: "Evaluation") -> list[str]:
+    """Returns what was measured, each once."""
+    return list(dict.fromkeys(measure for arm in result.arms.values() for measure in arm.values))
+
+
+def compare(result: "Evaluation", measure: str) -> Comparison | None:
+    """Compares distilled with random; None where one of them was not measured."""
+    distilled, random = _values(result, "distilled", measure), _values(result, "random", measure)
+    if not distilled or not random:
+        return None
+    paired = result.paired(measure)
+    if paired is None:
+        return Comparison(100 * (statistics.fmean(distilled) - statistics.fmean(random)), None, math.nan, 1)
+    return Comparison(100 * paired["difference"], 100 * paired["standard_error"], paired["p"], len(result.seeds))
+
+
+def lead(results: "Sequence[Evaluation]") -> list[str]:
+    """Returns the answer over all students and measures, a few sentences."""
+    pairs = [(result, measure) for result in results for measure in measures(result)]
+    gaps = sorted(gap for gap in (result.recovered_gap(measure) for result, measure in pairs) if gap is not None)
+    if gaps:
+        span = " to ".join(dict.fromkeys(percent(gap) for gap in (gaps[0], gaps[-1])))
+        arms = next(result.arms for result, measure in pairs if result.recovered_gap(measure) is not None)
+        told = [
+            f"Recovered gap: {span}. This is the share that the {arms['distilled'].images:,} synthetic images give of "
+            f"what pre-training on all {arms['full'].images:,} real images gains over no pre-training."
+        ]
+    else:
+        told = ["No recovered gap: it needs the arms scratch and full, and full to be better by more than noise."]
+    found = [comparison for comparison in (compare(result, measure) for result, measure in pairs) if comparison]
+    if not found:
+        return [
+            *told,
+            "Nothing was compared with random real images (the arm random), so it is open whether distilling helps.",
+        ]
+    if len(results[0].seeds) < 2:
+        return [*told, "One seed cannot tell whether distilled beats random real images: differences may be noise."]
+    verdicts = [comparison.verdict for comparison in found]
+    words = {"better": "clearly better", "worse": "clearly worse", "unclear": "within noise"}
+    counts = [f"{word} in {verdicts.count(name)}" for name, word in words.items() if name in verdicts]
+    counts[0] += f" of {len(found)} comparison{'s' if len(found) > 1 else ''}"
+    return [*told, f"Distilled against as many random real images: {', '.join(counts)}."]
+
+
+def sentence(result: "Evaluation", measure: str) -> str:
+    """Returns what one measure of one student shows; empty where there is nothing to compare."""
+    gap, comparison = result.recovered_gap(measure), compare(result, measure)
+    told = []
+    if gap is not None:
+        told.append(
+            f"{percent(gap)} of the gap recovered" if gap > 0 else f"nothing of the gap recovered ({percent(gap)})"
+        )
+    elif _values(result, "scratch", measure) and _values(result, "full", measure):
+        told.append("there is no gap to recover, as full is not clearly better than scratch")
+    if comparison is not None:
+        told.append(comparison.sentence())
+    said = "; ".join(told)
+    return f"{said[0].upper()}{said[1:]}." if said else ""
+
+
+def _values(result: "Evaluation", arm: str, measure: str) -> list[float]:
+    return result.arms[arm].values.get(measure, []) if arm in result.arms else []
+
+
+def of_seeds(result: "Evaluation") -> str:
+    """Returns what values with a spread are, in words."""
+    numbers = ", ".join(map(str, result.seeds))
+    if len(result.seeds) == 1:
+        return f"one seed ({numbers}), so no spread is known"
+    return f"mean ± standard deviation of {len(result.seeds)} seeds ({numbers})"

@@ -1,0 +1,262 @@
+"""The report of a sweep: one HTML page that needs nothing else, and its tables as Markdown."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from lightly_distill.evaluation import findings
+from lightly_distill.evaluation.findings import of_seeds
+from lightly_distill.evaluation.report import charts
+from lightly_distill.evaluation.report.charts import draw_chart, synthetic_images
+from lightly_distill.evaluation.report.evaluation_report import left_out
+from lightly_distill.evaluation.report.page import (
+    Table,
+    figure,
+    figures,
+    html_table,
+    html_text,
+    markdown_table,
+    markdown_text,
+    page,
+)
+from lightly_distill.evaluation.results import Arm
+from lightly_distill.evaluation.sweep import tradeoff
+from lightly_distill.evaluation.sweep.tradeoff import WITHIN
+from lightly_distill.runtime import words
+from lightly_distill.runtime.words import duration, mean_spread
+from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+if TYPE_CHECKING:
+    from lightly_distill.evaluation.results import Evaluation
+    from lightly_distill.evaluation.sweep.record import Sweep
+    from lightly_distill.evaluation.sweep.search import Found
+
+_TITLE = "How small may the synthetic set be?"
+_COST_NOTE = (
+    "Pre-training is of one student, the mean over students and seeds, by the epochs below: on a set for epochs, on "
+    "the whole source for full_epochs. Sizes are of the numbers: a byte a channel of a real pixel, four of a learned "
+    "one, with the representations. A set has paid for itself after as many students as save the time that it took."
+)
+
+
+def write(sweep: "Sweep", synthetic: SyntheticSet, folder: Path) -> None:
+    """Writes `sweep.html` and `sweep.md`.
+
+    Args:
+        sweep: At least one size.
+        synthetic: The set of the recommended size.
+        folder: Where to.
+    """
+    found, cost, settings = _searched(sweep), _costs(sweep), _settings(sweep)
+    students = [result.student for result in next(iter(sweep.sizes.values())).results]
+    body = [f'<p class="lead">{html_text(line)}</p>' for line in lead(sweep)]
+    parts = [f"# {_TITLE}", *map(markdown_text, lead(sweep))]
+    for student in students:
+        results = {
+            size: next(result for result in done.results if result.student == student)
+            for size, done in sweep.sizes.items()
+        }
+        table = _accuracies(results)
+        body += [f"<h2>Student {html_text(student)}</h2>", figures(_curves(results, sweep.recommended))]
+        body += [html_table(table)]
+        parts += [f"## Student {markdown_text(student)}", markdown_table(table), markdown_text(table.caption)]
+    for title, part in (("Cost", cost), ("Search", found)):
+        if part is not None:
+            body += [f"<h2>{title}</h2>", html_table(part)]
+            parts += [f"## {title}", markdown_table(part), markdown_text(part.caption)]
+    body += ["<h2>The recommended set</h2>", figures([synthetic_images(synthetic)], "large")]
+    body += ["<h2>Settings</h2>", html_table(settings)]
+    body += ["<p>Each size has its own report, size-N/evaluation/report.html, and its run, size-N/run.</p>"]
+    (folder / "sweep.html").write_text(page(_TITLE, body), encoding="utf-8")
+    (folder / "sweep.md").write_text("\n\n".join([*parts, "## Settings", markdown_table(settings)]) + "\n", "utf-8")
+
+
+def lead(sweep: "Sweep") -> list[str]:
+    """Returns the recommendation and the cost, a few sentences."""
+    size, curve = sweep.recommended, sweep.accuracies()
+    best = max(curve, key=lambda each: fmean(curve[each]))
+    settings = sweep.settings["evaluate"]
+    over = f"{_count(settings['tasks'], 'task')} and {_count(settings['student'], 'student')}"
+    told = [f"Smallest set within {100 * WITHIN:g} point of the best: {size:,} images."]
+    told[0] += f" By {sweep.probe}, the mean over {over}: {_percent(curve[size])}"
+    told[0] += "." if best == size else f"; the best, {best:,} images, {_percent(curve[best])}."
+    told[0] += _doubts(curve, size, best)
+    random = sweep.accuracies("random").get(size)
+    if random:
+        verdict = ", so distilling gains nothing here" if fmean(random) >= fmean(curve[size]) else ""
+        told.append(f"As many random real images: {_percent(random)}{verdict}.")
+    cost = sweep.cost(size)
+    searching = " and searching its settings" if sweep.found else ""
+    if cost is None:
+        told.append("What it saves is open: it needs the arm full, pre-training on the whole source.")
+    else:
+        makes = f"Distilling it{searching} took {duration(cost.making)}. Pre-training a student takes"
+        makes += f" {duration(cost.small)} on it and {duration(cost.full)} on the whole source; "
+        makes += f"it has {words.size_text(cost.small_bytes)} instead of {words.size_text(cost.full_bytes)}. "
+        paid = "It never pays for itself in time, as pre-training on it is not faster."
+        if cost.pays_after is not None:
+            paid = f"It has paid for itself after {cost.pays_after:,} student{'s' if cost.pays_after > 1 else ''}."
+        told.append(makes + paid)
+    if sweep.found:
+        told.append(_search_sentence(sweep.found))
+    for each, done in sweep.sizes.items():
+        told += [f"{each:,} images, {what}: {why}" for what, why in left_out(done.results)]
+    return told
+
+
+def _doubts(curve: Mapping[int, list[float]], size: int, best: int) -> str:
+    """Returns what speaks against the recommendation."""
+    doubts = ""
+    if len(curve[best]) < 2:
+        doubts += " One seed cannot tell such a difference from noise."
+    elif best != size:
+        differences = [a - b for a, b in zip(curve[best], curve[size], strict=True)]
+        error = stdev(differences) / len(differences) ** 0.5
+        if error > WITHIN:
+            doubts += f" The difference has a standard error of {100 * error:.1f} points: more seeds would settle it."
+    if best == max(curve) and len(curve) > 1:
+        doubts += " The largest is the best, so a larger one may be better still."
+    return doubts
+
+
+def _search_sentence(found: "Found") -> str:
+    start, end = found.trials[0]["heldout_loss"], found.trials[found.best]["heldout_loss"]
+    before = "diverged" if start is None else f"{start:.4g}"
+    if not found.best:
+        return f"Of {len(found.trials)} trials the settings as given were the best: held-out loss {before}."
+    return (
+        f"The search lowered the held-out loss from {before} to {end:.4g} in {len(found.trials)} trials, with "
+        f"{_listed(found.settings)}."
+    )
+
+
+def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
+    """Makes the table of one student: a row for each size and arm, then the arms that no size changes."""
+    some = next(iter(results.values()))
+    measures = findings.measures(some)
+    probe = tradeoff.deciding_probe([some])
+    deciding = [measure for measure in measures if tradeoff.probe_of(measure) == probe]
+    curves, levels = _arms(results)
+    table = Table(
+        f"Accuracy in %, {of_seeds(some)}. Bold: the best distilled set.",
+        ["images and arm", *measures, f"recovered gap, {probe}", "size"],
+        [],
+        foot=len(levels),
+        numbers=True,
+    )
+    for size, result in results.items():
+        for name in curves:
+            arm = result.arms.get(name, Arm(0, 0))  # left out at this size
+            gaps = [result.recovered_gap(measure) for measure in deciding] if name == "distilled" else []
+            gap = "-" if not gaps or None in gaps else findings.percent(fmean(gap for gap in gaps if gap is not None))
+            cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
+            table.rows.append([f"{size:,} {name}", *cells, gap, words.size_text(arm.bytes)])
+    rows = {size: number * len(curves) + list(curves).index("distilled") for number, size in enumerate(results)}
+    for column, measure in enumerate(measures, start=1):
+        means = {rows[size]: fmean(result.arms["distilled"].values[measure]) for size, result in results.items()}
+        table.bold |= {(row, column) for row, mean in means.items() if mean == max(means.values())}
+    for name in levels:
+        arm = some.arms[name]
+        cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
+        table.rows.append([name, *cells, "", words.size_text(arm.bytes) if arm.images else "-"])
+    return table
+
+
+def _arms(results: "Mapping[int, Evaluation]") -> tuple[list[str], list[str]]:
+    """Returns the arms that the size changes, and those that it does not."""
+    names = dict.fromkeys(name for result in results.values() for name in result.arms)
+    curves = [name for name in names if name not in ("scratch", "full", "target")]
+    return curves, [name for name in names if name not in curves]
+
+
+def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[str]:
+    some = next(iter(results.values()))
+    names, others = _arms(results)
+    drawn = []
+    for measure in findings.measures(some):
+        curves = {
+            name: {size: result.arms[name].values[measure] for size, result in results.items() if name in result.arms}
+            for name in names
+            if any(measure in result.arms[name].values for result in results.values() if name in result.arms)
+        }
+        levels = {name: some.arms[name].values[measure] for name in others if measure in some.arms[name].values}
+        chart = draw_chart(charts.accuracy_by_images, curves, levels=levels, title=measure, chosen=chosen)
+        told = "; ".join(
+            f"{name} {', '.join(f'{size:,}: {mean_spread(values, 100)}' for size, values in curve.items())}"
+            for name, curve in curves.items()
+        )
+        told += "".join(f"; {name} {mean_spread(values, 100)}" for name, values in levels.items())
+        drawn.append(figure(chart, f"Accuracy in % by number of images, {measure}: {told}"))
+    return drawn
+
+
+def _costs(sweep: "Sweep") -> Table:
+    curve = sweep.accuracies()
+    top = max(map(fmean, curve.values()))
+    head = ["images", sweep.probe, "below the best", "distilling", "pre-training", "on the whole source", "saves"]
+    caption = f"{sweep.probe}: the mean over tasks and students in %. {_COST_NOTE}"
+    if sweep.found:
+        caption += f" The search took {duration(sweep.found.seconds)} more, which each size has to pay back."
+    table = Table(caption, [*head, "storage saved", "paid for itself after"], [], numbers=True)
+    for row, size in enumerate(sweep.sizes):
+        cost, loss = sweep.cost(size), 100 * (top - fmean(curve[size]))
+        cells = [f"{size:,}", mean_spread(curve[size], 100), f"{loss:.1f}", duration(sweep.sizes[size].seconds)]
+        if cost is None:
+            cells += ["-"] * 5
+        else:
+            paid = "never" if cost.pays_after is None else f"{cost.pays_after:,} student{'s' * (cost.pays_after > 1)}"
+            saved = f"{'-' * (cost.saved < 0)}{duration(abs(cost.saved))}"
+            cells += [duration(cost.small), duration(cost.full), saved, words.size_text(cost.saved_bytes), paid]
+        table.rows.append(cells)
+        if size == sweep.recommended:
+            table.bold = {(row, column) for column in range(len(cells))}
+    return table
+
+
+def _searched(sweep: "Sweep") -> Table | None:
+    found = sweep.found
+    if found is None:
+        return None
+    plan = sweep.settings["search"]
+    table = Table(
+        f"At {plan['images']:,} images, by the loss on held-out images of the source; no task was looked at. The sets "
+        "are judged by the same fresh students and the ridge as given. Bold: the best, with which all sizes were made.",
+        ["trial", *found.settings, "held-out loss"],
+        [],
+        numbers=True,
+    )
+    for number, trial in enumerate(found.trials):
+        loss = trial["heldout_loss"]
+        values = [f"{value:.4g}" for value in trial["settings"].values()]
+        table.rows.append([str(number + 1), *values, "diverged" if loss is None else f"{loss:.4g}"])
+    table.bold = {(found.best, column) for column in range(len(table.head))}
+    return table
+
+
+def _settings(sweep: "Sweep") -> Table:
+    facts: dict[str, Any] = sweep.to_dict()
+    known = {"source": sweep.settings["source"]["name"], "target": sweep.settings["target"]["name"]}
+    known |= {"images of the source": f"{sweep.settings['source']['images']:,}"}
+    known |= sweep.settings["evaluate"]
+    known["labels"] = ["all" if count is None else count for count in known["labels"]]
+    distilled = dict(sweep.settings["distill"])
+    known |= {f"distill {name}": value for name, value in distilled.items() if not isinstance(value, dict)}
+    for part in (name for name, value in distilled.items() if isinstance(value, dict)):
+        known |= {f"distill {part}.{name}": value for name, value in distilled[part].items()}
+    known |= {f"found {name}": f"{value:.4g}" for name, value in (sweep.found.settings if sweep.found else {}).items()}
+    known |= {name: facts[name] for name in ("command", "date")}
+    lines = {name: ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) for name, v in known.items()}
+    return Table("", ["setting", "value"], [list(line) for line in lines.items()])
+
+
+def _percent(values: list[float]) -> str:
+    return f"{mean_spread(values, 100)} %"
+
+
+def _count(names: list[str], what: str) -> str:
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
+
+
+def _listed(settings: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={value:.4g}" for name, value in settings.items())

@@ -1,0 +1,156 @@
+"""A labelled task: what a pre-trained student is tried on."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightly_distill.data.labels import item_labels, rank_in_class
+from lightly_distill.data.loader import Decoder
+from lightly_distill.data.locate import locate
+from lightly_distill.data.source import find_images, open_source
+from lightly_distill.errors import UsageError
+from lightly_distill.runtime import seeding
+
+TRAIN = "train"
+TEST = ("test", "validation", "valid", "val")  # tried in turn
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled images of two splits; the second is only ever measured on.
+
+    Attributes:
+        name: What the user gave.
+        images: For training, uint8, shape (n, 3, S, S).
+        labels: Of these, int64 in 0..C-1, shape (n,).
+        test_images: uint8, shape (k, 3, S, S).
+        test_labels: int64, shape (k,).
+        classes: Names of the C classes.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all images and labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels, self.test_images, self.test_labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def few(self, labels: "int | float | None", seed: int) -> Tensor:
+        """Draws training images, as many of each class as can be.
+
+        Args:
+            labels: How many images; a fraction of all, if below 1; None takes all.
+            seed: Of the draw.
+
+        Returns:
+            Their indices, int64, sorted.
+
+        Raises:
+            UsageError: If there are fewer than classes, or more than images.
+        """
+        count = len(self.labels) if labels is None else round(labels * len(self.labels)) if labels < 1 else int(labels)
+        if not len(self.classes) <= count <= len(self.labels):
+            raise UsageError(
+                f"The task {self.name} has {len(self.classes)} classes and {len(self.labels)} labelled images; "
+                f"labels={labels:g} would be {count} of them: give one a class at least."
+            )
+        order = torch.randperm(len(self.labels), generator=seeding.generator(seed, "labels", self.name))
+        rank = rank_in_class(self.labels[order])
+        return order[torch.argsort(rank, stable=True)][:count].sort().values
+
+
+def open_task(data: Any, *, image_size: int) -> Task:
+    """Opens a labelled task.
+
+    Args:
+        data: A source as `locate` takes it, without `#SPLIT`: its split `train` is for training, and the first there is
+            of `test`, `validation`, `valid`, `val` for testing. Class folders are labels. Or a pair of datasets,
+            for training and testing, with a name before them where two pairs are of one class. An open task is
+            returned as it is.
+        image_size: S, in pixels.
+
+    Raises:
+        UsageError: If there is no such source, a split or the labels are missing, there is one class only, or the test
+            images have a class that the training images do not.
+    """
+    if isinstance(data, Task):
+        return data
+    name, train, test = find_task(data)
+    images, labels = _labelled(train, image_size, name)
+    test_images, test_labels = _labelled(test, image_size, name)
+    classes = sorted(set(labels))
+    if len(classes) < 2:
+        raise UsageError(f"The task {name} has one class only ({classes[0]}): there is nothing to tell apart.")
+    unknown = sorted(set(test_labels) - set(classes))
+    if unknown:
+        raise UsageError(f"The test images of {name} have classes that its training images lack: {unknown[:5]}.")
+    number = {label: index for index, label in enumerate(classes)}
+    return Task(
+        name,
+        images,
+        torch.tensor([number[label] for label in labels]),
+        test_images,
+        torch.tensor([number[label] for label in test_labels]),
+        tuple(map(str, classes)),
+    )
+
+
+def find_task(data: Any) -> tuple[str, Any, Any]:
+    """Finds a task and reads none of its images and labels.
+
+    Args:
+        data: As for `open_task`.
+
+    Returns:
+        Its name, and its splits for training and testing.
+
+    Raises:
+        UsageError: If there is no such source, or a split is missing.
+    """
+    if isinstance(data, (str, Path)):
+        return str(data), *_splits(str(data))
+    if isinstance(data, Sequence) and len(data) in (2, 3):
+        *named, train, test = data
+        return str(named[0]) if named else type(train).__name__, train, test
+    raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {data!r}.")
+
+
+def _splits(spec: str) -> tuple[Any, Any]:
+    if "#" in spec and not Path(spec).exists():
+        raise UsageError(f"A task takes its own splits for training and testing: leave '#...' out of '{spec}'.")
+    train = _Split(f"{spec}#{TRAIN}")
+    for name in TEST:
+        try:
+            return train, _Split(f"{spec}#{name}")
+        except UsageError as error:
+            reason = error
+    raise UsageError(f"The task {spec} has no split to test on, none of {', '.join(TEST)}: {reason}")
+
+
+class _Split:
+    """One split of a source, opened."""
+
+    def __init__(self, spec: str) -> None:
+        self.data, self.name = locate(spec)
+
+
+def _labelled(split: Any, image_size: int, name: str) -> tuple[Tensor, list[Any]]:
+    data = split.data if isinstance(split, _Split) else split
+    decoder = find_images(data, image_size=image_size)
+    assert isinstance(decoder, Decoder)
+    source = open_source(decoder)
+    labels = item_labels(data, f"task {name}")
+    return source.read(torch.arange(len(source))), [labels[index] for index in source.kept.tolist()]

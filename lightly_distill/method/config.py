@@ -1,0 +1,242 @@
+"""The settings of a distillation: small frozen dataclasses, checked when they are made, saved with every result."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from lightly_distill.errors import UsageError, did_you_mean
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True)
+class OuterConfig:
+    """How the synthetic images and representations are stepped (AdamW, linear decay)."""
+
+    lr_images: float = 2e-2
+    """Initial learning rate of the synthetic images, in normalised pixel units a step."""
+    lr_representations: float = 2e-2
+    """Initial learning rate of the synthetic representations."""
+    final_lr: float = 1e-3
+    """Learning rate of the last step, as a fraction of the initial one."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr_images", "lr_representations")
+        _positive(self, "final_lr", least=0)
+        if self.final_lr > 1:
+            raise UsageError(f"outer.final_lr is a fraction of the initial rate, from 0 to 1; got {self.final_lr}.")
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """The pool of online students and how each is trained on the synthetic set (SGD)."""
+
+    size: int = 20
+    """Number of students, l in the paper. A short run wants many: images fitted to few networks fit only those."""
+    max_age: int = 500
+    """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as the
+    pre-training on the finished set will take, 500 by default; before the first step each student takes up to so many,
+    so that a smaller number starts sooner."""
+    lr: float = 0.1
+    """SGD learning rate of the students."""
+    momentum: float = 0.9
+    """SGD momentum of the students."""
+    weight_decay: float = 1e-3
+    """SGD weight decay of the students."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "size", "max_age", "lr")
+        _positive(self, "momentum", "weight_decay", least=0)
+
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    """The closed-form inner solve."""
+
+    strength: float = 1e-6
+    """Penalty as a fraction of the kernel's trace. No unit."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of kernel and solve; never lower than float32, whatever `precision` says."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "strength")
+        _one_of("ridge.dtype", self.dtype, ("float32", "float64"))
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything that decides a synthetic set, besides the real images and the target model."""
+
+    student: str = "convnet_128_256_512"
+    """timm name of the online students; several, comma separated, form a mixed pool."""
+    num_images: int = 1000
+    """Number of synthetic images, m."""
+    steps: int = 2000
+    """Outer steps."""
+    batch_size: int = 1024
+    """Real images in each outer step; fewer if the source has fewer."""
+    image_size: int | None = None
+    """Side of the square images in pixels. Default: the source's own, at most 64."""
+    source_views: int | Literal["random"] = 0
+    """0: real images as they are. K: K fixed views (pad-4 crop and flip) of each, their target representations kept.
+    "random": a fresh view and a pass of the target in each step, as the paper's authors do."""
+    init: Literal["random", "kmeans", "noise"] = "random"
+    """What the synthetic images start from. "random": real images, drawn at random. "kmeans": those nearest to as many
+    centroids of the target's representations. "noise": no real image, but normal noise that has mean and
+    covariance of real images and their representations."""
+    holdout: int = 512
+    """Real images kept aside to measure the outer loss; at most a tenth of the source."""
+    seed: int = 0
+    """Root of every random draw."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the students' features; the ridge solve keeps its own."""
+    compile: bool = False
+    """Compile the students with torch.compile: about a quarter faster on a CPU, after a minute that it takes at first.
+    Needs a C++ compiler."""
+    parallel: Literal["batch", "pool"] = "batch"
+    """With several processes. batch: they divide real batch and synthetic images, with the result of one process. pool:
+    each has its own part of the pool, draws a student and a batch of its own, and gradients are averaged."""
+    chunk_size: int | Literal["auto"] | None = "auto"
+    """Synthetic images that a student is given at a time; fewer need less memory and more time. auto: all, where they
+    fit into free memory. null: all. In smaller chunks batch norm is trained on each chunk by itself."""
+    log_every: int = 10
+    """Outer steps between two lines of metrics.jsonl."""
+    checkpoint_every: int = 500
+    """Outer steps between two checkpoints."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints, if so many steps take longer."""
+    outer: OuterConfig = field(default_factory=OuterConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    ridge: RidgeConfig = field(default_factory=RidgeConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
+        if self.image_size is not None:
+            _positive(self, "image_size")
+        _one_of("precision", self.precision, ("fp32", "bf16"))
+        if not isinstance(self.compile, bool):
+            raise UsageError(f"compile must be true or false; got {self.compile!r}.")
+        _one_of("init", self.init, ("random", "kmeans", "noise"))
+        _one_of("parallel", self.parallel, ("batch", "pool"))
+        chunk = self.chunk_size
+        if chunk not in ("auto", None) and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 2):
+            raise UsageError(f"chunk_size must be a whole number of at least 2, auto or null; got {chunk!r}.")
+        _positive(self, "holdout", "seed", least=0)
+        views = self.source_views
+        if views != "random" and (isinstance(views, bool) or not isinstance(views, int) or views < 0):
+            raise UsageError(f"source_views must be a number of views or 'random'; got {views!r}.")
+        for name in ("student", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} must be a name; got {getattr(self, name)!r}.")
+        if not all(self.students):
+            raise UsageError(f"student must be a timm name or several, comma separated; got '{self.student}'.")
+        if self.pool.size < len(self.students):
+            raise UsageError(
+                f"pool.size must be at least {len(self.students)}, one for each student; got {self.pool.size}."
+            )
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The names of the students, one for each architecture of the pool."""
+        return tuple(name.strip() for name in self.student.split(","))
+
+
+_PAPER_POOL = {"size": 10, "max_age": 1000, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+
+
+def _paper(num_images: int, image_size: int, student: str, lr: float) -> dict[str, Any]:
+    return {
+        "student": student,
+        "num_images": num_images,
+        "image_size": image_size,
+        "steps": 160_000,
+        "batch_size": 1024,
+        "source_views": "random",
+        "outer": {"lr_images": lr, "lr_representations": lr, "final_lr": 1e-3},
+        "pool": _PAPER_POOL,
+        "ridge": {"strength": 1e-6},
+    }
+
+
+# The settings of the paper's authors; design of each: KRR-ST, arXiv:2310.06511, section 4 and the released code.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cifar": _paper(1000, 32, "convnet_128_256_512", 1e-4),
+    "tinyimagenet": _paper(2000, 64, "convnet_64_128_256_512", 1e-5),
+    "imagenet64": _paper(1000, 64, "convnet_64_128_256_512", 1e-5),
+}
+
+
+def make_config(preset: str | None = None, **options: Any) -> DistillConfig:
+    """Makes a configuration from a preset and single options.
+
+    Args:
+        preset: Name of an entry of `PRESETS`, or None for the defaults.
+        options: Fields of `DistillConfig`; a part may be given as a mapping of its fields.
+
+    Raises:
+        UsageError: If the preset or an option is unknown, or a value is out of range.
+    """
+    config = DistillConfig()
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UsageError(f"Unknown preset '{preset}'.{did_you_mean(preset, PRESETS)}")
+        config = update(config, PRESETS[preset])
+    return update(config, options)
+
+
+def update(config: ConfigT, options: Mapping[str, Any]) -> ConfigT:
+    """Returns `config` with some of its fields replaced; nested parts are updated, not replaced.
+
+    Raises:
+        UsageError: If an option is unknown, of the wrong type, or out of range.
+    """
+    hints = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in hints:
+            raise UsageError(f"Unknown option '{name}'.{did_you_mean(name, hints)}")
+        current = getattr(config, name)
+        if is_dataclass(current) and isinstance(value, Mapping):
+            value = update(current, value)
+        elif is_dataclass(current) and not isinstance(value, type(current)):
+            raise UsageError(f"Option '{name}' takes a {type(current).__name__} or a mapping; got {value!r}.")
+        changes[name] = value
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a configuration as nested plain values, the form in which it is saved."""
+    return asdict(config)
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lists the leaves in which two nested mappings differ, as `path: saved -> current`."""
+    lines = []
+    for name in sorted(set(saved) | set(current)):
+        before, after = saved.get(name), current.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return lines
+
+
+def _positive(config: Any, *names: str, least: float | None = None) -> None:
+    """Refuses what is not a finite number of the field's kind above 0, or of at least `least`."""
+    part = {"OuterConfig": "outer.", "PoolConfig": "pool.", "RidgeConfig": "ridge."}.get(type(config).__name__, "")
+    kinds = get_type_hints(type(config))
+    for name in names:
+        value = getattr(config, name)
+        whole = kinds[name] is not float
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not (value > 0 if least is None else value >= least):
+            bound = "a positive" if least is None else f"at least {least}, a"
+            raise UsageError(f"{part}{name} must be {bound} {'whole ' if whole else ''}number; got {value!r}.")
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.")

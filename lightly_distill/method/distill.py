@@ -1,0 +1,199 @@
+"""The method, top to bottom: KRR-ST, Algorithm 1 (Lee et al., ICLR 2024, arXiv:2310.06511)."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
+from statistics import fmean
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lightly_distill.errors import DistillError
+from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.krr import kernel_ridge
+from lightly_distill.method.pool import Slot
+from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.state import DistillState
+from lightly_distill.method.step import RealBatch, features, kernel_pass, outer_gradient, require_finite
+from lightly_distill.runtime.processes import Processes
+from lightly_distill.runtime.signals import StopOnSignal
+
+_logger = logging.getLogger(__name__)
+
+MEASUREMENTS = 10  # of the held-out loss, over the whole run, besides the one at the start
+
+
+class Recorder(Protocol):
+    """Where a run leaves its traces; see `runs/run_folder.py`."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Takes one row of measurements."""
+        ...
+
+    def checkpoint(self, state: "DistillState") -> None:
+        """Takes the state after a step."""
+        ...
+
+    def leave(self, state: "DistillState", number: int) -> NoReturn:
+        """Ends the program as a signal asks; `checkpoint` has been given the state."""
+        ...
+
+
+def distill(state: DistillState, real: RealImages, config: DistillConfig, recorder: Recorder) -> None:
+    """Runs the outer loop from where `state` stands to `config.steps`, changing `state` in place.
+
+    Args:
+        state: From `DistillState.start`, or restored from a checkpoint.
+        real: Real batches.
+        config: All settings.
+        recorder: Receives measurements and checkpoints.
+
+    Raises:
+        DistillError: If a loss, gradient or student is not finite, naming step and student; before the update.
+        KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`.
+    """
+    precision = _precision(config, state.images.device)
+    held_out = real.held_out()
+    real.free_target()
+    # a resumed run keeps the chunks that it began with: in others, batch norm is trained otherwise
+    chunk_size = state.pool.chunk_size if state.initial else config.chunk_size
+    state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=config.steps - state.step)
+    if not state.initial:  # not a resumed run
+        with precision():
+            state.pool.warm_up(state.images, state.representations)
+        state.initial = held_out_loss(state, held_out, config)
+        try:
+            recorder.log({"step": 0, **state.initial})
+        finally:  # a user's function or a tracker that fails on its first row does not cost the warm-up
+            recorder.checkpoint(state)
+
+    quiet = True if not state.team.all.main else None  # None: quiet without a terminal
+    progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=quiet)
+    since = saved = time.perf_counter()
+    timed = 0  # steps since `since`
+    stop: int | None = None  # the signal that asked for it
+    with StopOnSignal() as signalled:
+        for batch in real.batches(state.step, config.steps, team=state.team):
+            slot = state.pool.draw(state.step)
+            with precision():
+                state.losses.append(_outer_step(state, slot, batch, config))
+                state.pool.advance(slot, state.images, state.representations)
+            state.step += 1
+            timed += 1
+            progress.update()
+
+            measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
+            pause = measure or state.step % config.log_every == 0
+            if pause:
+                seconds, since, timed = (time.perf_counter() - since) / timed, time.perf_counter(), 0
+                loss = fmean(chain(*state.team.split.gather(state.losses)))
+                row: dict[str, Any] = {"step": state.step, "loss": loss, "seconds_per_step": seconds}
+                if measure:
+                    row |= held_out_loss(state, held_out, config)
+                    since = time.perf_counter()
+                recorder.log(row)
+                progress.set_postfix(loss=f"{row['loss']:.4g}")
+                if measure and progress.disable:  # no terminal: tell now and then instead
+                    _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
+                state.losses = []
+            stop, due = signalled.received, (time.perf_counter() - saved) / 60 >= config.checkpoint_minutes
+            if state.team.all.count > 1:  # clocks and signals differ; several processes agree when they pause
+                stop, due = _agreed(state.team.all, stop, due) if pause else (None, False)
+            due = due or state.step == config.steps or state.step % config.checkpoint_every == 0
+            # after the measurement, which fails on a student that is not finite: such a state is not kept
+            if stop is not None or due:
+                recorder.checkpoint(state)
+                saved = time.perf_counter()
+            if stop is not None:
+                break
+    progress.close()
+    if stop is not None:
+        recorder.leave(state, stop)
+
+
+def _agreed(processes: Processes, stop: int | None, due: bool) -> tuple[int | None, bool]:
+    """Returns the signal that any process was sent, and whether the main process wants to save."""
+    told = processes.gather((stop, due))
+    return next((number for number, _ in told if number is not None), None), told[0][1]
+
+
+def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:
+    """Steps X_s and Y_s down the gradient of the outer loss of one student; returns the loss."""
+    with _named(f"Stopped before the update of step {state.step + 1}", slot):
+        gradient = outer_gradient(
+            slot.student,
+            state.images,
+            state.representations,
+            batch,
+            ridge=config.ridge.strength,
+            dtype=getattr(torch, config.ridge.dtype),
+            chunk_size=state.pool.chunk_size,
+            processes=state.team.divide,
+        )
+    loss = float(gradient.loss)  # here, where the check for NaN has just waited for the device
+    gradients = state.team.split.mean(gradient.images, gradient.representations)
+    state.images.grad, state.representations.grad = gradients
+    decay = 1 - (1 - config.outer.final_lr) * state.step / config.steps
+    rates = (config.outer.lr_images, config.outer.lr_representations)
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * decay
+    state.optimizer.step()
+    state.jitters += gradient.jitters
+    return loss
+
+
+def held_out_loss(state: DistillState, held_out: RealBatch | None, config: DistillConfig) -> dict[str, Any]:
+    """Measures the outer loss on real images that no step has seen.
+
+    Returns:
+        `heldout_loss`, the mean over the students of the pool, None without held-out images; in a pool of several
+        architectures also `heldout_loss_by_student`, the mean over the students of each, by name.
+    """
+    if held_out is None:
+        return {"heldout_loss": None}
+    team = state.team
+    # of students that all processes hold, each measures some
+    mine = [slot for slot in state.pool.slots if slot.index % team.divide.count == team.divide.index]
+    own = [(slot.index, slot.name, _held_out_loss_of(slot, state, held_out, config)) for slot in mine]
+    by_student: dict[str, list[float]] = {}
+    for _, name, loss in sorted(chain(*team.all.gather(own))):
+        by_student.setdefault(name, []).append(loss)
+    measured: dict[str, Any] = {"heldout_loss": fmean(chain(*by_student.values()))}
+    if len(by_student) > 1:
+        measured["heldout_loss_by_student"] = {name: fmean(losses) for name, losses in by_student.items()}
+    return measured
+
+
+def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, config: DistillConfig) -> float:
+    who = _named(f"Stopped at the measurement after step {state.step}", slot)
+    with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
+        real_BF = features(slot.student, held_out.images, state.pool.chunk_size)
+        syn_MF = features(slot.student, state.images, state.pool.chunk_size)
+        require_finite({"features of the held-out images": real_BF, "features of the synthetic images": syn_MF})
+        prediction = kernel_ridge(
+            real_BF,
+            syn_MF,
+            state.representations,
+            ridge=config.ridge.strength,
+            dtype=getattr(torch, config.ridge.dtype),
+        )
+        return float(F.mse_loss(prediction.values, held_out.representations.to(prediction.values.dtype)))
+
+
+@contextmanager
+def _named(when: str, slot: Slot) -> Iterator[None]:
+    """Adds step and student to an error."""
+    try:
+        yield
+    except DistillError as error:
+        raise DistillError(f"{when}, student {slot.index} ({slot.name}, age {slot.age}): {error}") from error
+
+
+def _precision(config: DistillConfig, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    enabled = config.precision == "bf16"
+    # without the cache: it would keep bf16 copies of weights that the warm-up changes under the same context
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)

@@ -1,0 +1,101 @@
+"""How much memory a run will need for the students' activations, and what fits."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightly_distill.runtime.device import free_memory
+
+SHARE = 0.5  # of the free memory that activations may take; features, gradients and the target need the rest
+_PROBED = 32  # images of the measurement, at most: fewer take more time each
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one outer step will need.
+
+    Attributes:
+        chunk_size: Synthetic images that a student is given at a time; None: all.
+        bytes: For activations and features, at the peak.
+        seconds: Of a step, roughly: from the time that a few images take.
+    """
+
+    chunk_size: int | None
+    bytes: int
+    seconds: float
+
+
+def estimate(
+    students: list[nn.Module],
+    images: Tensor,
+    batch_size: int,
+    chunk_size: "int | str | None",
+    *,
+    processes: int = 1,
+    free: int | None = None,
+) -> Estimate:
+    """Measures the students on a few images and computes what all of them will need.
+
+    Args:
+        students: One of each architecture. Come back as they were.
+        images: Synthetic images, shape (M, C, H, W).
+        batch_size: Real images of a step, of this process.
+        chunk_size: As in `DistillConfig`; `auto` is resolved: all, where they fit into `SHARE` of the free memory.
+        processes: That divide the work.
+        free: Bytes of free memory; by default measured.
+    """
+    few = images.detach()[:_PROBED]
+    per_image, width, forward = 0, 0, 0.0
+    for student in students:
+        saved, features, seconds = _probe(student, few)
+        per_image = max(per_image, saved // len(few))
+        width = max(width, features)
+        forward = max(forward, seconds / len(few))
+    count = len(images)
+    free = free_memory(images.device) if free is None else free
+    if chunk_size == "auto":
+        fitting = int(SHARE * free) // max(1, per_image)
+        chunk_size = None if fitting >= count else max(2, fitting)
+    at_once = min(count, int(chunk_size or count))
+    again = 1 if at_once < count else 0  # a chunked backward pass repeats the forward one
+    # forward, and backward to the images; forward, and backward to weights and activations
+    passes = batch_size + count * (2 + again) / processes + count * 3
+    return Estimate(
+        chunk_size if chunk_size is None else int(chunk_size),
+        at_once * per_image + (3 * count + batch_size) * width * few.element_size(),
+        passes * forward,
+    )
+
+
+def _probe(student: nn.Module, images: Tensor) -> tuple[int, int, float]:
+    """Returns the bytes that autograd keeps for training on these images, the width of the features, and seconds."""
+    kept: dict[tuple[int, int], int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr(), storage.nbytes()] = storage.nbytes()
+        return tensor
+
+    buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    training = student.training
+    student.train()
+    # `forward` leaves out what torch.compile has put around it, whose first call takes a minute
+    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+        with torch.no_grad():
+            student.forward(images)  # the first call loads and chooses
+        started = time.perf_counter()
+        # the kept tensors are alive until the hooks are done with, so that no address is used twice
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = student.forward(images.clone().requires_grad_())
+        width = int(features.shape[1])  # waits for the device
+        float(features.detach().sum())
+        seconds = time.perf_counter() - started
+    student.train(training)
+    with torch.no_grad():
+        for name, buffer in student.named_buffers():
+            buffer.copy_(buffers[name])
+    return sum(kept.values()), width, seconds

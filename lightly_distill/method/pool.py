@@ -1,0 +1,278 @@
+"""The pool of online students, each at another point of its training on the synthetic set."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lightly_distill.errors import DistillError, first_line
+from lightly_distill.method.config import PoolConfig
+from lightly_distill.method.memory import estimate
+from lightly_distill.method.step import chunks_of
+from lightly_distill.runtime import seeding
+from lightly_distill.runtime.device import free_memory
+from lightly_distill.runtime.processes import SOLO, Team
+
+_logger = logging.getLogger(__name__)
+
+StudentBuilder = Callable[[], nn.Module]
+
+
+@dataclass
+class Slot:
+    """One place of the pool and the student that holds it now.
+
+    Attributes:
+        index: Place in the pool.
+        name: Architecture of the student.
+        student: Images (M, C, H, W) to features (M, F).
+        head: Linear layer, features to representations (M, D).
+        optimizer: SGD over both.
+        age: Training steps that this student has taken.
+        births: Students that this slot has had before.
+    """
+
+    index: int
+    name: str
+    student: nn.Module
+    head: nn.Linear
+    optimizer: torch.optim.SGD
+    age: int = 0
+    births: int = 0
+
+
+class StudentPool:
+    """Online students of KRR-ST, Algorithm 1 (arXiv:2310.06511).
+
+    A student is trained on all synthetic images at once. Where that needs too much memory, the gradient is added up
+    over chunks of them: the same step for a student without batch norm; batch norm then normalises each chunk by
+    itself, and its running statistics move as far as in one step.
+
+    Args:
+        students: Name and builder of each architecture; slot i gets number i modulo their count.
+        config: Size, lifetime and optimizer.
+        images: Synthetic images, shape (M, C, H, W); here only to measure the features' width.
+        dim: Width D of the representations.
+        seed: Root seed.
+        team: The processes, and whether each holds a part of the pool or all of it.
+        compile: With torch.compile; students of one architecture share the compiled code.
+
+    Attributes:
+        slots: Those of this process.
+        chunk_size: Images that a student is trained on at a time. None: all.
+    """
+
+    def __init__(
+        self,
+        students: Sequence[tuple[str, StudentBuilder]],
+        config: PoolConfig,
+        images: Tensor,
+        dim: int,
+        seed: int,
+        team: Team = SOLO,
+        *,
+        compile: bool = False,
+    ) -> None:
+        self.config = config
+        self._compile = compile
+        self.seed = seed
+        self.chunk_size: int | None = None
+        self.team = team
+        self._students = students
+        self._probe = images.detach()[:2]
+        self._dim = dim
+        self.slots = [self._born(index, births=0) for index in range(team.split.index, config.size, team.split.count)]
+
+    def _born(self, index: int, births: int) -> Slot:
+        name, build = self._students[index % len(self._students)]
+        device = self._probe.device
+        with seeding.global_seed(self.seed, "student", index, births):
+            # channels last: convolutions of the kernel pass take two thirds of the time, on a CPU too
+            student = build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            features = self._tried(name, student)
+            head = nn.Linear(features.shape[1], self._dim).to(device)
+        optimizer = torch.optim.SGD(
+            [*student.parameters(), *head.parameters()],
+            lr=self.config.lr,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+        )
+        return Slot(index, name, student, head, optimizer, births=births)
+
+    @torch.no_grad()
+    def _tried(self, name: str, student: nn.Module) -> Tensor:
+        """Returns the features of a few images, compiling the student first if asked to."""
+        if not self._compile:
+            features: Tensor = student.eval()(self._probe)
+            return features
+        student.compile()
+        try:
+            features = student.eval()(self._probe)
+        except Exception as error:  # a missing compiler, or what it does not understand
+            raise DistillError(
+                f"Student '{name}' cannot be compiled, leave --compile out: {first_line(error)}"
+            ) from error
+        return features
+
+    def fit_memory(self, images: Tensor, batch_size: int, chunk_size: int | str | None, *, steps: int) -> None:
+        """Decides how many synthetic images a student is given at a time, and tells what the steps will need.
+
+        Args:
+            images: Synthetic images, shape (M, C, H, W).
+            batch_size: Real images of a step.
+            chunk_size: As in `DistillConfig`.
+            steps: Outer steps to come.
+        """
+        divide = self.team.divide
+        share = len(range(batch_size)[divide.share(batch_size)])
+        students = list({slot.name: slot.student for slot in self.slots}.values())
+        free, here = free_memory(images.device), self.team.all.on_this_machine()
+        if images.device.type == "cpu":  # a GPU is one process's own
+            free //= here
+        plan = estimate(students, images, share, chunk_size, processes=divide.count, free=free)
+        # the least of all processes, which must agree
+        sizes = [size for size in self.team.all.gather(plan.chunk_size) if size is not None]
+        self.chunk_size = min(sizes, default=None)
+        _logger.info(
+            "Estimated: %.2g GiB for activations and features%s, about %.2g s a step, %s for %d steps",
+            plan.bytes / 2**30,
+            "" if self.chunk_size is None else f", in chunks of {self.chunk_size} synthetic images",
+            plan.seconds,
+            timedelta(seconds=round(plan.seconds * steps)),
+            steps,
+        )
+
+    def draw(self, step: int) -> Slot:
+        """Returns the slot of an outer step, drawn uniformly from those of this process."""
+        number = step * self.team.split.count + self.team.split.index
+        draw = torch.randint(len(self.slots), (1,), generator=seeding.generator(self.seed, "draw", number))
+        return self.slots[int(draw)]
+
+    def warm_up(self, images: Tensor, representations: Tensor) -> None:
+        """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread."""
+        generator = seeding.generator(self.seed, "warm-up")
+        of_all = torch.randint(1, self.config.max_age + 1, (self.config.size,), generator=generator).tolist()
+        ages = [of_all[slot.index] for slot in self.slots]
+        _logger.info("Warming up %d students: %d training steps", len(ages), sum(ages))
+        quiet = True if not self.team.all.main else None  # None: quiet without a terminal
+        with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", disable=quiet) as progress:
+            for slot, age in zip(self.slots, ages, strict=True):
+                for _ in range(age):
+                    self._train(slot, images, representations)
+                    progress.update()
+
+    def advance(self, slot: Slot, images: Tensor, representations: Tensor) -> None:
+        """Moves a student one step on, and replaces it by a fresh one of age 0 when it has taken T steps.
+
+        The authors' released code does not reset the count, so that from then on every draw replaces the student again.
+        The paper's Algorithm 1 does, and so do we.
+        """
+        # a student that the warm-up left at age T has had its outer step and takes no more than T training steps
+        if slot.age < self.config.max_age:
+            self._train(slot, images, representations)
+        if slot.age >= self.config.max_age:
+            self.slots[self.slots.index(slot)] = self._born(slot.index, slot.births + 1)
+
+    def _train(self, slot: Slot, images: Tensor, representations: Tensor) -> None:
+        """One SGD step on `mean((head(student(X_s)) - Y_s)^2)` over all synthetic images, train mode."""
+        images, representations = images.detach(), representations.detach()
+        slot.student.train()
+        slot.optimizer.zero_grad()
+        chunks = chunks_of(images, self.chunk_size)
+        loss = torch.zeros((), device=images.device)
+        with (
+            seeding.global_seed(self.seed, "train", slot.index, slot.births, slot.age, device=images.device),
+            _slower_statistics(slot.student, len(chunks)),
+        ):
+            for chunk, truth in zip(chunks, chunks_of(representations, self.chunk_size), strict=True):
+                part = F.mse_loss(slot.head(slot.student(chunk)).float(), truth) * (len(chunk) / len(images))
+                with torch.autocast(images.device.type, enabled=False):
+                    part.backward()  # type: ignore[no-untyped-call]
+                loss += part.detach()
+        if not torch.isfinite(loss):
+            raise DistillError(
+                f"Student {slot.index} ({slot.name}) diverged at training step {slot.age + 1} on the synthetic set "
+                f"(loss {loss.item()}): lower pool.lr, now {self.config.lr}. The larger the target's representations "
+                f"(root mean square here: {representations.square().mean().sqrt().item():.3g}), the lower it must be."
+            )
+        self._keep_alike(slot)
+        slot.optimizer.step()
+        slot.age += 1
+
+    def _keep_alike(self, slot: Slot) -> None:
+        """Averages what rounding, which on a GPU is not the same twice, may have made different between processes."""
+        if self.team.divide.count > 1:
+            gradients = [p.grad for part in (slot.student, slot.head) for p in part.parameters() if p.grad is not None]
+            statistics = [buffer for buffer in slot.student.buffers() if buffer.is_floating_point()]
+            for tensor in (*gradients, *statistics):
+                tensor.copy_(self.team.divide.mean(tensor.clone())[0])
+
+    def counts(self) -> list[dict[str, int]]:
+        """Returns age and births of each slot, those of all processes."""
+        own = {slot.index: {"age": slot.age, "births": slot.births} for slot in self.slots}
+        everyone = {index: each for part in self.team.split.gather(own) for index, each in part.items()}
+        return [everyone[index] for index in sorted(everyone)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors of all slots by flat name, those of all processes."""
+        own = self._own_tensors()
+        if self.team.split.count == 1:
+            return own
+        parts = self.team.split.gather({name: value.detach().cpu() for name, value in own.items()})
+        return {name: value for part in parts for name, value in part.items()}
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for slot in self.slots:
+            prefix = f"pool.{slot.index}."
+            for part, module in (("student", slot.student), ("head", slot.head)):
+                tensors |= {f"{prefix}{part}.{name}": value for name, value in module.state_dict().items()}
+            for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
+                buffer = slot.optimizer.state.get(parameter, {}).get("momentum_buffer")
+                if buffer is not None:
+                    tensors[f"{prefix}momentum.{number}"] = buffer
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], counts: Sequence[dict[str, int]]) -> None:
+        """Restores what `tensors` and `counts` returned.
+
+        Raises:
+            KeyError: If a tensor or a count is missing.
+            RuntimeError: If a tensor has another shape than the student's.
+            ValueError: If these are not as many slots as this pool has.
+        """
+        if len(counts) != self.config.size:
+            raise ValueError(f"{len(counts)} students instead of {self.config.size}")
+        for place, old in enumerate(self.slots):
+            count = counts[old.index]
+            slot = self.slots[place] = self._born(old.index, count["births"])
+            slot.age = count["age"]
+            prefix = f"pool.{slot.index}."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            for part, module in (("student.", slot.student), ("head.", slot.head)):
+                module.load_state_dict({n.removeprefix(part): v for n, v in own.items() if n.startswith(part)})
+            for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
+                if f"momentum.{number}" in own:
+                    # as the parameter lies in memory: a checkpoint does not keep channels last
+                    buffer = torch.empty_like(parameter).copy_(own[f"momentum.{number}"])
+                    slot.optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+@contextmanager
+def _slower_statistics(student: nn.Module, chunks: int) -> Iterator[None]:
+    """Lets batch norm's running statistics take as many steps as there are chunks, together as long as one step."""
+    norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms if chunks > 1 else ():
+        norm.momentum = None if norm.momentum is None else 1 - (1 - norm.momentum) ** (1 / chunks)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

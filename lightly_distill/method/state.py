@@ -1,0 +1,112 @@
+"""The state of a distillation: all that a run changes, and what a checkpoint holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightly_distill.errors import DistillError
+from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.pool import StudentBuilder, StudentPool
+from lightly_distill.method.real_images import RealImages
+from lightly_distill.runtime.processes import ALONE, Processes, Team
+
+
+@dataclass
+class DistillState:
+    """All that a run changes.
+
+    Attributes:
+        images: Synthetic images, shape (M, C, H, W), normalised. A leaf that requires grad.
+        representations: Synthetic representations, shape (M, D). A leaf that requires grad.
+        source_index: Index in the source of the real image that each started from, -1 where it was noise, shape (M,).
+        pool: Online students.
+        optimizer: AdamW over images and representations.
+        team: The processes, and how they work together.
+        step: Outer steps done.
+        jitters: How often a ridge penalty had to grow.
+        losses: Outer losses of the steps since the last row of measurements.
+        initial: What `held_out_loss` returned before the first step; empty until then.
+    """
+
+    images: Tensor
+    representations: Tensor
+    source_index: Tensor
+    pool: StudentPool
+    optimizer: torch.optim.AdamW
+    team: Team
+    step: int = 0
+    jitters: int = 0
+    losses: list[float] = field(default_factory=list)
+    initial: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls,
+        real: RealImages,
+        students: Sequence[tuple[str, StudentBuilder]],
+        config: DistillConfig,
+        processes: Processes = ALONE,
+    ) -> "DistillState":
+        """Makes the initial state: images and representations as `config.init` says, an untrained pool."""
+        team = Team.of(processes, config.parallel)
+        index, batch = real.initial(config.num_images)
+        images, representations = batch.images.clone(), batch.representations.clone()
+        processes.copy_from_main(images, representations)  # on a GPU, computed twice they need not be the same
+        images, representations = images.requires_grad_(), representations.requires_grad_()
+        pool = StudentPool(
+            students, config.pool, images, representations.shape[1], config.seed, team, compile=config.compile
+        )
+        optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
+        return cls(images, representations, index, pool, optimizer, team)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors of the state by flat name."""
+        tensors = self.pool.tensors()
+        tensors |= {"images": self.images, "representations": self.representations, "source_index": self.source_index}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adamw.{number}.{name}": value for name, value in moments.items()}
+        return tensors
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the numbers of the state, JSON-able."""
+        losses = [fmean(each) for each in zip(*self.team.split.gather(self.losses), strict=True)]
+        own = {"jitters": self.jitters, "losses": losses, "initial": self.initial, "slots": self.pool.counts()}
+        return {**own, "chunk_size": self.pool.chunk_size}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Sets the state to what `tensors` and `facts` returned when it was saved, after `facts["step"]` steps.
+
+        Raises:
+            DistillError: If a part is missing or does not fit the others. The step is the random state of a run, since
+                every draw follows from it and the seed (see `runtime/seeding.py`), so it is compared with AdamW's own.
+        """
+        try:
+            with torch.no_grad():
+                self.images.copy_(tensors["images"])
+                self.representations.copy_(tensors["representations"])
+            self.source_index = tensors["source_index"]
+            moments = _moments(tensors) if facts["step"] or "adamw.0.step" in tensors else {}
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            self.pool.restore(tensors, facts["slots"])
+            self.step, self.jitters, self.initial = facts["step"], facts["jitters"], facts["initial"]
+            self.losses = list(facts["losses"])
+            self.pool.chunk_size = facts["chunk_size"]
+            if any(int(own["step"]) != self.step for own in moments.values()):
+                raise ValueError(f"it is of step {self.step}, AdamW in it of step {int(moments[0]['step'])}")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())
+            why = f"it lacks {why}" if isinstance(error, KeyError) else why
+            raise DistillError(
+                f"The checkpoint does not hold the whole state of this run ({why}): start again with --overwrite."
+            ) from error
+
+
+def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Returns the state of AdamW over images (0) and representations (1); copies, since it steps them in place."""
+    names = ("step", "exp_avg", "exp_avg_sq")
+    return {number: {name: tensors[f"adamw.{number}.{name}"].clone() for name in names} for number in (0, 1)}

@@ -1,0 +1,179 @@
+"""One outer step: one student, one real batch, the loss and its gradient."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightly_distill.errors import DistillError
+from lightly_distill.method.krr import RIDGE, full_precision, kernel_ridge
+from lightly_distill.runtime.processes import ALONE, Processes
+
+
+@dataclass(frozen=True)
+class RealBatch:
+    """Real images and the target's representations of them.
+
+    Attributes:
+        images: Normalised, shape (B, C, H, W).
+        representations: Shape (B, D).
+        total: Images of the whole batch, where this is one process's part of it. None: these are all.
+    """
+
+    images: Tensor
+    representations: Tensor
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class OuterGradient:
+    """The outer loss and its gradient.
+
+    Attributes:
+        loss: Mean squared error of the ridge prediction, a scalar.
+        images: Gradient with respect to the synthetic images, shape (M, C, H, W).
+        representations: Gradient with respect to the synthetic representations, shape (M, D).
+        jitters: How many times the ridge penalty had to grow.
+    """
+
+    loss: Tensor
+    images: Tensor
+    representations: Tensor
+    jitters: int
+
+
+@contextmanager
+def kernel_pass(student: nn.Module) -> Iterator[None]:
+    """Puts a student in eval mode without gradients to its weights, and restores modes and flags after it."""
+    modes = [(module, module.training) for module in student.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
+    student.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+
+def outer_gradient(
+    student: nn.Module,
+    images: Tensor,
+    representations: Tensor,
+    real: RealBatch,
+    *,
+    ridge: float = RIDGE,
+    dtype: torch.dtype = torch.float32,
+    chunk_size: int | None = None,
+    processes: Processes = ALONE,
+) -> OuterGradient:
+    """Computes the outer loss of KRR-ST and its gradient to the synthetic set (arXiv:2310.06511, equation 6).
+
+    The gradient to the features comes first; the backward pass through the student then goes chunk by chunk, so that
+    the memory for activations does not grow with M. A chunk smaller than M costs one more forward pass of the synthetic
+    images. The student is in eval mode: its batch norm uses kept statistics, and no chunk knows of another.
+
+    Args:
+        student: Images to features (., F). Used in eval mode; its modes, flags and buffers come back unchanged.
+        images: Synthetic images, shape (M, C, H, W). A leaf that requires grad.
+        representations: Synthetic representations, shape (M, D). A leaf that requires grad.
+        real: Real batch; of several processes, this one's part of it.
+        ridge: See `kernel_ridge`.
+        dtype: See `kernel_ridge`.
+        chunk_size: Images that the student is given at a time. None: all.
+        processes: That divide the work; each returns the same.
+
+    Raises:
+        DistillError: If features, loss or gradient are not finite, or the ridge system cannot be solved.
+    """
+    mine = processes.share(len(images))
+    with kernel_pass(student):
+        real_BF = features(student, real.images, chunk_size)
+        chunks = chunks_of(images.detach()[mine], chunk_size)
+        passes = [_Pass(student, chunk, keep=len(chunks) == 1) for chunk in chunks]
+        own_MF = torch.cat([each.features for each in passes]) if passes else real_BF[:0]
+        syn_MF = processes.join(own_MF, mine, len(images)).requires_grad_()
+        guarded = {"features of the real images": real_BF, "features of the synthetic images": syn_MF}
+        try:
+            prediction = kernel_ridge(real_BF, syn_MF, representations, ridge=ridge, dtype=dtype)
+        except DistillError:
+            require_finite(guarded)  # the reason, where it is one
+            raise
+        # of all processes' parts of the batch, whatever their sizes, the sum is the mean
+        squared = F.mse_loss(prediction.values, real.representations.to(dtype), reduction="sum")
+        loss = squared / ((real.total or len(real.images)) * representations.shape[1])
+        with full_precision(images.device):  # the backward pass of the solve
+            grad_MF, grad_representations = torch.autograd.grad(loss, [syn_MF, representations])
+        loss, grad_MF, grad_representations = processes.sum(loss.detach(), grad_MF, grad_representations)
+        parts = [each.gradient(grad) for each, grad in zip(passes, chunks_of(grad_MF[mine], chunk_size), strict=True)]
+    own = torch.cat(parts) if parts else images.detach()[:0]
+    grad_images = processes.join(own, mine, len(images))
+    require_finite(
+        {
+            **guarded,
+            "outer loss": loss,
+            "gradient of the synthetic images": grad_images,
+            "gradient of the synthetic representations": grad_representations,
+        }
+    )
+    return OuterGradient(loss, grad_images, grad_representations, prediction.jitters)
+
+
+class _Pass:
+    """One chunk of synthetic images through the student.
+
+    Attributes:
+        features: Shape (m, F), without a graph.
+    """
+
+    def __init__(self, student: nn.Module, images: Tensor, *, keep: bool) -> None:
+        self._student, self._images = student, images.detach()  # a leaf of its own
+        self._kept = self._forward() if keep else None
+        if self._kept is not None:
+            self.features = self._kept.detach()
+        else:
+            with torch.no_grad():
+                self.features = student(self._images)
+
+    def _forward(self) -> Tensor:
+        self._images.requires_grad_()
+        output: Tensor = self._student(self._images)
+        return output
+
+    def gradient(self, grad_features: Tensor) -> Tensor:
+        """Takes the gradient from the features to the images; runs the student again if its graph was not kept."""
+        output = self._forward() if self._kept is None else self._kept
+        (gradient,) = torch.autograd.grad(output, self._images, grad_features)
+        return gradient
+
+
+@torch.no_grad()
+def features(student: nn.Module, images: Tensor, chunk_size: int | None) -> Tensor:
+    """Returns features without a graph, shape (B, F); `chunk_size` images at a time."""
+    return torch.cat([student(chunk) for chunk in chunks_of(images, chunk_size)])
+
+
+def chunks_of(rows: Tensor, chunk_size: int | None) -> Sequence[Tensor]:
+    """Splits rows into chunks as even as can be, of at most `chunk_size`, None: one; no rows are no chunk.
+
+    A small last chunk would count in batch norm's running statistics as much as a full one, and on a single image batch
+    norm may not train at all: so three come together where the `chunk_size` is 2 and the number of rows is odd.
+    """
+    if not len(rows):
+        return []
+    count = -(-len(rows) // (chunk_size or len(rows)))
+    return torch.tensor_split(rows, max(1, min(count, len(rows) // 2)))
+
+
+def require_finite(values: dict[str, Tensor]) -> None:
+    """Raises a DistillError that names the first of `values` in which a number is NaN or infinite."""
+    # one reduction each instead of a mask as large as the tensor, and one wait for the device for all of them; the sum
+    # of finite float32 features does not overflow here
+    sums = torch.stack([value.detach().sum(dtype=torch.float32) for value in values.values()])
+    for what, finite in zip(values, torch.isfinite(sums).tolist(), strict=True):
+        if not finite:
+            raise DistillError(f"NaN or infinity in the {what}; lower outer.lr_images or pool.lr.")

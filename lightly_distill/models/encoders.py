@@ -1,0 +1,222 @@
+"""Finds the encoder inside a model, and models by their specification."""
+
+import contextlib
+import copy
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightly_distill import adapters
+from lightly_distill.adapters import FoundEncoder, TargetAdapter
+from lightly_distill.errors import DistillError, UsageError
+
+_logger = logging.getLogger(__name__)
+
+Encoder = Callable[[Tensor], Any]
+Finder = TypeVar("Finder", bound=Callable[[nn.Module], "nn.Module | None"])
+
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
+_OURS = "lightly_distill_integrations."
+_CHECKPOINT_ADAPTER = "lightly"  # reads a checkpoint that is given without a name in front
+_PROBE_SIZES = (32, 64, 224)  # pixels, tried in turn on each part of a model
+_MAX_CANDIDATES = 8
+# Functions of this process's scripts, by module and name: a cell that runs again replaces its own.
+_registered: dict[tuple[str, str], Callable[[nn.Module], "nn.Module | None"]] = {}
+
+
+def register_target(finder: Finder) -> Finder:
+    """Registers a function that finds the encoder inside models of one's own, to be used as a decorator.
+
+    It is asked before the installed adapters. A package that brings target models of its own declares an entry point
+    in the group `lightly_distill.targets` instead; see `adapters.TargetAdapter`.
+
+    Args:
+        finder: Takes a model, and returns the module inside that maps images (B, 3, H, W) to representations (B, d),
+            a map (B, d, H, W) or tokens (B, N, d); or None if the model is not its kind. Must not change the model.
+
+    Returns:
+        The function itself.
+
+    Example:
+        >>> @register_target
+        ... def trunk_of_my_models(model):
+        ...     return model.trunk if isinstance(model, MyModel) else None
+    """
+    _registered[finder.__module__, finder.__qualname__] = finder
+    return finder
+
+
+def find_encoder(model: "nn.Module | Encoder", encoder: "str | nn.Module | None" = None) -> FoundEncoder:
+    """Finds the module from images to representations.
+
+    Args:
+        model: A model of any library, or a function. Is not changed.
+        encoder: The module itself, or the path of an attribute of the model. By default the functions of
+            `register_target` are asked, then the installed target adapters, third parties' first; where none knows the
+            model, the model is its own encoder.
+
+    Raises:
+        UsageError: If `encoder` names no module of the model, or an adapter cannot tell.
+    """
+    if encoder is not None:
+        part = _submodule(model, encoder) if isinstance(encoder, str) else encoder
+        path = encoder if isinstance(encoder, str) else _path_of(model, part)
+        # Only how it is called is the adapter's; which module it is, the user has said.
+        with contextlib.suppress(UsageError):
+            as_called = _ask_adapters(part)
+            if as_called is not None and not as_called.path:
+                return FoundEncoder(as_called.encoder, path, "named by the user")
+        return FoundEncoder(part, path, "named by the user")
+    if not isinstance(model, nn.Module):
+        if callable(model):
+            return FoundEncoder(model, "", "a function of images")
+        raise UsageError(f"A target is a module or a function of images, not {type(model).__name__}.")
+    for (_, name), finder in reversed(_registered.items()):
+        module = finder(model)
+        if isinstance(module, nn.Module):
+            return FoundEncoder(module, _path_of(model, module), f"as {name} says")
+        if module is not None:
+            raise UsageError(f"The registered function {name} returned {type(module).__name__}, expected a module.")
+    return _ask_adapters(model) or FoundEncoder(model, "", "no adapter knows the model, so it is taken whole")
+
+
+def candidates(model: nn.Module) -> str:
+    """Returns the parts of a model that take images, with the shape of what they return, for an error message.
+
+    Each part is tried on a copy in eval mode with two images of 32, 64 or 224 pixels.
+    """
+    told: list[str] = []
+    for path, part in model.named_modules():
+        if path and path.count(".") < 2 and len(told) < _MAX_CANDIDATES:
+            shape = _output_shape(part)
+            if shape is not None:
+                told.append(f"{path} {shape}")
+    return ", ".join(told) or "none of its parts takes images"
+
+
+def encoder_name(model: Any, found: FoundEncoder) -> str:
+    """Returns where an encoder was found, such as `SimCLR.backbone`."""
+    if not isinstance(model, nn.Module):
+        kind = type(found.encoder) if isinstance(found.encoder, nn.Module) else type(model)
+        return str(getattr(found.encoder, "__qualname__", kind.__name__))
+    return f"{type(model).__name__}.{found.path}" if found.path else type(model).__name__
+
+
+def load_model(spec: str, target_class: str | None = None) -> Any:
+    """Returns the model of a target specification; see `targets.load_target`."""
+    prefix, separator, rest = spec.partition(":")
+    known = sorted(adapters.available("targets"))
+    model_class = None if target_class is None else _import("target class", target_class, known)
+    if spec.endswith(CHECKPOINTS) and prefix not in known:
+        return adapters.get("targets", _CHECKPOINT_ADAPTER).load_checkpoint(spec, model_class)
+    if model_class is not None:
+        raise UsageError(f"A target class goes with a checkpoint, such as last.ckpt; '{spec}' names its own.")
+    if not (separator and prefix and rest):
+        raise UsageError(
+            f"'{spec}' is no target. Expected timm:NAME, timm:NAME@FILE, a checkpoint ending in "
+            f"{', '.join(CHECKPOINTS)}, or pkg.module:callable; adapters: {', '.join(known)}."
+        )
+    if prefix in known:
+        return adapters.get("targets", prefix).load(rest)
+    function = _import("target", spec, known)
+    try:
+        model = function()
+    except Exception as error:  # somebody else's code
+        raise DistillError(f"The function of target '{spec}' failed: {type(error).__name__}: {error}") from error
+    if not callable(model):
+        raise UsageError(f"The function of target '{spec}' returned {type(model).__name__}, expected a model.")
+    return model
+
+
+def _ask_adapters(model: Any) -> FoundEncoder | None:
+    entries = adapters.available("targets")
+    # Third parties know their models best; of our own, Lightly's comes before timm's.
+    for name in sorted(entries, key=lambda name: (entries[name].value.startswith(_OURS), name)):
+        try:
+            adapter: TargetAdapter = adapters.get("targets", name)
+        except DistillError as error:  # somebody's broken package is no reason to refuse other models
+            _logger.warning("%s", error)
+            continue
+        found = adapter.find_encoder(model)
+        if found is not None:
+            return found
+    return None
+
+
+def _output_shape(part: nn.Module) -> tuple[int, ...] | None:
+    """Returns the shape that a part makes of two images, or None if it takes none or returns no representation."""
+    for size in _PROBE_SIZES:
+        try:
+            probe: Any = copy.deepcopy(part).eval()
+            parameter = next(probe.parameters(), torch.empty(0))
+            images = torch.zeros(2, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+            with torch.no_grad():
+                output = probe(images)
+        except Exception:  # layers refuse images in ways without number
+            continue
+        if isinstance(output, Tensor) and output.ndim in (2, 3, 4) and len(output) == 2:
+            return tuple(output.shape)
+    return None
+
+
+def _path_of(model: Any, part: nn.Module) -> str:
+    named = model.named_modules() if isinstance(model, nn.Module) else ()
+    return next((path for path, module in named if module is part), "")
+
+
+def _submodule(model: Any, path: str) -> nn.Module:
+    found = model
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, nn.Module):
+        return found
+    paths = [known for known, _ in model.named_modules() if known] if isinstance(model, nn.Module) else []
+    nearest = difflib.get_close_matches(path, paths, n=3) or [known for known in paths if "." not in known]
+    raise UsageError(f"{type(model).__name__} has no module '{path}'. Nearest: {', '.join(nearest) or 'none'}.")
+
+
+def _import(what: str, spec: str, known: list[str]) -> Callable[..., Any]:
+    """Imports `pkg.module:callable`; the working directory counts as a place for modules."""
+    module_name, _, attribute = spec.partition(":")
+    if not (module_name and attribute):
+        raise UsageError(f"'{spec}' is no {what}; expected pkg.module:Name.")
+    try:
+        with _working_directory_importable():
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise DistillError(f"The module of {what} '{spec}' cannot be imported: {error}") from error
+        nearest = difflib.get_close_matches(module_name, known, n=1)
+        hint = f" Did you mean '{nearest[0]}:{attribute}'?" if nearest else ""
+        raise UsageError(
+            f"'{spec}' is no {what}: '{module_name}' is neither an adapter ({', '.join(known)}) nor a module "
+            f"that can be imported.{hint}"
+        ) from error
+    except Exception as error:  # somebody else's code
+        raise DistillError(f"The module of {what} '{spec}' failed: {type(error).__name__}: {error}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        nearest = difflib.get_close_matches(attribute, vars(module), n=3)
+        hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+        raise UsageError(f"The module '{module_name}' has no function '{attribute}'.{hint}")
+    found: Callable[..., Any] = function
+    return found
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    # As `python -m` does; a console script has its own folder on the path instead.
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -1,0 +1,284 @@
+"""The target model: the frozen encoder inside any self-supervised model, as one kind of module.
+
+Shapes: B images of a batch, n images in all, d numbers of a representation.
+"""
+
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill.models.encoders import candidates, encoder_name, find_encoder, load_model
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_PROBE_SIZE = 64  # pixels; for the fingerprint of a function, which has no weights to look at
+
+_logger = logging.getLogger(__name__)
+
+
+class Target(nn.Module):
+    """A frozen encoder that owns its normalisation. Stays in eval mode and computes no gradient.
+
+    Made by `as_target` or `load_target`.
+
+    Args:
+        encoder: Normalised images to representations. Frozen here, so it must be nobody else's.
+        name: Where it comes from, for provenance and messages.
+        encoder_name: Which module of the model it is, such as `SimCLR.backbone`.
+        reason: Why it is this one.
+        options: What brings it back on the command line, by option.
+        mean: Of each channel, in units of [0, 1].
+        std: Of each channel, in units of [0, 1].
+        input_size: Height and width, in pixels, to which images are resized first; None takes them as they are.
+
+    Attributes:
+        dim: d, known after the first forward pass.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Any],
+        *,
+        name: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        input_size: int | None = None,
+        encoder_name: str | None = None,
+        reason: str = "",
+        options: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(encoder, nn.Module):
+            encoder.requires_grad_(False)
+        self.encoder = encoder
+        self.name = name
+        self.encoder_name = encoder_name or name
+        self.reason = reason
+        self.options = options or {}
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.input_size = input_size
+        self.dim: int | None = None
+        self._mean: Tensor
+        self._std: Tensor
+        self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Target":
+        """Keeps eval mode, whatever is asked for."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Computes representations.
+
+        Args:
+            images: Floating point, shape (B, 3, H, W), in [0, 1], on the target's device.
+
+        Returns:
+            float32, shape (B, d). Maps and tokens are averaged over positions.
+
+        Raises:
+            DistillError: If the encoder fails on images of this shape, or returns something that is not one vector
+                of finite numbers for each image, of the same length as before.
+        """
+        if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):
+            size = (self.input_size, self.input_size)
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        images = (images - self._mean) / self._std
+        return self._pool(self._encode(images), images.shape)
+
+    def weights_sha256(self) -> str:
+        """Returns the SHA-256 of all that the representation of an image depends on.
+
+        That is weights and buffers, the classes of the layers, normalisation and input size. The weights of a plain
+        function cannot be seen, so its answer to fixed images stands for them.
+        """
+        digest = hashlib.sha256(repr((self.mean, self.std, self.input_size)).encode())
+        if isinstance(self.encoder, nn.Module):
+            layers = [(path, type(module).__qualname__) for path, module in self.encoder.named_modules()]
+            digest.update(repr(layers).encode())
+            tensors = sorted(self.encoder.state_dict().items())
+        else:
+            size = self.input_size or _PROBE_SIZE
+            images = torch.rand(4, len(self.mean), size, size, generator=torch.Generator().manual_seed(0))
+            tensors = [(self.name, self(images.to(self._mean.device)))]
+            self.dim = None  # a map's length may differ at the size of the real images
+        for key, tensor in tensors:
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _encode(self, images: Tensor) -> Any:
+        if isinstance(self.encoder, nn.Module):
+            parameter = next(self.encoder.parameters(), images)
+            images = images.to(parameter.dtype)
+        try:
+            return self.encoder(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # layers refuse a shape in many ways
+            raise DistillError(
+                f"The target {self.name} fails on images of shape {tuple(images.shape)}: {first_line(error)} "
+                "If it takes images of one size only, give it as input_size."
+            ) from error
+
+    def _pool(self, output: Any, images_shape: torch.Size) -> Tensor:
+        told = f"The target {self.name}, given images of shape {tuple(images_shape)}, returned"
+        if not isinstance(output, Tensor):
+            parts = f" of its parts: {candidates(self.encoder)}" if isinstance(self.encoder, nn.Module) else ""
+            raise DistillError(
+                f"{told} {_describe(output)}, expected a tensor (B, d). Name its encoder with encoder= "
+                f"(--target-encoder){parts}."
+            )
+        shape = tuple(output.shape)
+        if not output.is_floating_point():
+            raise DistillError(f"{told} a tensor of {output.dtype}, shape {shape}; expected floating point.")
+        if output.ndim not in (2, 3, 4) or 0 in shape or len(output) != images_shape[0]:
+            raise DistillError(f"{told} a tensor of shape {shape}, expected (B, d), (B, d, H, W) or (B, tokens, d).")
+        result = output.float()
+        if output.ndim > 2:
+            result = result.mean((2, 3)) if output.ndim == 4 else result.mean(1)
+        if self.dim is not None and result.shape[1] != self.dim:
+            raise DistillError(f"{told} a tensor of shape {shape}: d is {result.shape[1]} now and was {self.dim}.")
+        if not result.isfinite().all():
+            raise DistillError(f"{told} NaN or infinity in a tensor of shape {shape}.")
+        self.dim = result.shape[1]
+        return result
+
+
+def as_target(
+    model: "nn.Module | Callable[[Tensor], Any]",
+    encoder: "str | nn.Module | None" = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    name: str | None = None,
+) -> Target:
+    """Wraps a frozen copy of the encoder inside a model; the model itself stays as it is.
+
+    Args:
+        model: A self-supervised model, an encoder, or any function from images to representations. A `Target` is
+            returned as it is.
+        encoder: The module to use, or the path of its attribute such as `teacher.backbone`. By default the installed
+            adapters look for it, Lightly's first.
+        mean: Of each channel in units of [0, 1]. By default the encoder's own, or else ImageNet's, as in Lightly.
+        std: As `mean`.
+        input_size: Height and width, in pixels, to which images are resized. By default the encoder's own, if it
+            takes one size only, or else images are taken as they are.
+        name: For provenance and messages. By default such as `SimCLR.backbone`.
+
+    Raises:
+        UsageError: If there is no such encoder, or the encoder cannot be copied.
+    """
+    if isinstance(model, Target):
+        return model
+    choice = find_encoder(model, encoder)
+    found, where = choice.encoder, encoder_name(model, choice)
+    if isinstance(found, nn.Module):
+        try:
+            found = copy.deepcopy(found)
+        except Exception as error:  # generators, non-leaf tensors, locks: each fails in its own way
+            raise UsageError(
+                f"The encoder {where} cannot be copied: {first_line(error)} Name a part of it with encoder=."
+            ) from error
+    _logger.info("Target: %s (%s).", where, choice.reason)
+    return Target(
+        found,
+        name=name or where,
+        encoder_name=where,
+        reason=choice.reason,
+        mean=mean if mean is not None else _own_statistics(found, "mean", IMAGENET_MEAN),
+        std=std if std is not None else _own_statistics(found, "std", IMAGENET_STD),
+        input_size=input_size if input_size is not None else _own_size(found),
+    )
+
+
+def load_target(spec: str, encoder: str | None = None, target_class: str | None = None) -> Target:
+    """Loads a target model with its weights.
+
+    Args:
+        spec: `timm:NAME` or `torchvision:NAME` for published weights, `timm:NAME@FILE` or `torchvision:NAME@FILE` for
+            weights in a file, a checkpoint (`.ckpt`, `.pt`, `.pth`, `.safetensors`), `NAME:...` of any other installed
+            adapter, or `pkg.module:callable` for a function without arguments that returns a model. The working
+            directory counts as a place for modules. A file is never read in a way that could run its code.
+        encoder: Attribute path of the encoder inside the model, where it cannot be told or is to be another.
+        target_class: `pkg.module:Class` of the model in a checkpoint, where it cannot be told from the weights.
+
+    Raises:
+        UsageError: If the specification is none of these, or names something that is not there.
+        DistillError: If the weights cannot be had or the function fails.
+    """
+    target = as_target(load_model(spec, target_class), encoder, name=spec)
+    given = {"target": spec, "target_encoder": encoder, "target_class": target_class}
+    target.options = {option: value for option, value in given.items() if value is not None}
+    return target
+
+
+def represent(
+    target: Target, batches: Iterable[Tensor], *, device: "torch.device | str", total: int | None = None
+) -> Tensor:
+    """Computes the representations of many images.
+
+    Args:
+        target: Is moved to `device` and stays there.
+        batches: uint8 images, shape (B, 3, H, W).
+        device: Where to compute.
+        total: n, if known; saves memory and gives the progress bar its end.
+
+    Returns:
+        float32 on the CPU, shape (n, d), in the order of the images.
+
+    Raises:
+        DistillError: If there is no image, there are not `total` images, or the target fails; see `Target.forward`.
+    """
+    target.to(device)
+    parts: list[Tensor] = []
+    count = 0
+    with tqdm(total=total, unit="image", desc="Representations", disable=None) as bar:
+        for batch in batches:
+            part = target(batch.to(device).float() / 255).cpu()
+            if total is None:
+                parts.append(part)
+            else:
+                parts = parts or [part.new_empty(total, part.shape[1])]
+                # The slice is short where there are more images than told; the count below tells.
+                room = parts[0][count : count + len(part)]
+                room.copy_(part[: len(room)])
+            count += len(part)
+            bar.update(len(part))
+    if count == 0 or count != (total or count):
+        expected = "at least one" if total is None else str(total)
+        raise DistillError(f"The target {target.name} was given {count} images, expected {expected}.")
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _own_statistics(encoder: Any, which: str, default: Sequence[float]) -> Sequence[float]:
+    # A tensor of this name is a buffer with which the encoder normalises by itself: not for us.
+    own = getattr(encoder, which, None)
+    return own if isinstance(own, tuple | list) and own else default
+
+
+def _own_size(encoder: Any) -> int | None:
+    own = getattr(encoder, "input_size", None)
+    return own if isinstance(own, int) else None
+
+
+def _describe(output: Any) -> str:
+    """Tells the type of something that is not a tensor, and the shapes inside it."""
+    kind = type(output).__name__
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    shapes = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    return f"a {kind} of {', '.join(shapes)}" if shapes else f"a {kind}"

@@ -1,0 +1,106 @@
+"""The state of a run on disk: one safetensors file with the hash of all that is in it, written aside and renamed."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill.runtime.files import replacing
+
+FORMAT = "2"
+KEEP = 2  # checkpoints; the older one is for the case that the newer one is damaged
+
+_logger = logging.getLogger(__name__)
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """Writes a checkpoint atomically and removes all but it and the `KEEP - 1` before it.
+
+    Args:
+        folder: Folder of checkpoints, made if it is not there.
+        step: Outer steps done.
+        tensors: State by flat name.
+        facts: JSON-able numbers and settings.
+
+    Raises:
+        DistillError: If it cannot be written. Older checkpoints are intact and no partial file stays.
+    """
+    path = folder / f"step-{step:08d}.safetensors"
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    state = json.dumps({"step": step, **facts})
+    with replacing(path) as partial:
+        save_file(copies, partial, metadata={"format": FORMAT, "state": state, "sha256": _digest(state, copies)})
+    paths = _all(folder)
+    # later ones are damaged, since the run went on from an earlier one: they must not push that out
+    kept = [other for other in paths if other <= path][-KEEP:]
+    for other in set(paths) - set(kept):
+        other.unlink()
+    return path
+
+
+def load_newest(folder: Path, *, strict: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the newest checkpoint of a folder that is whole; warns of newer ones that are not.
+
+    Args:
+        folder: Folder of checkpoints.
+        strict: Refuse to go back behind a damaged one.
+
+    Returns:
+        The tensors (on the CPU) and the facts given to `save`, with `step`.
+
+    Raises:
+        UsageError: If there is no checkpoint.
+        DistillError: If none can be used, or with `strict` the newest cannot.
+    """
+    paths = _all(folder)
+    if not paths:
+        raise UsageError(f"Nothing to resume: there is no checkpoint in {folder}. Start without --resume.")
+    faults = []
+    for path in reversed(paths):
+        try:
+            return _read(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            fault = f"{path.name}: {first_line(error)}"
+        if strict:
+            raise DistillError(
+                f"The newest checkpoint in {folder} cannot be used ({fault}). Without --strict an older one is."
+            )
+        _logger.warning("Left out a checkpoint in %s that cannot be used (%s).", folder, fault)
+        faults.append(fault)
+    raise DistillError(f"No checkpoint in {folder} can be used ({'; '.join(faults)}): start again with --overwrite.")
+
+
+def exists(folder: Path) -> bool:
+    """Returns whether there is a checkpoint, whole or not."""
+    return bool(_all(folder))
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"its format is {metadata.get('format', 'an older one')}, this version reads {FORMAT}")
+    if metadata["sha256"] != _digest(metadata["state"], tensors):
+        raise ValueError("it is not what was written, its SHA-256 differs")
+    facts: dict[str, Any] = json.loads(metadata["state"])
+    return tensors, facts
+
+
+def _digest(state: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(f"{FORMAT}\n{state}\n".encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""Where a set comes from: its real images and its target model, given by the user or named by the run that made it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightly_distill.data.pixels import normalise
+from lightly_distill.data.source import Source, find_images, open_source
+from lightly_distill.errors import UsageError
+from lightly_distill.models.encoders import CHECKPOINTS
+from lightly_distill.models.targets import Target, as_target, load_target, represent
+from lightly_distill.runs.run_folder import run_config
+from lightly_distill.runtime import seeding
+from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+CHUNK = 256  # images to the target at a time
+
+
+@dataclass
+class RealSide:
+    """The real images, the target model, and the target's representations of the images, computed once.
+
+    Args:
+        source: Real images.
+        target: Frozen target model, on `device`.
+        device: Where representations are computed.
+    """
+
+    source: Source
+    target: Target
+    device: torch.device
+
+    @cached_property
+    def representations(self) -> Tensor:
+        """Of all real images, float32, shape (n, d)."""
+        chunks = torch.split(torch.arange(len(self.source)), CHUNK)
+        return represent(self.target, self.source.stream(chunks), device=self.device, total=len(self.source))
+
+    def chosen(self, indices: Tensor) -> SyntheticSet:
+        """Returns these real images and the target's representations of them."""
+        return self._as_set(self.source.read(indices), self.representations[indices], indices)
+
+    def noise(self, count: int, seed: int) -> SyntheticSet:
+        """Returns uniform noise and the target's representations of it."""
+        size = self.source.image_size
+        generator = seeding.generator(seed, "arm", "noise")
+        images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
+        batches = torch.split(images, CHUNK)
+        return self._as_set(images, represent(self.target, batches, device=self.device, total=count), None)
+
+    def _as_set(self, images: Tensor, representations: Tensor, indices: Tensor | None) -> SyntheticSet:
+        return SyntheticSet(
+            normalise(images, self.target.mean, self.target.std),
+            representations,
+            mean=self.target.mean,
+            std=self.target.std,
+            source_index=indices,
+        )
+
+
+def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
+    """Opens the real images and the target, which the configuration of a run names where the user does not."""
+    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
+    data = data if data is not None else named.get("data")
+    if target is None and is_only_weights(named.get("target")) and "target_class" not in named:
+        target = load_target(named["target"], named.get("target_encoder"))
+    if data is None or target is None:
+        missing = " and ".join(name for name, value in (("data", data), ("target", target)) if value is None)
+        raise UsageError(
+            "The arms random, kmeans, noise, full and target need the real images and the target model: give "
+            f"{missing}, or leave these arms out."
+        )
+    model = load_target(target) if isinstance(target, str) else as_target(target)
+    return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
+
+
+def is_only_weights(spec: Any) -> bool:
+    """Returns whether loading this target runs no code that a file names: a set may come from a stranger."""
+    return isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
+
+
+def check_origin(own: SyntheticSet, real: RealSide) -> None:
+    """Refuses real images and a target that the set was not distilled from, as far as the set knows."""
+    if (own.mean, own.std) != (real.target.mean, real.target.std):
+        raise UsageError(
+            f"The set is normalised with mean {own.mean} and std {own.std}, the target with {real.target.mean} and "
+            f"{real.target.std}: it was distilled from another target."
+        )
+    check_recorded("target", own, "sha256", real.target.weights_sha256(), real.target.name)
+    check_recorded("source", own, "fingerprint", real.source.fingerprint, real.source.name)
+
+
+def check_recorded(part: str, own: SyntheticSet, key: str, value: str, name: str) -> None:
+    """Refuses a part, `source` or `target`, whose `key` is not what the set recorded of it."""
+    recorded = own.provenance.get(part)
+    if isinstance(recorded, dict) and recorded.get(key) not in (None, value):
+        raise UsageError(
+            f"The set was distilled from another {part} than {name}: its record says {recorded.get('name')}, "
+            f"{key} {str(recorded[key])[:12]}."
+        )

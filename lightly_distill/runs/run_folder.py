@@ -1,0 +1,228 @@
+"""The output folder of a run: configuration, measurements, checkpoints, pictures, and the set itself.
+
+config.yaml        what was run, in full; `--config` takes it back
+metrics.jsonl      one row every `log_every` steps
+checkpoints/       what `--resume` needs
+representations/   the target's of the real images, so that `--resume` need not compute them again
+pictures/          before and after, loss curve
+set/               the synthetic set
+trackers/          what trackers of --log-with keep in files
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from torch import Tensor
+
+from lightly_distill.errors import UsageError
+from lightly_distill.method.config import differences
+from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.method.state import DistillState
+from lightly_distill.runs import checkpoint, lock
+from lightly_distill.runtime import signals
+from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
+from lightly_distill.runtime.processes import ALONE, Processes
+
+TRACKERS = "trackers"
+OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "representations", "pictures", "set", TRACKERS)
+# settings that may change between a run and its resumption
+FREE_TO_CHANGE = ("device", "log_every", "checkpoint_every", "checkpoint_minutes")
+
+_logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Keeps the traces of one run.
+
+    Args:
+        path: The folder, or None to keep nothing on disk.
+        settings: Everything that decides the result: configuration, source and target with their fingerprints; may be
+            empty without a folder.
+        log: Is given each row of measurements too; its method `start`, if it has one, is called before.
+        processes: Of which the main one writes; all read.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        settings: Mapping[str, Any],
+        log: Callable[[dict[str, Any]], None] | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.path = path
+        self._log = log
+        self._processes = processes
+        self._settings = dict(settings)
+        self.representations = RepresentationCache(processes=processes)
+        if path is not None:
+            key = {"source": settings["source"]["fingerprint"], "target": settings["target"]["sha256"]}
+            self.representations = RepresentationCache(path / "representations", key, processes)
+        self.rows: list[dict[str, Any]] = []
+        self.seconds_before = 0.0  # of earlier sessions of a resumed run
+        self._started = time.perf_counter()
+
+    @staticmethod
+    def check(path: Path | None, *, resume: bool, overwrite: bool) -> None:
+        """Refuses a folder that cannot be used, before any long work.
+
+        Raises:
+            UsageError: If another run is writing to the folder, there is something in it and neither flag is given,
+                both are, or there is nothing to resume.
+        """
+        if resume and overwrite:
+            raise UsageError("--resume and --overwrite contradict each other: go on with the old run, or replace it?")
+        if path is None:
+            if resume:
+                raise UsageError("Resuming needs the folder of the run: give --out (out=... in Python).")
+            return
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"The output folder {path} is a file: choose another name.")
+        lock.refuse_running(path)
+        if resume and not any((path / name).exists() for name in OWN_NAMES):
+            raise UsageError(f"Nothing to resume: there is no checkpoint in {path}. Start without --resume.")
+        found = {entry.name for entry in path.iterdir()} if path.exists() else set()
+        if found - set(lock.NAMES) and not (resume or overwrite):
+            raise UsageError(
+                f"The output folder {path} is not empty: go on with --resume, replace its run with --overwrite, "
+                "or choose another name."
+            )
+        above = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UsageError(f"The output folder {path} cannot be written to: no permission in {above}.")
+
+    def begin(self, *, resumed: bool, config: Mapping[str, Any]) -> None:
+        """Makes the folder, removes an old run unless it is resumed, and writes the configuration.
+
+        Raises:
+            DistillError: If that fails, or what is to be told of the run cannot start; in all processes.
+        """
+        self._processes.in_main(lambda: self._begin(resumed, config))
+
+    def _begin(self, resumed: bool, config: Mapping[str, Any]) -> None:
+        if self.path is not None:
+            with writing(self.path):
+                _remove_unfinished(self.path)
+                if not resumed:
+                    self.representations.forget_others()
+                    for name in set(OWN_NAMES) - {"representations"}:  # only what a run writes; the user's files stay
+                        remove(self.path / name)
+                (self.path / "pictures").mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / "config.yaml") as partial:
+                partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        # of `Trackers`: one that lacks its key is noticed now, not after the warm-up
+        getattr(self._log, "start", bool)()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Appends a row to metrics.jsonl."""
+        self.rows.append(row)
+        if not self._processes.main:
+            return
+        if self.path is not None:
+            log = self.path / "metrics.jsonl"
+            with writing(log), open(log, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._log is not None:
+            self._log(row)
+
+    def last(self, name: str) -> Any:
+        """Returns the newest measurement of this name, or None."""
+        return next((row[name] for row in reversed(self.rows) if name in row), None)
+
+    def checkpoint(self, state: DistillState) -> None:
+        """Writes the state of the run, which all processes are asked for."""
+        if self.path is not None:
+            seconds = self.seconds_before + time.perf_counter() - self._started
+            tensors, facts = state.tensors(), {**state.facts(), "settings": self._settings, "seconds": seconds}
+            if self._processes.main:
+                checkpoint.save(self.path / "checkpoints", state.step, tensors, facts)
+
+    def leave(self, state: DistillState, number: int) -> NoReturn:
+        """Tells where the state is and ends the program as the signal of this number asks."""
+        where = f"saved in {self.path}; go on with --resume (resume=True in Python)"
+        kept = where if self.path is not None else "not saved, since the run has no output folder"
+        _logger.warning("Stopped by %s: step %d is %s.", signal.Signals(number).name, state.step, kept)
+        signals.leave(number)
+
+    def load_checkpoint(self, *, strict: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Reads the newest good checkpoint and drops the rows of metrics.jsonl that came after it.
+
+        Args:
+            strict: Refuse to go back behind a damaged checkpoint.
+
+        Returns:
+            What `DistillState.restore` takes, or None if the run was stopped before its first checkpoint.
+
+        Raises:
+            DistillError: If no checkpoint can be used, or with `strict` the newest cannot.
+            UsageError: If the checkpoint is of a run with other settings; the message names each difference.
+        """
+        assert self.path is not None
+        if not checkpoint.exists(self.path / "checkpoints"):
+            _logger.warning("The run in %s had no checkpoint yet: it starts from the beginning.", self.path)
+            return None
+        tensors, facts = checkpoint.load_newest(self.path / "checkpoints", strict=strict)
+        changed = differences(_fixed(facts["settings"]), _fixed(self._settings))
+        if changed:
+            raise UsageError(
+                f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones or another --out."
+            )
+        self.seconds_before = facts["seconds"]
+        log = self.path / "metrics.jsonl"
+        self.rows = [row for row in _rows(log) if row["step"] <= facts["step"]]
+        if self._processes.main:
+            with replacing(log) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        return tensors, facts
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of the run that made a set: its folder or the set's; empty where there is none."""
+    file = _of_run(folder, "config.yaml")
+    config = yaml.safe_load(file.read_text()) if file else None
+    return config if isinstance(config, dict) else {}
+
+
+def run_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns the measurements of the run that made a set, as `run_config` finds it."""
+    file = _of_run(folder, "metrics.jsonl")
+    return _rows(file) if file else []
+
+
+def _of_run(folder: Path, name: str) -> Path | None:
+    places = (folder, folder.parent) if folder.resolve().name == "set" else (folder,)
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        with contextlib.suppress(ValueError):  # cut off when the run was killed
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes the temporary files that a killed run left."""
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints/step-*"):
+        for partial in folder.glob(name + PARTIAL):
+            partial.unlink()
+    for workspace in folder.glob(".set.????????"):  # of `artifact.write`
+        remove(workspace)
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
+    plain["config"] = {name: value for name, value in plain["config"].items() if name not in FREE_TO_CHANGE}
+    plain["source"].pop("name")  # how it was written; the fingerprint tells what it is
+    plain["target"] = {"sha256": plain["target"]["sha256"]}
+    return plain

@@ -1,0 +1,235 @@
+"""What a script adds: the stage from a dataset and a target model to a synthetic set."""
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightly_distill.data.loader import Decoder
+from lightly_distill.data.source import Source, find_images, first_images, open_source
+from lightly_distill.errors import UsageError
+from lightly_distill.method import config as settings
+from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.distill import distill
+from lightly_distill.method.pool import StudentBuilder
+from lightly_distill.method.real_images import RealImages, require_enough
+from lightly_distill.method.state import DistillState
+from lightly_distill.models.students import student_builder
+from lightly_distill.models.targets import as_target, load_target
+from lightly_distill.runs import curves
+from lightly_distill.runs.lock import locked
+from lightly_distill.runs.provenance import heldout_losses, run_facts, versions
+from lightly_distill.runs.run_folder import RunFolder
+from lightly_distill.runtime.device import free_memory, resolve_device
+from lightly_distill.runtime.files import writing
+from lightly_distill.runtime.processes import Processes, launched
+from lightly_distill.runtime.usage import peak_memory
+from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+_logger = logging.getLogger(__name__)
+
+
+class DistillationStage:
+    """Distils the images that a model was trained on into a small synthetic set.
+
+    Args:
+        target: The self-supervised model of the script (its encoder is found, see `as_target`; the model itself is not
+            changed), a `Target`, a function from images to representations, or a specification such as
+            `timm:resnet18@weights.safetensors`.
+        encoder: The encoder inside the model or its attribute path, where it cannot be told or is to be another; with a
+            specification, the path.
+        preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
+        config: All settings at once, instead of preset and options.
+        options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`, `steps=5000`, `seed=0`;
+            parts as mappings, such as `pool={"size": 5}`.
+
+    Raises:
+        UsageError: If an option is unknown or out of range, or the target's encoder cannot be found.
+
+    Example:
+        >>> stage = DistillationStage(target=model, student="resnet18", num_images=1000)
+        >>> synthetic = stage.run(dataset)
+        >>> synthetic.save("runs/cifar10-simclr")
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        *,
+        encoder: Any = None,
+        preset: str | None = None,
+        config: DistillConfig | None = None,
+        **options: Any,
+    ) -> None:
+        if config is not None and (preset is not None or options):
+            raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
+        self.config = config or settings.make_config(preset, **options)
+        self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
+
+    def check(
+        self, dataset: Any, *, out: str | Path | None = None, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
+        RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
+        self._look_at(dataset, resolve_device(self.config.device))
+
+    def run(
+        self,
+        dataset: Any,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        strict: bool = False,
+        log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> SyntheticSet:
+        """Distils a dataset.
+
+        Args:
+            dataset: Real images: a torchvision, Lightly or Hugging Face dataset, a list or tensor of images, a folder,
+                or anything else that `open_source` takes. Labels are not looked at.
+            out: Folder for the configuration, measurements, checkpoints, pictures and the set. None keeps nothing. Of
+                several processes, what the main one is given counts, and so it does for the three flags.
+            resume: Go on from the newest good checkpoint in `out`.
+            overwrite: Replace an old run in `out`.
+            strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
+            log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`. Its method
+                `start`, if it has one, is called before the long work.
+
+        Returns:
+            The synthetic set, on the CPU, with its provenance.
+
+        Raises:
+            UsageError: If dataset, students, settings and folder do not fit together; before any long work.
+            DistillError: If the run cannot go on; the newest checkpoint is intact.
+            KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
+            SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
+        """
+        processes, device = launched(self.config.device)
+        with ExitStack() as held:
+
+            def occupy() -> tuple[Path | None, bool, bool]:
+                if strict and not resume:
+                    raise UsageError(
+                        "--strict is about the checkpoint that --resume goes on from: give both, or neither."
+                    )
+                folder = Path(out) if out is not None else None
+                RunFolder.check(folder, resume=resume, overwrite=overwrite)
+                held.enter_context(locked(folder))
+                return folder, resume, strict
+
+            # a script may give them to its main process only, and processes that disagree would wait for each other
+            folder, resume, strict = processes.in_main(occupy)
+            return self._run(dataset, folder, processes, resolve_device(device), resume=resume, strict=strict, log=log)
+
+    def _run(
+        self,
+        dataset: Any,
+        folder: Path | None,
+        processes: Processes,
+        device: torch.device,
+        *,
+        resume: bool,
+        strict: bool,
+        log: Callable[[dict[str, Any]], None] | None,
+    ) -> SyntheticSet:
+        config, target = self.config, self.target
+        if config.parallel == "pool" and config.pool.size < processes.count:
+            raise UsageError(
+                f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
+            )
+        _require_batch(config.batch_size, config, processes)
+        images, students = self._look_at(dataset, device)  # before all images are read
+        # after distributed training, batch norm's statistics differ
+        processes.copy_from_main(*target.state_dict().values())
+        # half of what is free, as by default, but for all processes of this machine together
+        limit = free_memory(torch.device("cpu")) // (2 * processes.on_this_machine())
+        source = open_source(images, memory_limit=limit)
+        if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
+            raise UsageError("The processes were given different real images or targets: give all the same.")
+        _require_batch(len(source) - require_enough(source, config), config, processes)
+        _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
+
+        started = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
+        facts = run_facts(source, target, config, processes)
+        run = RunFolder(folder, facts, log, processes)
+        saved = run.load_checkpoint(strict=strict) if resume else None
+        real = RealImages(source, target, config, device, run.representations)
+        state = DistillState.start(real, students, config, processes)
+        initial = state.images.detach().clone()
+        if saved is not None:
+            state.restore(*saved)
+        # what a command line could name
+        named = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
+        run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
+        distill(state, real, config, run)
+
+        synthetic = SyntheticSet(
+            state.images.detach().cpu(),
+            state.representations.detach().cpu(),
+            mean=target.mean,
+            std=target.std,
+            source_index=state.source_index,
+            provenance={
+                **facts,
+                "versions": versions(),
+                "device": torch.cuda.get_device_name(device)
+                if device.type == "cuda"
+                else platform.processor() or "cpu",
+                "steps": state.step,
+                "heldout_loss": heldout_losses(state.initial, run),
+                "ridge_jitters": state.jitters,
+                "seconds": round(run.seconds_before + time.perf_counter() - started, 1),
+                "peak_memory_bytes": peak_memory(device),
+            },
+        )
+        _logger.info("Measured: %s", _cost(synthetic, run))
+        if folder is not None and processes.main:
+            synthetic.save(folder / "set", overwrite=True)  # before what is only to be looked at
+            with writing(folder / "pictures"):
+                _draw(folder / "pictures", initial.cpu(), synthetic, run)
+            _logger.info("Wrote %s", folder)
+        return synthetic
+
+    def _look_at(self, dataset: Any, device: torch.device) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
+        """Finds the images, and tries students and target on the first of them."""
+        config = self.config
+        images = find_images(dataset, image_size=config.image_size)
+        batch_size = min(2, config.num_images)
+        students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
+        first = first_images(images)
+        self.target.to(device)
+        if len(first):
+            dim = self.target(first.to(device).float() / 255).shape[1]
+            shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *first.shape[1:], dim), strict=True))
+            artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
+        return images, students
+
+
+def _require_batch(most: int, config: DistillConfig, processes: Processes) -> None:
+    """Refuses batches that not every process gets a real image of; `most` is how many images there are for one."""
+    size = min(most, config.batch_size)
+    if config.parallel == "batch" and size < processes.count:
+        raise UsageError(
+            f"A batch must have at least {processes.count} real images, one for each process; it has {size} "
+            f"(batch_size={config.batch_size}). Give a larger batch or source, or start fewer processes."
+        )
+
+
+def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:
+    memory = synthetic.provenance["peak_memory_bytes"] / 2**30
+    return f"{memory:.2g} GiB at the peak, {run.last('seconds_per_step') or 0:.2g} s a step"
+
+
+def _draw(folder: Path, initial: torch.Tensor, synthetic: SyntheticSet, run: RunFolder) -> None:
+    before = SyntheticSet(initial, synthetic.representations, mean=synthetic.mean, std=synthetic.std)
+    curves.before_after(before.displayable(), synthetic.displayable(), folder / "before_after.png")
+    curves.loss_curve(run.rows, folder / "loss.png")

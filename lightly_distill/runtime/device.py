@@ -1,0 +1,54 @@
+"""The device a run uses."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from lightly_distill.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device of this name.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where there is one.
+
+    Raises:
+        UsageError: If the name is none of these, or there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"Unknown device '{name}'. Expected auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"Device '{name}' is not supported. Expected auto, cpu, cuda or cuda:N.")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(f"Device '{name}' asked for, but torch finds {count} CUDA devices. Use auto or cpu.")
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Returns the bytes that are free on the device; on the CPU also in the container, if it is limited."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([int(psutil.virtual_memory().available), *filter(None, map(_left_in, CGROUPS))])
+
+
+# What a container may use, and what it uses: control groups, version 2 and 1.
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def _left_in(group: tuple[Path, Path]) -> int | None:
+    """Returns the bytes that are left in a control group; None without a limit."""
+    try:
+        limit, used = (int(file.read_text()) for file in group)
+    except (OSError, ValueError):  # there is no such group, or its limit is "max"
+        return None
+    return max(limit - used, 1)

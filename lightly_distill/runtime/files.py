@@ -1,0 +1,78 @@
+"""Files that are whole or not there, whatever stops the program while it writes them."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from lightly_distill.errors import DistillError, UsageError, first_line
+
+PARTIAL = ".partial"  # ends the name of a file that is being written; one that stays is of a killed run
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says against writing into a DistillError that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DistillError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the name of a file to write, which takes the place of `path` when the block is done.
+
+    Raises:
+        DistillError: If it cannot be written. The old file is intact and no partial one stays.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+        except BaseException:  # an interrupt too
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a folder with all that is in it, a file, or a link but not what it leads to; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has the file, or the names in the folder."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # has no such thing
+        return
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def empty_folder(folder: Path) -> Path:
+    """Creates the folder before the long work, so that a place that cannot be written to is told now.
+
+    Raises:
+        UsageError: If it cannot be made, or there is something in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"The output folder '{folder}' exists and is not empty. Give another, or remove it.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The output folder '{folder}' cannot be made: {error}") from error
+    return folder

@@ -1,0 +1,33 @@
+"""Numbers and names as text for people."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def size_text(size: float) -> str:
+    """Returns a number of bytes for people, with three digits: 18.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def one_line(text: str) -> str:
+    """Returns the text on one line, without what steers a terminal, hides, or is no XML."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def duration(seconds: float) -> str:
+    """Returns a time for people: 3.2 s, 12 min, 2.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def mean_spread(values: Sequence[float], scale: float = 1.0) -> str:
+    """Returns mean and standard deviation as text, times `scale`; a dash where there are no values."""
+    if not values:
+        return "-"
+    mean = f"{scale * statistics.fmean(values):.1f}"
+    return f"{mean} ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else mean

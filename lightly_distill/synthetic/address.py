@@ -1,0 +1,89 @@
+"""Sets by name: a folder, or a dataset repository on the Hugging Face Hub, `OWNER/NAME` or `OWNER/NAME@REVISION`."""
+
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightly_distill import adapters
+from lightly_distill.adapters import HubAdapter
+from lightly_distill.errors import UsageError
+
+_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*"
+_REPO_ID = re.compile(_NAME, re.ASCII)
+# what comes before the last part of an absolute path, which is all of a name or stands in it after `:` or `@`
+_FOLDERS = re.compile(r"(^|(?<=[:@]))([A-Za-z]:)?[/\\~].*[/\\](?=[^/\\#])")
+_WITH_REVISION = re.compile(rf"(?P<repo>{_NAME})(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was sent, or would be.
+
+    Attributes:
+        url: Of the repository or the pull request; the folder of a dry run.
+        files: Bytes of each file.
+        changed: Whether anything was not there already.
+        near_copies: What was found, see `NearCopies.facts`; None where the check was not made.
+    """
+
+    url: str
+    files: dict[str, int]
+    changed: bool
+    near_copies: dict[str, Any] | None
+
+
+def client() -> HubAdapter:
+    """Imports the adapter of the Hub's client.
+
+    Raises:
+        DistillError: If it is not installed or cannot be imported.
+    """
+    found: HubAdapter = adapters.get("hubs", "huggingface")
+    return found
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuses what is no name of a repository.
+
+    Raises:
+        UsageError: If it is not `OWNER/NAME`.
+    """
+    if not _REPO_ID.fullmatch(repo_id):
+        raise UsageError(f"A repository on the Hugging Face Hub is OWNER/NAME, such as me/cifar10-1k; got '{repo_id}'.")
+
+
+def without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy for others to see: of absolute paths in the names of source and target, the last part is left."""
+    provenance = copy.deepcopy(provenance)
+    for part in (provenance.get("source"), provenance.get("target")):
+        if isinstance(part, dict) and isinstance(part.get("name"), str):
+            part["name"] = _FOLDERS.sub("", part["name"])
+    return provenance
+
+
+def local_folder(place: "str | Path", revision: str | None = None) -> tuple[Path, str]:
+    """Returns the folder of a set, fetched from the Hub where there is no folder of that name.
+
+    Args:
+        place: A folder, or `OWNER/NAME` or `OWNER/NAME@REVISION` on the Hub. A folder that exists wins.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The folder, and where it comes from as `OWNER/NAME@COMMIT`; empty for a folder of the user's.
+
+    Raises:
+        UsageError: If a revision of a folder is asked for, or there is no such repository.
+        DistillError: If the repository holds no set, or one that must not be trusted, or the Hub cannot be reached and
+            the set is not in its cache.
+    """
+    folder, match = Path(place), _WITH_REVISION.fullmatch(str(place))
+    if folder.exists() or match is None:
+        if revision is not None:
+            raise UsageError(f"A revision is of a set on the Hugging Face Hub; {place} is a folder.")
+        return folder, ""
+    if revision is not None and match["revision"] is not None and revision != match["revision"]:
+        raise UsageError(f"Two revisions are asked for: {match['revision']} in '{place}', and {revision}.")
+    fetched, commit = client().fetch_set(match["repo"], revision or match["revision"])
+    return fetched, f"{match['repo']}@{commit}"

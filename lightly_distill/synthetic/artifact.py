@@ -1,0 +1,339 @@
+"""A synthetic set on disk: a folder that is also the layout of a Hugging Face dataset repository.
+
+    README.md                         the dataset card; anybody's to edit, so without a hash
+    data/train-00000-of-00001.parquet image (PNG, for eyes), pixels (float32), representation (float32), source_index
+    lightly_distill.json              format version, shape, normalisation, provenance, metrics, hashes
+    preview.png                       the grid of images
+
+A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read. From the
+Hub nothing is fetched before that JSON has been read and its claims compared with the sizes that the Hub tells.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.runtime.files import sync
+from lightly_distill.synthetic import parquet
+from lightly_distill.synthetic.contents import Contents
+
+FORMAT_VERSION = "1.0"
+KIND = "synthetic_set"
+FACTS = "lightly_distill.json"
+DATA = "data/train-00000-of-00001.parquet"
+CARD = "README.md"
+PREVIEW = "preview.png"
+MAX_FACTS = 16 * 2**20  # bytes of JSON
+MAX_SHAPE = {"m": 10**6, "C": 3, "H": 4096, "W": 4096, "d": 2**17}
+MAX_NUMBERS = 2**31 - 1  # of all images, and of all representations: 8 GiB each, and what Arrow's lists can count
+MAX_BESIDE = 64 * 2**20  # bytes of all files but the data
+
+_FILE_NAME = re.compile(r"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png)", re.ASCII)
+_OWN_FILE = re.compile("|".join([*map(re.escape, (CARD, FACTS, PREVIEW)), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII)
+_LEFT_BY_THE_SYSTEM = re.compile(r"(data/)?\.[^/]*")  # such as .DS_Store; not what is in a hidden folder, such as .git
+
+
+def write(synthetic: Contents, folder: Path, *, overwrite: bool) -> Path:
+    """Writes a set; an old one stays whole until the new one is.
+
+    Args:
+        synthetic: The set.
+        folder: New or empty folder. A link is followed.
+        overwrite: Replace a set that is there. What the user wrote into its card stays.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: If the folder is not empty and not to be overwritten, or holds something else than a set, or the
+            set is larger than the format allows, or its provenance or metrics are not JSON.
+        DistillError: If it cannot be written, or the header of the card that is there is not YAML; no partial folder
+            stays.
+    """
+    place = Path(os.path.realpath(folder))
+    _refuse_occupied(folder, overwrite=overwrite)
+    check_shape(_shape(synthetic), "This synthetic set", UsageError)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # A sibling: only inside one file system is a rename all or nothing.
+        workspace = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        new, old = workspace / "new", workspace / "old"
+        try:
+            _write_files(synthetic, new, _card_in(place))
+            if place.exists():
+                os.replace(place, old)
+            os.replace(new, place)
+        finally:
+            if old.exists() and not place.exists():
+                os.replace(old, place)  # if even this fails, its message tells where the old set is
+            shutil.rmtree(workspace, ignore_errors=True)
+        sync(place.parent)
+    except OSError as error:
+        raise DistillError(f"The synthetic set {folder} cannot be written: {error}") from error
+    return folder
+
+
+def find(folder: Path) -> Path:
+    """Returns the folder of a set, given it or the output folder of a run.
+
+    Raises:
+        UsageError: If there is no set.
+    """
+    for candidate in (folder, folder / "set"):
+        if (candidate / FACTS).is_file():
+            return candidate
+    if not folder.exists():
+        raise UsageError(
+            f"There is no synthetic set at {folder}: no such folder. (A set on the Hugging Face Hub is OWNER/NAME.)"
+        )
+    raise UsageError(f"{folder} holds no synthetic set: there is no {FACTS} in it, nor in its folder 'set'.")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Reads and checks a set; the arguments of `SyntheticSet`.
+
+    Raises:
+        DistillError: If a file is missing, changed or damaged, or the format is newer.
+    """
+    facts = read_facts(folder)
+    for name, expected in hashed(facts).items():
+        check_file(folder / name, expected)
+    count, channels, height, width, dim = (facts["shape"][letter] for letter in MAX_SHAPE)
+    try:
+        images, representations, source_index = parquet.read(folder / DATA, (count, channels, height, width), dim)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DistillError(f"{folder / DATA} cannot be read as a synthetic set: {error}") from error
+    return {
+        "images": images,
+        "representations": representations,
+        "source_index": source_index,
+        **{key: facts[key] for key in ("mean", "std", "provenance", "metrics")},
+    }
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Reads lightly_distill.json of a set and checks its claims.
+
+    Returns:
+        `shape` (m, C, H, W, d), `mean`, `std`, `provenance`, `metrics`, `files` (name to `bytes` and `sha256`), of the
+        right types, bounded, and with names inside the folder.
+
+    Raises:
+        DistillError: If it is damaged, too large, or of a newer format.
+    """
+    path = folder / FACTS
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_FACTS + 1)
+        check_facts_size(len(content), str(path))
+        facts: dict[str, Any] = json.loads(content.decode(), parse_constant=_refuse_constant)
+        version = facts["format_version"]
+        major = int(version.split(".")[0])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise DistillError(f"{path} cannot be read: {reason}") from error
+    if major > int(FORMAT_VERSION.split(".")[0]):
+        raise DistillError(
+            f"{folder} has format {version}, this version of lightly-distill reads up to {FORMAT_VERSION}: "
+            "pip install --upgrade lightly-distill"
+        )
+    try:
+        if facts.pop("sha256", None) != _digest(facts):
+            raise DistillError(f"{path} is not the file that was written: it was changed or damaged; get it again.")
+        _check_facts(path, facts)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DistillError(f"{path} is not complete: {type(error).__name__}: {error}") from error
+    return facts
+
+
+def hashed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Returns the files that must be those that were written, name to `bytes` and `sha256`; the card is not one."""
+    return {name: expected for name, expected in facts["files"].items() if name != CARD}
+
+
+def check_facts_size(size: int, owner: str) -> None:
+    """Refuses a lightly_distill.json that is larger than one ever is.
+
+    Raises:
+        DistillError: If it is.
+    """
+    if size > MAX_FACTS:
+        raise DistillError(f"{owner} is larger than {MAX_FACTS >> 20} MiB: not a synthetic set.")
+
+
+def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> None:
+    """Refuses files that are not of the size that the facts claim, or larger than a set of this shape can be.
+
+    Args:
+        facts: From `read_facts`.
+        sizes: Bytes of each file that is there, before anything is fetched.
+        owner: Of the files, for messages.
+
+    Raises:
+        DistillError: If a file is missing, of another size, or too large.
+    """
+    claimed = {name: expected["bytes"] for name, expected in hashed(facts).items()}
+    for name, size in claimed.items():
+        if name not in sizes:
+            raise DistillError(f"{owner} is not complete: {FACTS} lists {name}, which is not there.")
+        if sizes[name] != size:
+            raise DistillError(
+                f"{owner} is not what was published: {name} has {sizes[name]} bytes, {FACTS} says {size}."
+            )
+    count, channels, height, width, dim = (facts["shape"][letter] for letter in MAX_SHAPE)
+    pixels = channels * height * width
+    # float32 as it is, a PNG that no compression helped, and what a table needs for each row and itself
+    most = count * (4 * (pixels + dim) + 2 * pixels + 2**12) + 2**20
+    if claimed[DATA] > most or sum(claimed.values()) - claimed[DATA] > MAX_BESIDE:
+        raise DistillError(
+            f"{owner} has {sum(claimed.values())} bytes, more than a set of the shape {facts['shape']} can have: "
+            "refused."
+        )
+
+
+def _check_facts(path: Path, facts: dict[str, Any]) -> None:
+    if facts["kind"] != KIND:
+        raise DistillError(f"{path} describes a {facts['kind']!r}, not a {KIND}.")
+    check_shape(facts["shape"], str(path), DistillError)
+    for key in ("mean", "std"):
+        if not all(isinstance(value, float) for value in facts[key]):
+            raise TypeError(f"{key} must be a list of numbers")
+    for key in ("provenance", "metrics", "files"):
+        if not isinstance(facts[key], dict):
+            raise TypeError(f"{key} must be an object")
+    for name, expected in facts["files"].items():
+        if not _FILE_NAME.fullmatch(name):
+            raise DistillError(f"{path} names a file that no synthetic set has: {name!r}")
+        if not isinstance(expected["bytes"], int) or not isinstance(expected["sha256"], str):
+            raise TypeError(f"bytes and sha256 of {name}")
+    if DATA not in facts["files"]:
+        raise DistillError(f"{path} lists no {DATA}: the set is not complete.")
+
+
+def check_shape(shape: dict[str, int], owner: str, error: type[DistillError]) -> None:
+    """Refuses what is larger than the format allows.
+
+    Args:
+        shape: Number by letter of `MAX_SHAPE`.
+        owner: Of the shape, for the message.
+        error: What is raised.
+    """
+    sizes = [shape[letter] for letter in MAX_SHAPE]
+    fits = all(type(size) is int and 0 < size <= most for size, most in zip(sizes, MAX_SHAPE.values(), strict=True))
+    if not fits or math.prod(sizes[:4]) > MAX_NUMBERS or sizes[0] * sizes[4] > MAX_NUMBERS:
+        raise error(
+            f"{owner} has the shape {shape}: refused, at most {MAX_SHAPE} and {MAX_NUMBERS} numbers are allowed."
+        )
+
+
+def check_file(path: Path, expected: dict[str, Any]) -> None:
+    """Refuses a file that is not the one that was written.
+
+    Args:
+        path: Of the file.
+        expected: Its `bytes` and `sha256`.
+
+    Raises:
+        DistillError: If it is missing, changed or damaged.
+    """
+    if not path.is_file():
+        raise DistillError(f"The set is not complete: {path} is missing; get it again.")
+    try:
+        size = path.stat().st_size
+        digest = _sha256(path) if size == expected["bytes"] else None
+    except OSError as error:
+        raise DistillError(f"{path} cannot be read: {error}") from error
+    if digest != expected["sha256"]:
+        raise DistillError(
+            f"{path} is not the file that was written (sha256 or size differ): it was changed or damaged; get it again."
+        )
+
+
+def _refuse_occupied(folder: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: choose another name for the set.")
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    if files and not overwrite:
+        raise UsageError(f"The folder {folder} is not empty: overwrite=True replaces the set in it; or choose another.")
+    # The whole folder is replaced, so what is not ours would be lost.
+    foreign = [name for name in files if not (_OWN_FILE.fullmatch(name) or _LEFT_BY_THE_SYSTEM.fullmatch(name))]
+    if foreign:
+        raise UsageError(f"The folder {folder} holds {foreign[0]}, which is not part of a set: choose another folder.")
+
+
+def _card_in(folder: Path) -> str | None:
+    card = folder / CARD
+    # the user's own text, in whatever encoding: what is not UTF-8 goes through as it is
+    return card.read_text(encoding="utf-8", errors="surrogateescape") if card.is_file() else None
+
+
+def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
+    from lightly_distill.synthetic import (
+        card,
+        pictures,  # here: drawing is for those who write
+    )
+
+    (folder / "data").mkdir(parents=True)
+    displayable = synthetic.displayable()
+    pictures.image_grid(displayable).save(folder / PREVIEW)
+    (folder / CARD).write_text(card.text(synthetic, before=before), encoding="utf-8", errors="surrogateescape")
+    parquet.write(
+        folder / DATA, synthetic.images, synthetic.representations, synthetic.source_index, displayable=displayable
+    )
+    (folder / FACTS).write_text(_facts(synthetic, folder), encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def _facts(synthetic: Contents, folder: Path) -> str:
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "kind": KIND,
+        "shape": _shape(synthetic),
+        "mean": synthetic.mean,
+        "std": synthetic.std,
+        "provenance": synthetic.provenance,
+        "metrics": synthetic.metrics,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+            for name in (DATA, PREVIEW)
+        },
+    }
+    try:
+        plain = json.loads(json.dumps(facts, allow_nan=False))  # as it will be read: lists, and names as text
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Provenance and metrics of a synthetic set must be JSON without NaN: {error}") from error
+    return json.dumps({**plain, "sha256": _digest(plain)}, indent=2) + "\n"
+
+
+def _shape(synthetic: Contents) -> dict[str, int]:
+    return dict(zip(MAX_SHAPE, (*synthetic.images.shape, synthetic.dim), strict=True))
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    """Returns the SHA-256 of what the JSON says: nothing else would notice a changed mean."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

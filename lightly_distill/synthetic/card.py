@@ -1,0 +1,283 @@
+"""The dataset card of a synthetic set, written from its recorded facts.
+
+What is around it is the user's own; see `card_frame.py`.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from lightly_distill.synthetic import card_frame
+from lightly_distill.synthetic.contents import Contents
+
+TAGS = ("lightly-distill", "dataset-distillation", "self-supervised-learning", "image")
+NOT_MEASURED = "Not measured by who published it: `lightly-distill evaluate` does."
+NOT_CHECKED = "Not checked by who published it: the real images or the target model were not at hand."
+# What the Hub knows of sizes, up to and without the number.
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+
+# The first sentence, by what made the set: our method, or a baseline of `evaluation/baselines/`.
+_METHODS = {
+    None: "Distilled from unlabelled images and a self-supervised model with\n[KRR-ST](https://arxiv.org/abs/2310.06511)",
+    "krr-labels": "Distilled from labelled images by kernel ridge regression of their labels, a baseline of\n"
+    "[KRR-ST](https://arxiv.org/abs/2310.06511): its representations are learned labels",
+    "dm": "Distilled from labelled images by [distribution matching](https://arxiv.org/abs/2110.04181), a baseline of\n"
+    "[KRR-ST](https://arxiv.org/abs/2310.06511): its representations are labels",
+}
+
+_BODY = """\
+# A synthetic set of {count} images
+
+{count} learned images of {width}x{height} pixels, each with a learned representation of {dim} numbers.
+{method}, so that pre-training a small backbone on them takes minutes.
+
+![The images](preview.png)
+
+```python
+from lightly_distill import SyntheticSet, pretrain
+synthetic = SyntheticSet.load("{place}")
+backbone = pretrain("mobilenetv3_small_100", synthetic)  # a timm model, ready to fine-tune
+```
+
+The column `pixels` holds the images exactly (float32, normalised, beyond what a screen can show); `image` is for
+eyes. Images for a backbone trained on this set are normalised with mean {mean} and
+std {std}. `datasets.load_dataset("{place}")` reads the table without our package.
+
+## Where it comes from
+
+| | |
+|---|---|
+{settings}
+{config}
+## Transfer
+
+{transfer}
+
+## Near copies of real images
+
+{near}
+
+## Use and limits
+
+Meant for pre-training small image backbones that are then fine-tuned or probed, and for research on dataset
+distillation. It is no collection of pictures: what the images show is what helps a network, at {width}x{height} pixels.
+It was fitted to one target model and carries what that model and its images carry: their domain, gaps and biases.
+Expect less of students that are very unlike those it was distilled with, and of tasks far from its source.
+
+## Licence
+
+{licence}
+
+## Citation
+
+The method is that of Lee et al., ICLR 2024, arXiv:2310.06511.
+
+```bibtex
+@inproceedings{{lee2024selfsupervised,
+  title={{Self-Supervised Dataset Distillation for Transfer Learning}},
+  author={{Lee, Dong Bok and Lee, Seanie and Ko, Joonho and Kawaguchi, Kenji and Lee, Juho and Hwang, Sung Ju}},
+  booktitle={{International Conference on Learning Representations}},
+  year={{2024}}
+}}
+```
+"""
+
+
+def text(
+    synthetic: Contents,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    source_license: str | None = None,
+    size: int | None = None,
+    before: str | None = None,
+) -> str:
+    """Returns the card, Markdown with a header that the Hub and `datasets` understand.
+
+    Args:
+        synthetic: The set.
+        repo_id: Its name on the Hub.
+        license: Identifier that the Hub knows, such as `cc-by-4.0`. Default: that of the card before.
+        source_license: Of the real images, in words.
+        size: Bytes of its files.
+        before: The card that there is, whose own text and header are kept.
+
+    Raises:
+        DistillError: If the header of the card before is not YAML.
+    """
+    header, around = card_frame.take_apart(before or "")
+    header = _header(len(synthetic), header, license)
+    count, _, height, width = synthetic.images.shape
+    settings = facts(synthetic) | _sizes(synthetic, size)
+    body = _BODY.format(
+        count=count,
+        method=_METHODS.get(synthetic.provenance.get("distiller"), _METHODS[None]),
+        width=width,
+        height=height,
+        dim=synthetic.dim,
+        place=repo_id or "path/to/this/folder",
+        mean=_short(synthetic.mean),
+        std=_short(synthetic.std),
+        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
+        config=_config(synthetic.provenance.get("config")),
+        transfer=_or(NOT_MEASURED, _transfer, synthetic.metrics.get("transfer", [])),
+        near=_or(NOT_CHECKED, near_copies_sentence, synthetic.metrics.get("near_copies")),
+        licence=_licence(header.get("license"), source_license),
+    )
+    return card_frame.put_together(header, around, body)
+
+
+def facts(synthetic: Contents) -> dict[str, str]:
+    """Returns what is recorded of a set's origin, each as one line for people; what is not recorded is left out."""
+    known = synthetic.provenance
+    source, target, config, losses = (_part(known, name) for name in ("source", "target", "config", "heldout_loss"))
+    lines = {
+        "source": _join(source.get("name"), _unit(source.get("images"), "images"), _hash(source.get("fingerprint"))),
+        "target": _join(target.get("name"), _encoder(target), _hash(target.get("sha256"))),
+        "student": _join(config.get("student")),
+        "started from": _join(
+            {"noise": "noise", "random": "real images", "kmeans": "real images"}.get(str(config.get("init")))
+        ),
+        "outer steps": _join(known.get("steps")),
+        "outer loss, held-out images": _loss(losses),
+        **{f"of {_join(name)}": _loss(_part(_part(losses, "by_student"), name)) for name in _by_student(losses)},
+        "seed": _join(config.get("seed")),
+        "time": _join(_unit(_number(known.get("seconds")), "s"), known.get("device")),
+        "peak memory": _join(_unit(_number(known.get("peak_memory_bytes"), 2**30), "GiB")),
+        "versions": _join(*(f"{name} {number}" for name, number in _part(known, "versions").items())),
+    }
+    return {name: value for name, value in lines.items() if value}
+
+
+def near_copies_sentence(found: dict[str, Any]) -> str:
+    """Returns in a sentence or two what `NearCopies.facts` says."""
+    count, near, traced = found["images"], found["near"], found["traced"]
+    among_real = max(found[space]["near_share_of_real"] for space in ("pixels", "representations"))
+    told = (
+        f"{near or 'None'} of {count} synthetic images {'is a near copy' if near == 1 else 'are near copies'} of a "
+        f"real one: nearer to it, in pixels or in the target's representation, than {found['share']:.0%} of the usual "
+        f"distance between a real image and its nearest other one. Of real images, {among_real:.1%} are that near to "
+        "another."
+    )
+    if traced is not None:
+        told += f" For {traced} of {count}, the nearest real image in pixels is the one that they started from."
+    return told
+
+
+def _header(count: int, before: Mapping[str, Any], license: str | None) -> dict[str, Any]:
+    ours = {
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        "license": license or before.get("license"),
+        "tags": card_frame.merged_tags(TAGS, before),
+        "task_categories": before.get("task_categories") or ["image-feature-extraction"],
+        "size_categories": [next((name for most, name in _SIZES if count < most), "1M<n<10M")],
+    }
+    # dataset_info is what `datasets` writes of a table that it pushes; of another table, it makes loading fail
+    others = {key: value for key, value in before.items() if key not in (*ours, "dataset_info")}
+    return {key: value for key, value in {**ours, **others}.items() if value is not None}
+
+
+def _sizes(synthetic: Contents, size: int | None) -> dict[str, str]:
+    """Tells how large the set is, and its source at the same image size."""
+    from lightly_distill.runtime.words import size_text  # here: the card is imported with the package
+
+    numbers = 4 * (synthetic.images.numel() + synthetic.representations.numel())
+    files = f"{size_text(size)} in files, " if size else ""
+    lines = {"size": f"{files}{size_text(numbers)} of images and representations in memory"}
+    source = _part(synthetic.provenance, "source")
+    images, side = source.get("images"), source.get("image_size")
+    if isinstance(images, int) and isinstance(side, int):
+        real = images * 3 * side * side
+        lines["size of the source"] = (
+            f"{size_text(real)} as 8-bit pixels of {side}x{side}: {real / (size or numbers):.3g} times the set"
+        )
+    return lines
+
+
+def _config(config: Any) -> str:
+    if not isinstance(config, dict) or not config:
+        return ""
+    told = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).replace("```", "")
+    return f"\n<details><summary>All settings</summary>\n\n```yaml\n{told}```\n\n</details>\n"
+
+
+def _transfer(results: Any) -> str:
+    """Returns a table for each student that `evaluate` tried."""
+    tables = []
+    for result in results:
+        arms = result["arms"]
+        measures = list(dict.fromkeys(measure for values in arms.values() for measure in values))
+        head = [f"Accuracy in % of `{_join(result['student'])}`, pre-trained on", *map(_join, arms)]
+        rows = [[_join(measure), *(_mean(values.get(measure)) for values in arms.values())] for measure in measures]
+        lines = [head, ["---"] * len(head), *rows]
+        seeds = f"Mean and standard deviation of {len(result['seeds'])} seeds." if len(result["seeds"]) > 1 else ""
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{seeds}".rstrip())
+    return "\n\n".join(tables) or NOT_MEASURED
+
+
+def _or(otherwise: str, tell: Callable[[Any], str], value: Any) -> str:
+    """Tells a measurement, or that there is none: those of a stranger's set may be anything."""
+    try:
+        return tell(value)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return otherwise
+
+
+def _licence(license: Any, source_license: str | None) -> str:
+    own = f"This set: {_join(license)}." if license else "No licence was given by who published this set."
+    source = f"The real images that it was distilled from: {_join(source_license)}."
+    if not source_license:
+        source = "That of the real images is not recorded; find it out, as it may bind what is made from them."
+    return f"{own} {source}"
+
+
+def _loss(losses: Mapping[str, Any]) -> str:
+    initial, final = _number(losses.get("initial")), _number(losses.get("final"))
+    return _join(_unit(initial, "at the start"), _unit(final, "at the end"))
+
+
+def _by_student(losses: Mapping[str, Any]) -> list[str]:
+    by_student = losses.get("by_student")
+    return list(by_student) if isinstance(by_student, dict) else []
+
+
+def _mean(values: "list[float] | None") -> str:
+    if not values:
+        return "-"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
+
+
+def _encoder(target: dict[str, Any]) -> str | None:
+    encoder = target.get("encoder")
+    if encoder in (None, target.get("name")):
+        return target.get("reason") or None
+    return f"{encoder} ({target['reason']})" if target.get("reason") else str(encoder)
+
+
+def _part(known: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = known.get(name)
+    return part if isinstance(part, dict) else {"name": part}
+
+
+def _join(*parts: Any) -> str:
+    # one line, and no cell border, whatever the name of a source is
+    return " ".join(", ".join(str(part) for part in parts if part is not None).replace("|", "/").split())
+
+
+def _unit(value: Any, unit: str) -> str | None:
+    return None if value is None else f"{value} {unit}"
+
+
+def _number(value: Any, scale: float = 1.0) -> str | None:
+    return f"{value / scale:.4g}" if isinstance(value, (int, float)) else None
+
+
+def _hash(value: Any) -> str | None:
+    return None if value is None else f"hash {str(value)[:12]}"
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

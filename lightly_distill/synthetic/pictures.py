@@ -1,0 +1,82 @@
+"""The grid of images, and how all pictures look. matplotlib is imported where it is needed: it is slow."""
+
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightly_distill.runtime.words import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+# Okabe and Ito's palette, which colour-blind people can tell apart; orange is kept for what is ours.
+OURS = "#E69F00"
+COLOURS = ("#999999", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+INK = "#222222"
+DPI = 130
+NARROW = 4.4  # inches: still to be read when scaled to a phone
+
+
+def image_grid(images: Tensor, *, columns: int | None = None, limit: int = 100, scale_to: int = 64) -> "Image":
+    """Lays images out in one picture.
+
+    Args:
+        images: uint8, shape (n, 3, H, W).
+        columns: Default: as square as possible.
+        limit: The first so many are shown.
+        scale_to: Small images are enlarged by a whole number to about this many pixels, so that one can see them;
+            those more than twice as large are reduced to twice this.
+    """
+    from PIL import Image
+
+    images = images[:limit].cpu()
+    count, _, height, width = images.shape
+    factor: float = max(1, round(scale_to / width))
+    if max(height, width) > 2 * scale_to:
+        factor = 2 * scale_to / max(height, width)
+    height, width = max(1, round(height * factor)), max(1, round(width * factor))
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
+    columns = columns or math.ceil(math.sqrt(count))
+    rows, gap = -(-count // columns), max(2, scale_to // 16)
+    grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for number, image in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
+        row, column = divmod(number, columns)
+        tile = Image.fromarray(image).resize((width, height), how)
+        grid.paste(tile, (column * (width + gap) + gap, row * (height + gap) + gap))
+    return grid
+
+
+def make_figure(width: float, height: float) -> "Figure":
+    """Makes a figure, in inches, that belongs to nobody's pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def make_axis(figure: "Figure") -> "Axes":
+    """Adds the only axis of a figure."""
+    figure.set_layout_engine("constrained")
+    axis = figure.add_subplot()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_axisbelow(True)
+    return axis
+
+
+def set_title(figure: "Figure", title: str) -> None:
+    """Sets a title of up to three lines above all of a narrow figure."""
+    # Above all of a narrow figure, not of its axis, which long names may push to the right.
+    lines = textwrap.wrap(one_line(title), 50, max_lines=3, placeholder=" ...")
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", size=10, color=INK)
+
+
+def short_name(name: str) -> str:
+    """Returns a name that fits beside an axis."""
+    name = one_line(name)
+    return name if len(name) <= 24 else f"{name[:21]}..."

@@ -1,0 +1,119 @@
+"""The result: synthetic images, a target representation of each, and where they come from."""
+
+from pathlib import Path
+from typing import Any
+
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.synthetic import address, artifact
+from lightly_distill.synthetic.address import Published
+from lightly_distill.synthetic.contents import Contents
+
+
+class SyntheticSet(Contents):
+    """A small set of learned images, each with a learned target representation.
+
+    Args:
+        images: float32, shape (m, 3, H, W), in normalised pixel space: unbounded, see `mean` and `std`.
+        representations: float32, shape (m, d).
+        mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
+        std: As `mean`.
+        source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
+        provenance: JSON-able: source, target, configuration, versions, losses, cost.
+        metrics: JSON-able: measured results.
+
+    Attributes:
+        origin: Where it was loaded from on the Hugging Face Hub, `OWNER/NAME@COMMIT`; empty for any other set.
+
+    Raises:
+        UsageError: If shapes or types do not fit, or a number is not finite.
+    """
+
+    origin: str = ""
+
+    def __repr__(self) -> str:
+        count, channels, height, width = self.images.shape
+        return f"SyntheticSet({count} images {channels}x{height}x{width}, representations of {self.dim})"
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the set as a folder, which is also the layout of a Hugging Face dataset.
+
+        Args:
+            folder: New or empty folder.
+            overwrite: Replace the set that is there. It stays whole until the new one is complete.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UsageError: If the folder is taken, or the provenance or metrics are not JSON.
+            DistillError: If the set cannot be written; no partial folder stays.
+        """
+        return artifact.write(self, Path(folder), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, place: str | Path, *, revision: str | None = None) -> "SyntheticSet":
+        """Reads what `save` or `push_to_hub` wrote, bit for bit, and checks it. No code of a set is ever run.
+
+        Args:
+            place: The folder of a set, or the output folder of a run, which holds the set under `set`. Where there is
+                no such folder, `OWNER/NAME` or `OWNER/NAME@REVISION` on the Hugging Face Hub; what was fetched once
+                is there without network too.
+            revision: Branch, tag or commit on the Hub.
+
+        Raises:
+            UsageError: If there is no set.
+            DistillError: If the set is damaged, or of a newer format, or the Hub fails.
+        """
+        fetched, origin = address.local_folder(place, revision)
+        folder = artifact.find(fetched)
+        try:
+            loaded = cls(**artifact.read(folder))
+        except UsageError as error:  # not the user's tensors: a file with the right hash and impossible numbers
+            raise DistillError(f"{folder} holds no synthetic set: {error}") from error
+        loaded.origin = origin
+        return loaded
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        license: str | None = None,
+        source_license: str | None = None,
+        evaluation: str | Path | None = None,
+        data: Any = None,
+        target: Any = None,
+        pairs: str | Path | None = None,
+        accept_near_copies: bool = False,
+        dry_run: str | Path | None = None,
+    ) -> Published:
+        """Publishes the set as a dataset repository on the Hugging Face Hub; `sharing/publish.py` tells each argument.
+
+        Example:
+            >>> synthetic = stage.run(dataset)
+            >>> synthetic.push_to_hub("me/cifar10-simclr-1k", license="cc-by-4.0", data=dataset, target=model)
+
+        Raises:
+            UsageError: If an argument is wrong, or images are near copies of real ones and that is not accepted.
+            DistillError: If the Hub refuses or fails, in one line that says what to do.
+        """
+        published: Published = address.client().publish(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            license=license,
+            source_license=source_license,
+            evaluation=evaluation,
+            data=data,
+            target=target,
+            pairs=pairs,
+            accept_near_copies=accept_near_copies,
+            dry_run=dry_run,
+        )
+        return published

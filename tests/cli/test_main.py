@@ -1,0 +1,448 @@
+import filecmp
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torchvision.transforms.functional import to_pil_image
+
+import tiny
+from lightly_distill import SyntheticSet
+from lightly_distill.cli.evaluate import PROBES_TOLD
+from lightly_distill.cli.main import main
+from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
+from lightly_distill.evaluation.probes import PROBES
+from lightly_distill.evaluation.results import read_evaluation
+from tensorboard_files import read_back
+
+TARGET = "helper_target:make"
+SMALL = [
+    "--student",
+    "convnet_4_4",
+    "--num-images",
+    "8",
+    "--steps",
+    "4",
+    "--batch-size",
+    "16",
+    "--pool.size",
+    "2",
+    "--pool.max-age",
+    "3",
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of images and a module that has a target."""
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(tiny.images(40)):
+        to_pil_image(image).save(tmp_path / "photos" / f"{number:02d}.png")
+    (tmp_path / "helper_target.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def distill(*more: str, data: str = "photos", out: str = "run") -> int:
+    return main(["distill", "--data", data, "--target", TARGET, "--out", out, *SMALL, *more])
+
+
+def test_distill_pretrain_and_inspect_work_one_after_the_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill() == 0
+    assert "Outer loss on held-out real images:" in capsys.readouterr().out
+    assert main(["pretrain", "--set", "run", "--student", "convnet_4_4", "--epochs", "2", "--out", "student"]) == 0
+    recipe = "".join(line[4:] + "\n" for line in capsys.readouterr().out.splitlines() if line.startswith("    "))
+    loaded: dict[str, Any] = {}
+    exec(recipe, loaded)  # what was printed does what it says
+    assert loaded["backbone"](torch.zeros(2, 3, 8, 8)).shape == (2, 16)
+    assert {path.name for path in Path("student").iterdir()} == {"model.safetensors", "config.json", "config.yaml"}
+    assert main(["pretrain", "--config", "student/config.yaml", "--out", "other"]) == 0
+    assert filecmp.cmp("student/model.safetensors", "other/model.safetensors", shallow=False)
+    capsys.readouterr()
+    assert main(["inspect", "run"]) == 0
+    told = capsys.readouterr().out
+    assert "8 of 3x8x8" in told and "photos, 40 images" in told
+
+
+def test_a_runs_configuration_is_taken_back(place: Path) -> None:
+    assert distill("--seed", "3", "--source-views", "random", "--outer.lr-images", "0.02") == 0
+    assert main(["distill", "--config", "run/config.yaml", "--out", "again"]) == 0
+    first, again = SyntheticSet.load("run"), SyntheticSet.load("again")
+    assert torch.equal(first.images, again.images) and first.provenance["config"] == again.provenance["config"]
+    assert main(["distill", "--config", "run/config.yaml", "--out", "other", "--seed", "4"]) == 0
+    config = yaml.safe_load(Path("other/config.yaml").read_text())
+    assert (config["seed"], config["source_views"], config["outer"]["lr_images"]) == (4, "random", 0.02)
+
+
+def test_a_preset_gives_defaults_and_options_have_the_last_word(place: Path) -> None:
+    small = [*SMALL, "--image-size", "8"]
+    command = ["distill", "--data", "photos", "--target", TARGET, "--out", "run", "--preset", "cifar", *small]
+    assert main(command) == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert (config["source_views"], config["outer"]["lr_images"], config["pool"]["lr"]) == ("random", 1e-4, 0.1)
+    assert (config["num_images"], config["steps"], config["pool"]["max_age"]) == (8, 4, 3)
+
+
+def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill() == 0
+    assert distill() == 2
+    assert "is not empty: go on with --resume" in capsys.readouterr().err
+    assert distill("--resume") == 0
+    assert distill("--overwrite", "--seed", "1") == 0
+    assert SyntheticSet.load("run").provenance["config"]["seed"] == 1
+
+
+def test_trackers_are_told_what_metrics_has_and_overwrite_removes_their_files(place: Path) -> None:
+    assert distill("--log-with", "tensorboard", "--log-every", "2") == 0
+    assert distill("--log-with", "tensorboard", "--log-every", "2", "--overwrite") == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    told = read_back(Path("run/trackers"))["loss"]
+    assert [step for step, _ in told] == list(losses)
+    assert [value for _, value in told] == pytest.approx(list(losses.values()))
+    settings = yaml.safe_load(next(Path("run/trackers").rglob("hparams.yml")).read_text())
+    assert (settings["data"], settings["pool.size"]) == ("photos", 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (
+            ["distill", "--data", "photos", "--target", "no:target", "--out", "x", "--log-with", "tensorbord"],
+            2,
+            "Unknown tracker 'tensorbord'. Did you mean 'tensorboard'?",
+        ),
+        (["distill", "--num-imgs", "5"], 2, "Unknown option --num-imgs. Did you mean '--num-images'?"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--steps", "many"], 2, "steps"),
+        (
+            ["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--steps", "-5"],
+            2,
+            "steps must be a positive",
+        ),
+        (["distill", "--data", "photos", "--out", "x"], 2, "target"),
+        (["distill", "--data", "phtos", "--target", TARGET, "--out", "x"], 2, "photos"),
+        (["distill", "--data", "photos", "--target", "tim:resnet18", "--out", "x"], 2, "Did you mean 'timm:resnet18'?"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--student", "resnet81"], 2, "resnet18"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--preset", "cifr"], 2, "cifar"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--device", "cuda:7"], 2, "cuda:7"),
+        (
+            ["distill", "--data", "photos", "--target", TARGET, "--out", "x", *SMALL, "--num-images", "50"],
+            2,
+            "fewer than",
+        ),
+        (["pretrain", "--set", "nowhere", "--student", "convnet_4_4", "--out", "x"], 2, "no such folder"),
+        (["inspect", "photos"], 2, "photos holds no synthetic set"),
+        (["publish", "photos", "me/photos"], 2, "photos holds no synthetic set"),
+        (["publish", "photos", "photos"], 2, "A repository on the Hugging Face Hub is OWNER/NAME"),
+        (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--init", "nois"], 2, "init"),
+        (["inspct", "photos"], 2, "inspct"),
+        (["students"], 2, "image_size"),
+        (["students", "--image-size", "0"], 2, "image_size"),
+        (["students", "--image-size", "32", "--name", "resent*"], 2, "No student's name matches 'resent*'"),
+        ([], 2, None),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_it(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, message: str | None
+) -> None:
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    if message is not None:
+        lines = [line for line in error.splitlines() if "error:" in line]
+        assert len(lines) == 1 and message in lines[0] and "Traceback" not in error
+    assert not Path("x").exists()
+
+
+def test_a_failure_in_mid_run_is_one_line_and_debug_shows_where(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--pool.lr", "1e30"]
+    assert distill(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "diverged" in error and "pool.lr" in error and "Traceback" not in error
+    with pytest.raises(Exception, match="diverged"):
+        distill(*arguments, "--debug", out="debug")
+
+
+def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, words in (
+        ("distill", ["--num-images", "Number of synthetic images", "--pool.max-age", "torchvision:NAME", "--resume"]),
+        (
+            "distill",
+            ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
+        ),
+        ("pretrain", ["--set", "Passes over the set", "--weight-decay", "--push"]),
+        ("evaluate", ["random: as many real images", "linear: logistic regression", "--config"]),
+        ("publish", ["REPO_ID", "--private", "--dry-run", "near copies", "--yes", "--pull-request"]),
+        ("inspect", ["Synthetic set"]),
+        ("demo", ["--seed"]),
+        ("students", ["--image-size", "--name", "pixels"]),
+        (
+            "sweep",
+            ["--sizes", "--search", "--trials", "goes on where it stopped", "--pool.max-age", "--task", "--labels"],
+        ),
+    ):
+        assert main([command, "--help"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert all(word in told for word in words), command
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env={**os.environ})
+
+
+def test_students_lists_what_fits_by_size_and_keeps_the_answers(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    assert main(["students", "--image-size", "16", "--name", "convnet_*128*"]) == 0
+    first = capsys.readouterr().out
+    lines = [line.split() for line in first.splitlines()]
+    assert lines[0] == ["convnet_32_64_128", "0.09", "M", "parameters", "512", "features"]
+    sizes = [float(line[1]) for line in lines[:-1]]
+    assert sizes == sorted(sizes) and " ".join(lines[-1]) == f"{len(sizes)} of {len(sizes)} names fit images of 16x16."
+    assert main(["students", "--image-size", "16", "--name", "convnet_128*"]) == 0
+    assert "convnet_128_256_512_in" in capsys.readouterr().out
+    assert main(["students", "--image-size", "4", "--name", "timm:convnet_*128*"]) == 0
+    assert capsys.readouterr().out.startswith("0 of ")
+
+    (kept,) = (place / "cache" / "lightly_distill").glob("students-timm*-torch*-16.json")
+    with monkeypatch.context() as offline:
+        offline.setattr("timm.create_model", lambda *a, **k: pytest.fail("tried again"))
+        assert main(["students", "--image-size", "16", "--name", "convnet_*128*"]) == 0
+        assert capsys.readouterr().out == first
+    for damage in ("", '{"convnet_32_64_128": [1]}', "[]", '{"convnet_32_64_128": "xy"}'):
+        kept.write_text(damage)
+        assert main(["students", "--image-size", "16", "--name", "convnet_*128*"]) == 0
+        assert capsys.readouterr().out == first
+
+
+def test_importing_imports_no_adapter_library(tmp_path: Path) -> None:
+    code = (
+        "import sys, json, lightly_distill, lightly_distill.cli.main; "
+        "print(json.dumps([n for n in ('lightly', 'timm', 'datasets', 'huggingface_hub', 'pytorch_lightning', "
+        "'lightly_distill_integrations') if n in sys.modules]))"
+    )
+    result = run_python(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == []
+
+
+def test_the_program_and_the_module_are_the_same(place: Path) -> None:
+    program = Path(sys.executable).parent / "lightly-distill"
+    for command in ([str(program)], [sys.executable, "-m", "lightly_distill"]):
+        result = subprocess.run([*command, "inspect", "photos"], capture_output=True, text=True)
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == [
+            "lightly-distill: error: photos holds no synthetic set: there is no lightly_distill.json in it, "
+            "nor in its folder 'set'."
+        ]
+
+
+def test_each_entry_point_loads_and_offers_what_its_protocol_says() -> None:
+    from lightly_distill import adapters
+
+    for group, needed in (
+        ("targets", ["load", "find_encoder"]),
+        ("students", ["build", "list_students", "save", "how_to_load", "how_to_load_from_hub"]),
+        ("sources", ["open"]),
+    ):
+        names = adapters.available(group)  # type: ignore[arg-type]
+        assert names
+        for name in names:
+            adapter = adapters.get(group, name)  # type: ignore[arg-type]
+            assert all(callable(getattr(adapter, function)) for function in needed)
+
+
+def test_a_wrong_source_or_folder_is_told_before_the_target_is_loaded(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "costly_target.py").write_text("def make():\n    raise RuntimeError('the target was loaded')\n")
+    (place / "used").mkdir()
+    (place / "used" / "notes.txt").write_text("mine")
+    for data, out, message in (("phtos", "run", "photos"), ("photos", "used", "is not empty")):
+        assert main(["distill", "--data", data, "--target", "costly_target:make", "--out", out, *SMALL]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "was loaded" not in error
+
+
+MODEL = """
+import torch
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1))
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
+"""
+
+
+def test_a_checkpoint_with_its_class_and_encoder_comes_back_from_the_written_configuration(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my_ssl.py").write_text(MODEL)
+    namespace: dict[str, Any] = {}
+    exec(MODEL, namespace)
+    torch.save({"state_dict": namespace["Mine"]().state_dict()}, "last.ckpt")
+    command = ["distill", "--data", "photos", "--target", "last.ckpt", "--out", "run", *SMALL]
+    assert main(command) == 2
+    assert "cannot be told from its weights (backbone (2 tensors), trunk (2 tensors))" in capsys.readouterr().err
+    assert main([*command, "--target-class", "my_ssl:Mine", "--target-encoder", "trunk"]) == 0
+    first = SyntheticSet.load("run")
+    assert first.dim == 4
+    assert first.provenance["target"]["encoder"] == "Mine.trunk"
+    assert main(["distill", "--config", "run/config.yaml", "--out", "again"]) == 0
+    again = SyntheticSet.load("again")
+    assert torch.equal(again.images, first.images) and again.provenance["target"] == first.provenance["target"]
+    assert main(["inspect", "run"]) == 0
+    assert "encoder Mine.trunk, reason named by the user" in capsys.readouterr().out
+
+
+def make_animals() -> None:
+    for split, count in (("train", 24), ("test", 12)):
+        for number, image in enumerate(tiny.images(count)):
+            folder = Path("animals", split, ("cat", "dog")[number % 2])
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(folder / f"{number:02d}.png")
+
+
+def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_animals()
+    assert distill() == 0
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "2"]
+    more = ["--full-epochs", "1", "--seeds", "2", "--baselines", "scratch,random,full", "--labels", "50%,100%"]
+    more += ["--target", TARGET]  # a function of the user's is run only where the user names it
+    capsys.readouterr()
+    assert main([*command, *more, "--arm", "again=run", "--out", "results"]) == 0
+    told = capsys.readouterr().out
+    assert "Recovered gap" in told or "No recovered gap" in told
+    written = {"results.json", "report.html", "report.md", "config.yaml"}
+    assert {path.name for path in Path("results").iterdir()} == written
+    (results,) = json.loads(Path("results/results.json").read_text())
+    assert set(results["arms"]) == {"scratch", "random", "distilled", "full", "again"}
+    assert set(results["arms"]["random"]) == {f"animals/{p}{n}" for p in ("knn", "linear") for n in ("", "@0.5")}
+    assert "Outer loss" in Path("results/report.html").read_text()  # the run's curve
+    (published,) = read_evaluation(Path("results"), SyntheticSet.load("run"))  # what `publish` takes for the card
+    assert published["student"] == "convnet_4_4" and published["arms"] == results["arms"]
+    assert main(["evaluate", "--config", "results/config.yaml", "--out", "again"]) == 0
+    assert json.loads(Path("again/results.json").read_text())[0]["arms"] == results["arms"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labels", "few"], "--labels takes whole numbers, shares such as 1%, or all; got 'few'"),
+        (["--labels", "10.7"], "--labels takes whole numbers, shares such as 1%, or all; got '10.7'"),
+        (["--labels", "nan"], "--labels takes whole numbers"),
+        (["--labels", ","], "Nothing would be measured"),
+        (["--arm", "a=run", "--arm", "a=run"], "Two --arm have one name: a, a"),
+        (["--arm", "run"], "--arm takes NAME=DIR"),
+        (["--baselines", "randm"], "Unknown baseline 'randm'. Did you mean 'random'"),
+        (["--probe", "knn,liner"], "Unknown probe 'liner'. Did you mean 'linear'"),
+        (["--set", "photos"], "photos"),
+    ],
+)
+def test_a_wrong_evaluation_is_told_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--out", "results"]
+    assert main([*command, *options]) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.strip().splitlines()) == 1
+
+
+SWEEP = ["sweep", "--data", "photos", "--target", TARGET, "--task", "animals", "--sizes", "4,8"]
+SHORT = [*SMALL[:2], *SMALL[4:], "--epochs", "2", "--full-epochs", "1", "--seeds", "1", "--probe", "knn"]
+
+
+def test_a_sweep_tells_the_smallest_set_and_goes_on_when_given_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_animals()
+    search = ["--search", "lr", "--trials", "2", "--search-size", "8"]
+    assert main([*SWEEP, *SHORT, *search, "--out", "sizes"]) == 0
+    told = capsys.readouterr().out
+    assert "Smallest set within 1 point of the best:" in told and "Report: sizes/sweep.html" in told
+    record = json.loads(Path("sizes/sweep.json").read_text())
+    assert record["settings"]["search"] == {"names": ["lr"], "trials": 2, "images": 8}
+    assert main(["sweep", "--config", "sizes/config.yaml", "--out", "sizes"]) == 0
+    assert json.loads(Path("sizes/sweep.json").read_text())["sizes"] == record["sizes"]
+    # what a size leaves is a run like any other, which names its data
+    assert yaml.safe_load(Path("sizes/size-4/run/config.yaml").read_text())["data"] == "photos"
+    assert main([*SWEEP, *SHORT, *search, "--out", "sizes", "--pool.lr", "0.2"]) == 2
+    assert "had other settings (distill.pool.lr: 0.1 -> 0.2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("written", "tasks"), [("one", ["one"]), (["it's, one", "two"], ["it's, one", "two"])])
+def test_a_file_names_one_task_or_several(
+    place: Path, monkeypatch: pytest.MonkeyPatch, written: Any, tasks: list[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("lightly_distill.cli.sweep.sweep", lambda *arguments, **_: seen.append(arguments[3]))
+    options = {"data": "photos", "target": TARGET, "sizes": "4,8", "task": written}
+    Path("mine.yaml").write_text(yaml.safe_dump(options))
+    main(["sweep", "--config", "mine.yaml", "--out", "sizes"])
+    assert seen == [tasks]
+
+
+def test_a_preset_gives_a_sweep_its_defaults(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[Any] = []
+    monkeypatch.setattr("lightly_distill.cli.sweep.sweep", lambda stage, *_, **__: stages.append(stage))
+    main([*SWEEP, "--preset", "cifar", "--pool.size", "3", "--out", "sizes"])
+    (stage,) = stages
+    assert (stage.config.steps, stage.config.outer.lr_images, stage.config.pool.size) == (160_000, 1e-4, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sizes", "4,many"], "--sizes takes whole numbers, such as 50,100,200; got 'many'"),
+        (["--sizes", "8,4"], "Sizes increase from one to the next"),
+        (["--sizes", "4,99"], "fewer than num_images=99"),
+        (["--search", "lrr", "--trials", "2"], "Nothing to search is named 'lrr'. Did you mean 'lr'?"),
+        (["--search", "lr"], "--search needs --trials"),
+        (["--trials", "2"], "--trials needs --search"),
+        (["--num-images", "5"], "Unknown option --num-images"),
+        (["--labels", "few"], "--labels takes whole numbers"),
+        (["--data", "phtos"], "photos"),
+    ],
+)
+def test_a_wrong_sweep_is_told_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    make_animals()
+    assert main([*SWEEP, *SHORT, "--out", "sizes", *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and message in lines[0] and not Path("sizes").exists()
+
+
+def test_help_knows_every_arm_and_probe() -> None:
+    assert [*BASELINES] == [name for name in ARMS if name != "distilled"]
+    assert [*PROBES_TOLD] == [*PROBES]
+
+
+def test_a_folder_in_which_nothing_was_made_can_be_given_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_animals()
+    assert distill() == 0
+    train = ["pretrain", "--set", "run", "--student", "convnet_4_4", "--epochs", "2", "--out", "student"]
+    assert main([*train, "--lr", "1e30"]) == 1
+    assert main(train) == 0
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "1"]
+    command += ["--seeds", "1", "--probe", "knn", "--baselines", "scratch", "--out", "results"]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "lightly_distill.evaluation.evaluate.pretrain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        assert main(command) == 130
+    assert main(command) == 0

@@ -1,0 +1,233 @@
+import math
+import re
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lightly_distill import SyntheticSet
+from lightly_distill.evaluation import findings
+from lightly_distill.evaluation.report import evaluation_report, page
+from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.synthetic import pictures
+from pages import NASTY, Parser, browser, markdown_rows, opened
+from synthetic_sets import make_set
+
+MEASURES = ("digits/knn", "digits/linear@10")
+MEANS = {"scratch": 0.4, "random": 0.5, "distilled": 0.6, "full": 0.65, "target": 0.9}
+STEPS = {1: [0.0], 3: [-0.01, 0.0, 0.01]}
+BYTES = {"random": (6, 1_272), "distilled": (6, 4_728), "full": (60, 12_720)}
+
+
+def made_up(
+    student: str = "tiny",
+    *,
+    arms: tuple[str, ...] = tuple(MEANS),
+    seeds: int = 3,
+    worth: float = 0.0,
+    other: str | None = None,
+    measures: tuple[str, ...] = MEASURES,
+) -> Evaluation:
+    """Distilled is `worth` better than in MEANS; the seeds of random are in another order, so that errors differ."""
+    found = {}
+    for name in arms:
+        steps = STEPS[seeds][::-1] if name == "random" else STEPS[seeds]
+        mean = MEANS[name] + (worth if name == "distilled" else 0)
+        images, size = BYTES.get(name, (0, 0))
+        values = {measure: [mean + step for step in steps] for measure in measures}
+        memory = [int(2e6 + 1e8 * step) for step in steps] if images else []
+        found[name] = Arm(images, size, [1.5 + 100 * step for step in steps], values, memory)
+    if other is not None:
+        found[other] = Arm(3, 999, [1.0] * seeds, {measures[0]: [0.3] * seeds})
+    setting = {"tasks": ["digits"], "labels": [None, 10], "epochs": 7, "set": {"source": "x"}}
+    return Evaluation(student, setting, list(range(seeds)), found)
+
+
+def written(folder: Path, *results: Evaluation, own: SyntheticSet | None = None, **options: Any) -> tuple[Parser, str]:
+    evaluation_report.write(list(results), make_set() if own is None else own, folder, **options)
+    return Parser((folder / "report.html").read_text("utf-8")), (folder / "report.md").read_text("utf-8")
+
+
+def test_both_files_hold_the_numbers(tmp_path: Path) -> None:
+    seen, text = written(tmp_path, made_up())
+    expected = [
+        ["arm", *MEASURES, "images", "size", "pre-training in s", "peak memory"],
+        ["scratch", "40.0 ± 1.0", "40.0 ± 1.0", "-", "-", "-", "-"],
+        ["random", "50.0 ± 1.0", "50.0 ± 1.0", "6", "1.27 kB", "1.5 ± 1.0", "2 MB ± 1 MB"],
+        ["distilled", "60.0 ± 1.0", "60.0 ± 1.0", "6", "4.73 kB", "1.5 ± 1.0", "2 MB ± 1 MB"],
+        ["full", "65.0 ± 1.0", "65.0 ± 1.0", "60", "12.7 kB", "1.5 ± 1.0", "2 MB ± 1 MB"],
+        ["target", "90.0 ± 1.0", "90.0 ± 1.0", "-", "-", "-", "-"],
+        ["recovered gap", "80%", "80%", "", "", "", ""],
+        # differences 0.08, 0.1, 0.12: 0.02 / sqrt(3), and t = 8.66 with 2 degrees of freedom
+        ["distilled - random", "+10.0 ± 1.2 (p = 0.013)", "+10.0 ± 1.2 (p = 0.013)", "", "", "", ""],
+    ]
+    assert seen.rows[: len(expected)] == expected
+    assert markdown_rows(text)[: len(expected)] == expected
+    for told in (seen.text, text):
+        assert "Recovered gap: 80%. This is the share that the 6 synthetic images give of what pre-training on" in told
+        assert "random real images: clearly better in 2 of 2 comparisons." in told
+        assert "80% of the gap recovered; 10.0 points above random (standard error 1.2, p = 0.013, 3 seeds)" in told
+        assert "mean ± standard deviation of 3 seeds (0, 1, 2)" in told
+
+
+def test_the_best_arm_that_is_no_ceiling_is_bold(tmp_path: Path) -> None:
+    _, text = written(tmp_path, made_up())
+    assert re.findall(r"\| \*\*(.+?)\*\*", text) == ["60.0 ± 1.0", "60.0 ± 1.0"]
+    assert (tmp_path / "report.html").read_text("utf-8").count("<td><b>60.0 ± 1.0</b></td>") == 2
+
+
+def test_settings_and_origin_are_told(tmp_path: Path) -> None:
+    seen, text = written(tmp_path, made_up("a"), made_up("b"))
+    for rows in (seen.rows, markdown_rows(text)):
+        assert ["student", "a, b"] in rows and ["labels", "all, 10"] in rows and ["epochs", "7"] in rows
+        assert {"seeds", "command", "machine", "date"} <= {row[0] for row in rows} and "set" not in [r[0] for r in rows]
+    assert ["source", "Café#train, 60 images, hash abababababab"] in seen.rows
+    assert f'"fingerprint": "{"ab" * 32}"' in seen.text  # the provenance in full
+
+
+def test_each_student_has_a_table_and_all_share_a_chart(tmp_path: Path) -> None:
+    seen, text = written(tmp_path, made_up("a"), made_up("b", worth=-0.2), made_up("c", worth=-0.095))
+    assert re.findall(r"^## (.+)$", text, re.M) == ["Student a", "Student b", "Student c", "Settings"]
+    told = [str(attributes["alt"]) for tag, attributes in seen.tags if tag == "img"]
+    assert [line.split(",")[0] for line in told].count("Accuracy in % by arm") == 3 * len(MEASURES)
+    shared = [line for line in told if line.startswith("Distilled minus random")]
+    assert len(shared) == len(MEASURES)
+    assert "a +10.0 ± 1.2 (p = 0.013), b -10.0 ± 1.2 (p = 0.013), c +0.5 ± 1.2 (p = 0.71)" in shared[0]
+    assert "clearly better in 2 of 6 comparisons, clearly worse in 2, within noise in 2." in text
+    assert "Recovered gap: 0% to 80%." in text
+    assert "- **b, digits/knn**: Nothing of the gap recovered (0%); 10.0 points below random" in text
+
+
+def test_without_the_full_arm_there_is_no_recovered_gap(tmp_path: Path) -> None:
+    seen, text = written(tmp_path, made_up(arms=("scratch", "random", "distilled")))
+    assert ["recovered gap", "-", "-", "", "", "", ""] in seen.rows and "of the gap" not in text
+    assert "No recovered gap: it needs the arms scratch and full, and full to be better by more than noise." in text
+
+
+def test_one_seed_has_no_spread_and_proves_nothing(tmp_path: Path) -> None:
+    seen, text = written(tmp_path, made_up(seeds=1))
+    assert ["distilled", "60.0", "60.0", "6", "4.73 kB", "1.5", "2 MB"] in seen.rows
+    assert ["distilled - random", "+10.0", "+10.0", "", "", "", ""] in seen.rows
+    assert "One seed cannot tell whether distilled beats random real images" in text
+    assert "10.0 points above random, with one seed, which cannot tell this from noise." in text
+    assert "one seed (0), so no spread is known" in text and "clearly" not in text
+
+
+def test_without_random_nothing_is_claimed(tmp_path: Path) -> None:
+    _, text = written(tmp_path, made_up(arms=("scratch", "distilled", "full")))
+    assert "Nothing was compared with random real images" in text and "points above" not in text
+
+
+@pytest.mark.parametrize(
+    ("comparison", "verdict", "sentence"),
+    [
+        (
+            (3.0, 0.5, 0.01),
+            "better",
+            "3.0 points above random (standard error 0.5, p = 0.01, 3 seeds): better, by",
+        ),
+        ((-3.0, 0.5, 0.0001), "worse", "3.0 points below random (standard error 0.5, p < 0.001, 3 seeds): worse, by"),
+        ((1.0, 0.9, 0.4), "unclear", "(standard error 0.9, p = 0.4, 3 seeds): within noise, no proof of a difference"),
+        ((3.0, 1.4, 0.16), "unclear", "within noise, no proof of a difference; more seeds could settle it"),
+        (
+            (3.0, 0.0, math.nan),
+            "unclear",
+            "3.0 points above random with each of 3 seeds, so there is no spread",
+        ),
+    ],
+)
+def test_a_difference_within_noise_is_called_so(
+    comparison: tuple[float, float, float], verdict: str, sentence: str
+) -> None:
+    made = findings.Comparison(*comparison, seeds=3)
+    assert made.verdict == verdict and sentence in made.sentence()
+    assert ("settle" in made.sentence()) == ("settle" in sentence)
+
+
+def test_a_ceiling_below_scratch_leaves_no_gap() -> None:
+    result = made_up()
+    result.arms["full"].values[MEASURES[0]] = [0.3, 0.3, 0.3]
+    assert findings.sentence(result, MEASURES[0]).startswith("There is no gap to recover, as full is not clearly")
+    assert findings.sentence(made_up(worth=-0.3), MEASURES[0]).startswith("Nothing of the gap recovered (-40%); ")
+
+
+def test_names_of_a_stranger_are_only_text(tmp_path: Path) -> None:
+    own = make_set()
+    own.provenance = {"source": {"name": NASTY}, NASTY: [NASTY, "</pre><img src=http://x>"]}
+    seen, text = written(tmp_path, made_up(NASTY, other=NASTY, measures=(NASTY, "b")), own=own)
+    assert not {"script", "iframe", "link", "a"} & {tag for tag, _ in seen.tags}
+    assert "<script>alert(1)</script>|x y`z`" in seen.text and "\x1b" not in seen.text + text
+    rows = markdown_rows(text)
+    assert {len(row) for row in rows} == {7, 2} and "<script" not in text
+    assert rows[6][0] == "&lt;script>alert(1)&lt;/script>\\|x y\\`z\\`\\[a\\](b)?\\[31m $\\\\frac{ ?"
+    for source in seen.images():
+        kind, content = source.split(",")
+        if "svg" in kind:
+            assert b"<script" not in b64decode(content)
+
+
+def test_a_provenance_of_any_size_is_cut(tmp_path: Path) -> None:
+    own = make_set()
+    own.provenance = {"words": ["a" * 100] * 1000}
+    seen, _ = written(tmp_path, made_up(), own=own)
+    assert (
+        "... the rest is in lightly_distill.json" in seen.text and len(seen.text) < 2 * evaluation_report.MAX_PROVENANCE
+    )
+
+
+def test_the_page_holds_all_that_it_shows(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1 / (step + 1)} for step in range(9)]
+    seen, _ = written(tmp_path, made_up(), loss_rows=rows)
+    without, _ = written(tmp_path, made_up())
+    assert len(seen.images()) == len(without.images()) + 1 == 2 * len(MEASURES) + 2
+    for tag, attributes in seen.tags:
+        assert tag != "script" and not (attributes.keys() - {"src"}) & {"href", "srcset", "onload", "onerror"}
+        if "src" in attributes:
+            kind, content = str(attributes["src"]).split(",")
+            assert kind in ("data:image/png;base64", "data:image/svg+xml;base64") and len(b64decode(content)) > 500
+            assert attributes["alt"]
+    assert "url(" not in page.CSS and "@import" not in page.CSS
+    policy = next(attributes for tag, attributes in seen.tags if attributes.get("http-equiv"))
+    assert str(policy["content"]).startswith("default-src 'none'")
+
+
+def test_the_images_are_those_of_the_set(tmp_path: Path) -> None:
+    own = make_set()
+    seen, _ = written(tmp_path, made_up(), own=own)
+    (source,) = (source for source in seen.images() if "image/png" in source)
+    (tmp_path / "grid.png").write_bytes(b64decode(source.split(",")[1]))
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.tobytes() == pictures.image_grid(own.displayable()).tobytes()
+    assert "The first 6 of 6 images, 8x8 pixels each." in seen.text and "are clipped: " in seen.text
+
+
+# A frame of the wanted width: a window of Chromium is never narrower than 500 pixels. The frame shares its origin
+# with the page around it, whose script looks into it; the page itself is as it was written.
+@pytest.mark.parametrize("width", [360, 400, 1600])
+def test_a_browser_draws_every_figure_within_the_page(tmp_path: Path, width: int) -> None:
+    browser()
+    rows = [{"step": step, "loss": 1 / (step + 1), "heldout_loss": 1 / (step + 1)} for step in range(9)]
+    results = [made_up("a" * 60, other=NASTY), made_up("b", worth=-0.2), made_up("c", worth=-0.1)]
+    own = make_set()
+    own.provenance["words"] = "w" * 300
+    written(tmp_path, *results, own=own, loss_rows=rows)
+    seen = opened(tmp_path / "report.html", width)
+    assert len(seen["images"]) == 3 * 2 * len(MEASURES) + len(MEASURES) + 2
+    for image in seen["images"]:
+        assert image["natural"] > 0 and image["colours"] > 10  # drawn, and not one blank area
+        assert image["width"] > min(300, 0.8 * width) and image["right"] <= width
+    assert seen["inner"] == width and seen["scroll"] <= width and max(seen["boxes"]) <= width
+
+
+def test_the_browser_test_sees_a_figure_that_is_not_drawn(tmp_path: Path) -> None:
+    browser()
+    blank = torch.zeros(1, 3, 8, 8)
+    own = SyntheticSet(blank, torch.ones(1, 2), mean=(1.0, 1.0, 1.0), std=(1.0, 1.0, 1.0))  # a white picture
+    written(tmp_path, made_up(), own=own)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    (tmp_path / "report.html").write_text(text.replace("svg+xml;base64,", "svg+xml;base64,AAAA", 1), encoding="utf-8")
+    images = opened(tmp_path / "report.html", 400)["images"]
+    assert images[0]["natural"] == 0 and images[-1]["colours"] == 1 and images[1]["colours"] > 10

@@ -1,0 +1,135 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset as HuggingFaceDataset
+from torch.utils.data import TensorDataset
+from torchvision.transforms.functional import to_pil_image
+
+import tiny
+from lightly_distill.data.labels import rank_in_class, source_labels
+from lightly_distill.data.source import open_source
+from lightly_distill.errors import UsageError
+from lightly_distill.evaluation.tasks import open_task
+
+LABELS = [number % 3 for number in range(30)]
+
+
+def pair(labels: list[Any] = LABELS, test_labels: list[Any] = LABELS[:12]) -> tuple[Any, Any]:
+    return (
+        TensorDataset(tiny.images(len(labels)), torch.tensor(labels)),
+        TensorDataset(tiny.images(len(test_labels)), torch.tensor(test_labels)),
+    )
+
+
+def write_folder(root: Path, splits: dict[str, int]) -> None:
+    for split, count in splits.items():
+        for number, image in enumerate(tiny.images(count)):
+            folder = root / split / ("cat", "dog")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(folder / f"{number:02d}.png")
+
+
+def test_a_pair_of_datasets_is_a_task() -> None:
+    task = open_task(pair(), image_size=8)
+    assert torch.equal(task.images, tiny.images(30)) and task.labels.tolist() == LABELS
+    assert torch.equal(task.test_images, tiny.images(12)) and task.test_labels.tolist() == LABELS[:12]
+    assert task.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("test", ["test", "validation", "val"])
+def test_a_folder_with_splits_is_a_task_whose_class_folders_are_labels(test: str, tmp_path: Path) -> None:
+    write_folder(tmp_path / "animals", {"train": 10, test: 6})
+    task = open_task(tmp_path / "animals", image_size=8)
+    assert task.classes == ("cat", "dog")
+    assert len(task.images) == 10 and len(task.test_images) == 6
+    assert task.test_labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_labels_follow_their_images_where_some_are_skipped() -> None:
+    pictures: list[Any] = [{"bytes": b"broken", "path": None}, *map(to_pil_image, tiny.images(5))]
+    train = [(picture, number) for number, picture in enumerate(pictures)]
+    task = open_task((train, train), image_size=8)
+    assert task.classes == ("1", "2", "3", "4", "5") and torch.equal(task.images, tiny.images(5))
+
+
+def test_a_hugging_face_dataset_is_read_by_its_label_column() -> None:
+    rows = {"image": [to_pil_image(image) for image in tiny.images(6)], "label": [5, 7, 5, 7, 5, 7]}
+    data = HuggingFaceDataset.from_dict(rows)
+    task = open_task((data, data), image_size=8)
+    assert task.labels.tolist() == [0, 1, 0, 1, 0, 1] and task.classes == ("5", "7")
+    with pytest.raises(UsageError, match="has no labels: of its columns image none is 'label'"):
+        open_task((data.remove_columns("label"), data), image_size=8)
+
+
+def test_real_tasks_are_opened_by_name(real_data: Path) -> None:
+    task = open_task("cifar10", image_size=32)
+    assert task.images.shape == (50_000, 3, 32, 32) and task.test_images.shape == (10_000, 3, 32, 32)
+    assert len(task.classes) == 10 and set(Counter(task.test_labels.tolist()).values()) == {1000}
+
+
+@pytest.mark.parametrize(("labels", "count"), [(None, 30), (6, 6), (7, 7), (0.5, 15)])
+def test_few_labels_are_drawn_evenly_over_the_classes(labels: Any, count: int) -> None:
+    task = open_task(pair(), image_size=8)
+    chosen = task.few(labels, seed=1)
+    counts = Counter(task.labels[chosen].tolist())
+    assert len(chosen) == len(set(chosen.tolist())) == count
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert torch.equal(chosen, task.few(labels, seed=1))
+
+
+def test_another_seed_draws_other_labels() -> None:
+    task = open_task(pair(), image_size=8)
+    assert not torch.equal(task.few(6, seed=1), task.few(6, seed=2))
+
+
+@pytest.mark.parametrize("labels", [2, 31, 0.01])
+def test_too_few_or_too_many_labels_are_refused(labels: Any) -> None:
+    task = open_task(pair(), image_size=8)
+    with pytest.raises(UsageError, match=r"has 3 classes and 30 labelled images; labels=.* give one a class at least"):
+        task.few(labels, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pair(labels=[1] * 5), r"has one class only \(1\): there is nothing to tell apart"),
+        (
+            pair(test_labels=[0, 9]),
+            r"The test images of TensorDataset have classes that its training images lack: \[9\]",
+        ),
+        (([tiny.images(1)[0]] * 4, [tiny.images(1)[0]] * 4), "Item 0 of the task list has no label"),
+        (3, "A task is a source or a pair of datasets"),
+    ],
+)
+def test_what_is_no_task_is_told_in_one_line(data: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        open_task(data, image_size=8)
+    assert "\n" not in str(caught.value)
+
+
+def test_items_are_ranked_within_their_class() -> None:
+    assert rank_in_class(torch.tensor([2, 0, 2, 2, 1, 0])).tolist() == [0, 0, 1, 2, 0, 1]
+
+
+def test_the_labels_of_a_source_are_those_of_its_usable_images(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 6})
+    (tmp_path / "train" / "cat" / "00.png").write_bytes(b"broken")
+    source = open_source(tmp_path / "train")
+    labels = source_labels(tmp_path / "train", source.kept)
+    assert len(source) == 5 and labels.tolist() == [0, 0, 1, 1, 1]
+    bare = HuggingFaceDataset.from_dict({"image": [to_pil_image(image) for image in tiny.images(2)]})
+    with pytest.raises(
+        UsageError, match=r"The source Dataset has no labels: of its columns image none is 'label'\. Give"
+    ):
+        source_labels(bare, torch.arange(2))
+
+
+def test_a_missing_split_is_told(tmp_path: Path) -> None:
+    write_folder(tmp_path / "animals", {"train": 4})
+    with pytest.raises(UsageError, match=r"animals has no split to test on, none of test, validation, valid, val"):
+        open_task(tmp_path / "animals", image_size=8)
+    with pytest.raises(UsageError, match=r"leave '#\.\.\.' out of 'cifar10#test'"):
+        open_task("cifar10#test", image_size=8)

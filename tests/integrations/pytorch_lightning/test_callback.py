@@ -1,0 +1,237 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+import tiny
+from lightly_distill import DistillationCallback, DistillError, SyntheticSet, UsageError, as_target
+
+OPTIONS: dict[str, Any] = {
+    "student": "convnet_4_4",
+    "num_images": 8,
+    "steps": 3,
+    "batch_size": 16,
+    "log_every": 1,
+    "pool": {"size": 2, "max_age": 3},
+}
+
+
+class Views(Dataset[tuple[list[Tensor], int]]):
+    """In the manner of Lightly: a transform makes random views."""
+
+    def __init__(self) -> None:
+        self.images = tiny.images(40)
+        self.transform: Any = lambda image: [image.float() / 255 + 0.1 * torch.randn(3, 8, 8) for _ in range(2)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.images[index]
+        return (image if self.transform is None else self.transform(image)), 0
+
+
+class SimCLR(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1))
+        self.projection_head = nn.Linear(6, 4)
+        self.modes: list[bool] = []
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        self.modes.append(self.backbone.training)
+        first, second = (self.projection_head(self.backbone(view).flatten(1)) for view in batch[0])
+        return (first - second).square().mean() + (first.std(0) - 1).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder: Path, *callbacks: DistillationCallback, epochs: int = 4, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"logger": False, "enable_checkpointing": False, **options},
+    )
+
+
+def fit(folder: Path, *callbacks: DistillationCallback, **options: Any) -> SimCLR:
+    torch.manual_seed(1)
+    model = SimCLR()
+    loader = DataLoader(Views(), batch_size=10, shuffle=True)
+    trainer(folder, *callbacks, **options).fit(model, loader)
+    return model
+
+
+def test_after_fit_the_set_is_written_from_the_trained_model_and_the_trainers_images(tmp_path: Path) -> None:
+    callback = DistillationCallback(**OPTIONS)
+    model = fit(tmp_path, callback)
+    assert callback.synthetic is not None
+    synthetic = SyntheticSet.load(tmp_path / "distilled")
+    assert torch.equal(synthetic.images, callback.synthetic.images)
+    known = synthetic.provenance
+    assert known["target"]["encoder"] == "SimCLR.backbone" and known["source"]["images"] == 40
+    assert synthetic.source_index.max() < 40
+    assert known["target"]["sha256"] == as_target(model).weights_sha256()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, workers: int) -> None:
+    def run(*callbacks: DistillationCallback) -> SimCLR:
+        torch.manual_seed(1)
+        model = SimCLR()
+        loader = DataLoader(Views(), batch_size=10, shuffle=True, num_workers=workers)
+        trainer(tmp_path, *callbacks).fit(model, loader)
+        return model
+
+    plain, watched = run(), run(DistillationCallback(every_n_epochs=1, **OPTIONS))
+    assert all(
+        torch.equal(*pair) for pair in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True)
+    )
+    assert watched.modes == plain.modes and all(watched.modes)
+    assert all(parameter.requires_grad for parameter in watched.parameters())
+
+
+def test_it_runs_each_k_epochs_and_once_more_after_fit_only_if_the_last_did_not(tmp_path: Path) -> None:
+    fit(tmp_path, DistillationCallback(every_n_epochs=2, **OPTIONS), epochs=5)
+    assert sorted(path.name for path in (tmp_path / "distilled").iterdir()) == ["epoch-2", "epoch-4", "epoch-5"]
+    fit(tmp_path / "b", DistillationCallback(every_n_epochs=2, out=tmp_path / "own", **OPTIONS), epochs=4)
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["epoch-2", "epoch-4"]
+
+
+def test_losses_go_to_the_trainers_loggers_and_the_set_beside_their_files(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, DistillationCallback(**{**OPTIONS, "student": "convnet_4_4,convnet_8_8"}), logger=logger)
+    rows = Path(logger.log_dir, "metrics.csv").read_text().splitlines()
+    assert "distill/loss" in rows[0] and "distill/heldout_loss" in rows[0]
+    assert "distill/heldout_loss_by_student/convnet_8_8" in rows[0]
+    assert len(rows) == 1 + 4  # steps 0 to 3
+    assert SyntheticSet.load(Path(logger.log_dir, "distilled")).dim == 6
+
+
+def test_images_can_be_given(tmp_path: Path) -> None:
+    callback = DistillationCallback(dataset=tiny.images(30), **OPTIONS)
+    fit(tmp_path, callback)
+    assert callback.synthetic is not None and callback.synthetic.provenance["source"]["images"] == 30
+
+
+class NoTraining(SimCLR):
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        pytest.fail("trained")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"student": "convnet_4_4_4_4"}, "4 blocks need images of 16x16 or more, not 8x8"),
+        ({"encoder": "trunk"}, "has no module 'trunk'"),
+        ({"dataset": "nowhere/at/all/x"}, "There is no file or folder 'nowhere/at/all/x'"),
+        ({"device": "cuda:77"}, "torch finds"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    callback = DistillationCallback(**{**OPTIONS, **options})
+    with pytest.raises(UsageError, match=message):
+        trainer(tmp_path, callback).fit(NoTraining(), DataLoader(Views(), batch_size=10))
+
+
+def test_a_folder_that_is_taken_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "distilled").mkdir()
+    (tmp_path / "distilled" / "mine").touch()
+    with pytest.raises(UsageError, match="is not empty"):
+        trainer(tmp_path, DistillationCallback(**OPTIONS)).fit(NoTraining(), DataLoader(Views(), batch_size=10))
+
+
+def test_a_folder_of_a_later_epoch_that_is_taken_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "distilled" / "epoch-4").mkdir(parents=True)
+    (tmp_path / "distilled" / "epoch-4" / "mine").touch()
+    callback = DistillationCallback(every_n_epochs=2, **OPTIONS)
+    with pytest.raises(UsageError, match=r"epoch-4 is not empty"):
+        trainer(tmp_path, callback, epochs=5).fit(NoTraining(), DataLoader(Views(), batch_size=10))
+
+
+def test_an_encoder_that_returns_no_representation_is_refused_before_training(tmp_path: Path) -> None:
+    model = NoTraining()
+    model.backbone.forward = lambda images: (images, images)  # type: ignore[method-assign]
+    with pytest.raises(DistillError, match="returned a tuple"):
+        trainer(tmp_path, DistillationCallback(**OPTIONS)).fit(model, DataLoader(Views(), batch_size=10))
+
+
+def test_a_training_that_was_finished_before_distils_nothing(tmp_path: Path) -> None:
+    first = trainer(tmp_path, epochs=1)
+    loader = DataLoader(Views(), batch_size=10)
+    first.fit(SimCLR(), loader)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    callback = DistillationCallback(**OPTIONS)
+    trainer(tmp_path, callback, epochs=1).fit(SimCLR(), loader, ckpt_path=tmp_path / "last.ckpt")
+    assert callback.synthetic is None
+
+
+def test_several_loaders_ask_for_the_images(tmp_path: Path) -> None:
+    loaders = [DataLoader(Views(), batch_size=10) for _ in range(2)]
+    with pytest.raises(UsageError, match=r"The training data is list, .*DistillationCallback\(dataset="):
+        trainer(tmp_path, DistillationCallback(**OPTIONS)).fit(NoTraining(), loaders)
+
+
+def test_options_are_checked_when_it_is_made() -> None:
+    with pytest.raises(UsageError, match=r"Unknown option 'num_image'\. Did you mean 'num_images'"):
+        DistillationCallback(num_image=3)
+    with pytest.raises(UsageError, match="every_n_epochs must be a positive whole number; got 0"):
+        DistillationCallback(every_n_epochs=0)
+    with pytest.raises(UsageError, match="Unknown preset"):
+        DistillationCallback(preset="cifar100")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from torch.utils.data import DataLoader
+sys.path[:0] = [{tests!r}, {here!r}]
+from test_callback import OPTIONS, SimCLR, Views, trainer
+from lightly_distill import DistillationCallback
+
+callback = DistillationCallback(every_n_epochs=1, **{{**OPTIONS, **{options!r}}})
+run = trainer({folder!r}, callback, epochs=2, strategy="ddp", devices=2)
+run.fit(SimCLR(), DataLoader(Views(), batch_size=10))
+Path({folder!r}, f"rank{{run.global_rank}}").write_text(str(callback.synthetic is not None))
+"""
+
+
+def _two_processes(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    script = folder / "train.py"
+    here = Path(__file__).parent
+    script.write_text(SCRIPT.format(tests=str(here.parents[1]), here=str(here), folder=str(folder), options=options))
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=folder)
+
+
+def test_under_ddp_the_processes_share_the_work(tmp_path: Path) -> None:
+    done = _two_processes(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+    assert sorted(path.name for path in (tmp_path / "distilled").iterdir()) == ["epoch-1", "epoch-2"]
+    assert SyntheticSet.load(tmp_path / "distilled" / "epoch-2").provenance["source"]["images"] == 40
+
+
+def test_under_ddp_a_failure_ends_both_processes(tmp_path: Path) -> None:
+    done = _two_processes(tmp_path, outer={"lr_images": 1e30})
+    assert done.returncode != 0
+    assert "DistillError: Stopped " in done.stderr
+    assert not list(tmp_path.glob("rank*"))
+
+
+def test_a_sharding_strategy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightly_distill_integrations.pytorch_lightning.callback._SHARDING", ("SingleDeviceStrategy",))
+    with pytest.raises(UsageError, match="SingleDeviceStrategy shards the model"):
+        trainer(tmp_path, DistillationCallback(**OPTIONS)).fit(NoTraining(), DataLoader(Views(), batch_size=10))

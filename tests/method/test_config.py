@@ -1,0 +1,85 @@
+import pytest
+
+from lightly_distill.errors import UsageError
+from lightly_distill.method.config import (
+    PRESETS,
+    DistillConfig,
+    OuterConfig,
+    PoolConfig,
+    RidgeConfig,
+    differences,
+    make_config,
+    to_dict,
+    update,
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_image": 5}, "Unknown option 'num_image'. Did you mean 'num_images'?"),
+        ({"pool": {"max_ages": 5}}, "Unknown option 'max_ages'. Did you mean 'max_age'?"),
+        ({"num_images": 0}, "num_images must be a positive whole number; got 0."),
+        ({"num_images": 2.5}, "num_images must be a positive whole number; got 2.5."),
+        ({"steps": "200"}, "steps must be a positive whole number; got '200'."),
+        ({"image_size": -1}, "image_size must be a positive whole number; got -1."),
+        ({"outer": {"lr_images": float("nan")}}, "outer.lr_images must be a positive number; got nan."),
+        ({"outer": {"final_lr": 2}}, "outer.final_lr is a fraction"),
+        ({"pool": {"lr": -0.1}}, "pool.lr must be a positive number; got -0.1."),
+        ({"ridge": {"strength": 0}}, "ridge.strength must be a positive number; got 0."),
+        ({"ridge": {"dtype": "float16"}}, "ridge.dtype must be one of float32, float64; got 'float16'."),
+        ({"init": "nois"}, "init must be one of random, kmeans, noise; got 'nois'."),
+        ({"precision": "fp16"}, "precision must be one of fp32, bf16; got 'fp16'."),
+        ({"source_views": -1}, "source_views must be a number of views or 'random'; got -1."),
+        ({"source_views": True}, "source_views must be a number of views or 'random'; got True."),
+        ({"student": ["a", "b"]}, "student must be a name; got ['a', 'b']."),
+        ({"device": 3}, "device must be a name; got 3."),
+        ({"seed": "x"}, "seed must be at least 0, a whole number; got 'x'."),
+        ({"holdout": -1}, "holdout must be at least 0, a whole number; got -1."),
+        ({"pool": {"momentum": -1}}, "pool.momentum must be at least 0, a number; got -1."),
+        ({"outer": {"final_lr": "x"}}, "outer.final_lr must be at least 0, a number; got 'x'."),
+        ({"outer": {"lr_images": float("inf")}}, "outer.lr_images must be a positive number; got inf."),
+        ({"source_views": "randm"}, "source_views must be a number of views or 'random'; got 'randm'."),
+        ({"student": "resnet18,"}, "student must be a timm name or several, comma separated; got 'resnet18,'."),
+        ({"student": "a,b,c", "pool": {"size": 2}}, "pool.size must be at least 3, one for each student; got 2."),
+        ({"pool": 5}, "Option 'pool' takes a PoolConfig or a mapping; got 5."),
+        ({"preset": "cifar100"}, "Unknown preset 'cifar100'. Did you mean 'cifar'?"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        make_config(**options)  # type: ignore[arg-type]
+    assert message in str(refused.value)
+
+
+def test_presets_are_the_papers() -> None:
+    cifar = make_config("cifar")
+    assert (cifar.num_images, cifar.image_size, cifar.student) == (1000, 32, "convnet_128_256_512")
+    assert (cifar.steps, cifar.batch_size, cifar.source_views) == (160_000, 1024, "random")
+    assert cifar.outer == OuterConfig(lr_images=1e-4, lr_representations=1e-4, final_lr=1e-3)
+    assert cifar.pool == PoolConfig(size=10, max_age=1000, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    assert cifar.ridge == RidgeConfig(strength=1e-6)
+    tiny = make_config("tinyimagenet")
+    assert (tiny.num_images, tiny.image_size, tiny.outer.lr_images) == (2000, 64, 1e-5)
+    assert make_config("imagenet64").num_images == 1000
+    assert set(PRESETS) == {"cifar", "tinyimagenet", "imagenet64"}
+
+
+def test_options_have_the_last_word_over_a_preset() -> None:
+    config = make_config("cifar", num_images=50, pool={"size": 2})
+    assert (config.num_images, config.pool.size, config.pool.max_age) == (50, 2, 1000)
+
+
+def test_a_configuration_comes_back_from_plain_values() -> None:
+    config = make_config("tinyimagenet", seed=3, pool={"lr": 0.05})
+    assert update(DistillConfig(), to_dict(config)) == config
+
+
+def test_differences_name_each_leaf() -> None:
+    old, new = to_dict(make_config()), to_dict(make_config(num_images=5, pool={"lr": 0.2}))
+    assert differences(old, new) == ["num_images: 1000 -> 5", "pool.lr: 0.1 -> 0.2"]
+    assert differences(old, old) == []
+
+
+def test_students_are_split_at_commas() -> None:
+    assert make_config(student="resnet18, convnet_32_64_128").students == ("resnet18", "convnet_32_64_128")

@@ -1,0 +1,119 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightly_distill.errors import DistillError
+from lightly_distill.method import representation_cache
+from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.runtime.seeding import generator
+
+COUNT, SHARD = 25, 10
+TRUTH = torch.randn(2, COUNT, 3, generator=generator(0, "truth"))
+FACTS = {"source": "a", "target": "b"}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representation_cache, "SHARD", SHARD)
+
+
+class Compute:
+    """Knows the truth and counts what it is asked for."""
+
+    def __init__(self, fails_at: int = COUNT) -> None:
+        self.asked: list[int] = []
+        self.fails_at = fails_at
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        if self.fails_at in indices:
+            raise KeyboardInterrupt
+        self.asked += indices.tolist()
+        return TRUTH[:, indices].clone()
+
+
+def everything(cache: RepresentationCache, compute: Compute, views: str = "v") -> Tensor:
+    kept = cache.keep(views, COUNT, compute)
+    return torch.stack([kept.gather(torch.full((COUNT,), view), torch.arange(COUNT)) for view in (0, 1)])
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_kept_representations_are_the_computed_ones_in_memory_and_on_disk(tmp_path: Path) -> None:
+    for cache in (RepresentationCache(), RepresentationCache(tmp_path, FACTS), RepresentationCache(tmp_path, FACTS)):
+        kept = cache.keep("v", COUNT, Compute())
+        views, indices = torch.tensor([1, 0, 0, 1, 1]), torch.tensor([24, 3, 12, 12, 0])
+        assert torch.equal(kept.gather(views, indices), TRUTH[views, indices])
+        assert torch.equal(everything(cache, Compute()), TRUTH)
+    assert [path.name.split("-")[0] for path in files(tmp_path)] == ["000000000", "000000010", "000000020"]
+    assert everything(cache, compute := Compute()) is not None and compute.asked == []
+
+
+def test_what_was_computed_before_an_interruption_is_not_computed_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        everything(RepresentationCache(tmp_path, FACTS), Compute(fails_at=17))
+    compute = Compute()
+    assert torch.equal(everything(RepresentationCache(tmp_path, FACTS), compute), TRUTH)
+    assert compute.asked == list(range(10, COUNT))
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "text"])
+def test_a_shard_that_is_not_whole_is_told_and_computed_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    everything(RepresentationCache(tmp_path, FACTS), Compute())
+    shard = files(tmp_path)[1]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes({"bit": content, "cut": content[:-40], "empty": b"", "text": b"hello"}[damage])
+    compute = Compute()
+    assert torch.equal(everything(RepresentationCache(tmp_path, FACTS), compute), TRUTH)
+    assert compute.asked == list(range(10, 20))
+    assert f"{shard} are not whole: computing them again" in caplog.text
+    assert len(files(tmp_path)) == 3
+
+
+def test_a_change_of_source_target_or_views_makes_new_ones_and_the_old_can_be_forgotten(tmp_path: Path) -> None:
+    everything(RepresentationCache(tmp_path, FACTS), Compute())
+    for facts, views in (
+        ({**FACTS, "source": "other"}, "v"),
+        ({**FACTS, "target": "other"}, "v"),
+        (FACTS, "other"),
+    ):
+        compute = Compute()
+        cache = RepresentationCache(tmp_path, facts)
+        everything(cache, compute, views)
+        assert compute.asked == list(range(COUNT))
+    assert len(list(tmp_path.iterdir())) == 4
+    cache.forget_others()
+    assert len(list(tmp_path.iterdir())) == 1
+    compute = Compute()
+    everything(RepresentationCache(tmp_path, FACTS), compute, "other")
+    assert compute.asked == []
+    RepresentationCache(tmp_path, FACTS).forget_others()  # every step draws its own views: none is in use
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_by_name_and_leaves_whole_shards_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, written = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 2:  # a shard and the folder
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DistillError, match=r"000000010-\w+.npy cannot be written: .*No space left on device"):
+            everything(RepresentationCache(tmp_path, FACTS), Compute())
+    assert len(files(tmp_path)) == 1
+    (files(tmp_path)[0].parent / "000000010-x.npy.partial").write_bytes(b"of a killed run")
+    assert torch.equal(everything(RepresentationCache(tmp_path, FACTS), Compute()), TRUTH)
+    assert len(files(tmp_path)) == 3

@@ -1,0 +1,174 @@
+"""What of publishing needs no Hub; the rest is in integrations/huggingface/test_hub.py."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from lightly_distill import SyntheticSet, UsageError, pretrain
+from lightly_distill.evaluation.results import read_evaluation
+from lightly_distill.sharing.publish_student import card_text, publish_student
+from lightly_distill.synthetic import address
+from lightly_distill.synthetic.pretrain import is_trained
+from synthetic_sets import make_set
+
+
+def results(synthetic: SyntheticSet, **changes: Any) -> list[dict[str, Any]]:
+    one = {
+        "setting": {"student": "resnet18", "epochs": 3, "set": synthetic.provenance, "labels": [None]},
+        "command": "lightly-distill evaluate --set secret/path",
+        "seeds": [0, 1],
+        "images": {"distilled": 6},
+        "arms": {"distilled": {"t/knn": [0.5, 0.25]}},
+        "machine": "m",
+        "date": "2026-01-01",
+    }
+    return [one | changes]
+
+
+def test_what_evaluate_measured_of_this_set_is_taken(tmp_path: Path) -> None:
+    ours = make_set()
+    (tmp_path / "results.json").write_text(json.dumps(results(ours)))
+    (taken,) = read_evaluation(tmp_path, ours)
+    assert taken["student"] == "resnet18" and taken["arms"] == {"distilled": {"t/knn": [0.5, 0.25]}}
+    assert "secret" not in json.dumps(taken) and "provenance" not in json.dumps(taken)
+
+
+@pytest.mark.parametrize("content", ["", "3", "[3]", '[{"setting": {}}]', None])
+def test_what_is_no_evaluation_is_told(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UsageError, match=r"results\.json holds no results of `evaluate`"):
+        read_evaluation(tmp_path, make_set())
+
+
+@pytest.mark.parametrize("arms", [{"distilled": {"t/knn": [0.5]}}, {"random": {"t/knn": [0.5, 0.25]}}])
+def test_an_evaluation_that_was_interrupted_is_refused(tmp_path: Path, arms: dict[str, Any]) -> None:
+    ours = make_set()
+    (tmp_path / "results.json").write_text(json.dumps(results(ours, arms=arms)))
+    with pytest.raises(UsageError, match="is not whole"):
+        read_evaluation(tmp_path, ours)
+
+
+def test_results_of_another_set_are_refused(tmp_path: Path) -> None:
+    ours, other = make_set(), make_set()
+    other.provenance["steps"] = 8
+    (tmp_path / "results.json").write_text(json.dumps(results(other)))
+    with pytest.raises(UsageError, match=r"results\.json are of another set"):
+        read_evaluation(tmp_path, ours)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("a/b/c", None), ("./a/b", None), ("/a/b", None), ("a", None), ("~/a", None), ("a/b@", None), ("-a/b", None)],
+)
+def test_what_can_be_no_repository_is_a_folder(place: str, expected: None) -> None:
+    assert address.local_folder(place) == (Path(place), "")
+
+
+def test_two_revisions_are_one_too_many() -> None:
+    with pytest.raises(UsageError, match="Two revisions are asked for: v1 in 'a/b@v1', and v2"):
+        address.local_folder("a/b@v1", "v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("/home/alice/patients", "patients"),
+        ("/home/alice/patients/#train", "patients/#train"),
+        ("~/scans/patients#train", "patients#train"),
+        ("C:\\Users\\alice\\patients", "patients"),
+        ("timm:resnet18@/home/alice/weights.safetensors", "timm:resnet18@weights.safetensors"),
+        ("huggingface:/home/alice/patients#train", "huggingface:patients#train"),
+        ("me/photos#train", "me/photos#train"),
+        ("photos", "photos"),
+    ],
+)
+def test_no_folder_of_the_users_is_published(
+    name: str, public: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.sharing.publish._before", lambda *args, **options: SimpleNamespace(card=None))
+    ours = make_set()
+    ours.provenance |= {"source": {"name": name, "images": 60}, "target": {"name": name, "encoder": "e"}}
+    ours.push_to_hub("me/photos", dry_run=tmp_path / "dry")
+    sent = SyntheticSet.load(tmp_path / "dry").provenance
+    assert (sent["source"], sent["target"]["name"]) == ({"name": public, "images": 60}, public)
+    card = (tmp_path / "dry" / "README.md").read_text()
+    assert f"| source | {public}, 60 images |" in card and "alice" not in card
+    assert ours.provenance["source"]["name"] == name  # the set itself keeps it
+
+
+def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = make_set()
+    ours.images.clamp_(-3, 3)
+    ours.provenance["source"]["name"] = "/home/alice/patients"
+    pretrain("convnet_4_4", ours, epochs=1, device="cpu", out=tmp_path / "student")
+    sent: dict[str, str] = {}
+
+    def send(workspace: Path, *args: Any, **options: Any) -> SimpleNamespace:
+        sent.update({name: (workspace / name).read_text() for name in ("config.json", "README.md")})
+        return SimpleNamespace(url="there")
+
+    nothing = SimpleNamespace(card=None)
+    client = SimpleNamespace(check_token=lambda: None, look_at=lambda *args: nothing, send=send)
+    monkeypatch.setattr(address, "client", lambda: client)
+    assert publish_student(tmp_path / "student", "me/student") == "there"
+    assert json.loads(sent["config.json"])["lightly_distill"]["synthetic_set"]["source"]["name"] == "patients"
+    assert "| distilled from | patients |" in sent["README.md"] and "alice" not in "".join(sent.values())
+
+
+def test_a_student_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
+    ours = make_set()
+    ours.images.clamp_(-3, 3)
+    settings: dict[str, Any] = {
+        "epochs": 1,
+        "batch_size": 4,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "seed": 0,
+    }
+    given: dict[str, Any] = {"student": "convnet_4_4", "synthetic": ours, "device": "cpu", **settings}
+    out = tmp_path / "student"
+    assert not is_trained(out=out, **given)
+    pretrain(out=out, **given)
+    assert is_trained(out=out, **given) and is_trained(out=out, **{**given, "device": "auto"})
+    assert not is_trained(out=out, **{**given, "epochs": 2})
+    assert not is_trained(out=out, **{**given, "student": "convnet_8_8"})
+    other = make_set()
+    other.provenance["steps"] = 8
+    assert not is_trained(out=out, **{**given, "synthetic": other})
+    (out / "config.json").write_text("[]")
+    assert not is_trained(out=out, **given)
+    with pytest.raises(UsageError, match="holds no student of `pretrain`"):
+        publish_student(out, "me/student")
+
+
+def test_the_card_of_a_student_names_the_set_and_keeps_what_is_the_users() -> None:
+    facts = {
+        "student": "resnet18",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "input_size": [3, 32, 32],
+        "pretraining": {"epochs": 3},
+        "synthetic_set": {"source": {"name": "cifar|10"}, "target": "t"},
+        "set": "me/set@abc",
+    }
+    text = card_text(facts, "import timm", None)
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["datasets"] == ["me/set"] and header["library_name"] == "timm" and "license" not in header
+    for part in (
+        "| synthetic set | me/set@abc |",
+        "| distilled from | cifar/10 |",
+        "32x32",
+        "```python\nimport timm\n```",
+    ):
+        assert part in text, part
+    edited = text.replace("library_name: timm", "library_name: timm\nlicense: mit") + "Mine.\n"
+    again = card_text({**facts, "pretraining": {"epochs": 4}}, "import timm", edited)
+    assert "license: mit" in again and again.endswith("Mine.\n") and "epochs 4" in again and "epochs 3" not in again
+    del facts["set"]
+    assert "datasets" not in yaml.safe_load(card_text(facts, "", None).split("---")[1])

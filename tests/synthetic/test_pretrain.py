@@ -1,0 +1,179 @@
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.runtime.device import resolve_device
+from lightly_distill.synthetic.pretrain import pretrain
+
+# By name, because the package also has a function `pretrain`, which hides its module.
+module = importlib.import_module("lightly_distill.synthetic.pretrain")
+
+STUDENT = "convnet_4_8"
+
+
+def synthetic(count: int = 6, size: int = 8) -> Any:
+    draw = torch.Generator().manual_seed(0)
+    return SimpleNamespace(
+        images=torch.randn(count, 3, size, size, generator=draw),
+        representations=torch.randn(count, 5, generator=draw),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        origin=None,
+        provenance={"target": "mine"},
+    )
+
+
+def run(**settings: Any) -> nn.Module:
+    settings = {"synthetic": synthetic(), "epochs": 3, "batch_size": 4, "device": "cpu", "progress": False} | settings
+    return pretrain(settings.pop("student", STUDENT), **settings)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
+
+
+def test_the_student_learns_to_predict_the_representations() -> None:
+    data = synthetic(count=20)
+    student = run(synthetic=data, epochs=60, batch_size=20, lr=0.01, weight_decay=0.0)
+    features = torch.cat([student(data.images), torch.ones(20, 1)], dim=1).detach()
+    untrained = run(synthetic=data, epochs=1, lr=1e-12)
+    before = torch.cat([untrained(data.images), torch.ones(20, 1)], dim=1).detach()
+
+    def residual(inputs: torch.Tensor) -> float:  # of ridge regression, with a penalty that makes the width matter
+        gram = inputs @ inputs.T
+        penalty = 1e-2 * gram.trace() * torch.eye(20)
+        return (data.representations - gram @ torch.linalg.solve(gram + penalty, data.representations)).norm().item()
+
+    assert residual(features) < 0.9 * residual(before)
+
+
+def test_a_step_is_sgd_on_the_mean_squared_error_in_train_mode() -> None:
+    data = synthetic()
+    student = run(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.5, batch_size=8)
+    with module.global_seed(0, "pretrain", "init"):
+        reference = timm.create_model(STUDENT, num_classes=0, img_size=8).train()
+        head = nn.Linear(8 * 2 * 2, 5)
+    (head(reference(data.images)) - data.representations).square().mean().backward()
+    for name, parameter in reference.named_parameters():
+        expected = parameter - 0.1 * (parameter.grad + 0.5 * parameter)
+        torch.testing.assert_close(student.get_parameter(name), expected)
+
+
+def test_one_seed_gives_one_student_whatever_was_drawn_before() -> None:
+    first = run(seed=1)
+    torch.rand(5)
+    state = torch.get_rng_state()
+    assert torch.equal(weights(run(seed=1)), weights(first))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(weights(run(seed=2)), weights(first))
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(5, 4), (3, 2), (5, 256), (2, 2)])
+def test_no_batch_has_a_single_image_and_none_is_lost(count: int, batch_size: int) -> None:
+    batches = module._batches(count, batch_size, seed=0, epoch=0)
+    assert min(map(len, batches)) >= 2
+    assert sorted(torch.cat(batches).tolist()) == list(range(count))
+    student = run(student="test_resnet", synthetic=synthetic(count, size=32), batch_size=batch_size, epochs=1)
+    assert weights(student).isfinite().all()
+
+
+def test_batches_are_shuffled_anew_each_epoch() -> None:
+    first, second = (torch.cat(module._batches(50, 8, seed=0, epoch=epoch)).tolist() for epoch in (0, 1))
+    assert first != second != list(range(50))
+
+
+def test_the_backbone_comes_back_in_eval_mode_without_a_head() -> None:
+    student = run()
+    assert not student.training
+    assert student(torch.rand(2, 3, 8, 8)).shape == (2, 8 * 2 * 2)
+
+
+def test_the_written_student_is_the_returned_one(tmp_path: Path) -> None:
+    student = run(out=tmp_path / "new" / "student")
+    folder = tmp_path / "new" / "student"
+    loaded = timm.create_model(STUDENT, num_classes=0, img_size=8, checkpoint_path=folder / "model.safetensors")
+    assert torch.equal(weights(loaded), weights(student))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    assert config["lightly_distill"]["pretraining"]["epochs"] == 3
+    assert config["lightly_distill"]["synthetic_set"] == {"target": "mine"}
+
+
+def test_a_loss_that_is_not_finite_names_epoch_student_and_cure(tmp_path: Path) -> None:
+    message = r"The loss of student 'convnet_4_8' is (nan|inf) in epoch \d of 9\. Try a smaller .* lr=1e\+29\."
+    with pytest.raises(DistillError, match=message):
+        run(lr=1e30, epochs=9, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs of at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size of at least 2, got 1"),
+        ({"synthetic": synthetic(count=1)}, "number of images of at least 2, got 1"),
+        ({"lr": 0.0}, "lr above 0, got 0.0"),
+        ({"lr": float("nan")}, "lr above 0, got nan"),
+        ({"student": "convnet"}, "timm knows no model 'convnet'"),
+        ({"device": "gpu"}, "Unknown device 'gpu'. Expected auto, cpu, cuda or cuda:N."),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_epoch", lambda *_: pytest.fail("has begun to train"))
+    with pytest.raises(UsageError, match=message):
+        run(**settings)
+
+
+def test_images_that_are_not_square_are_refused() -> None:
+    data = synthetic()
+    data.images = data.images[..., :6]
+    with pytest.raises(UsageError, match="Students take square images, this set's are 8x6"):
+        run(synthetic=data)
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_an_output_that_is_there_is_not_overwritten(what: str, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    if what == "folder":
+        taken.mkdir()
+        (taken / "precious").touch()
+    else:
+        taken.touch()
+    with pytest.raises(UsageError, match="taken' exists and is not empty"):
+        run(out=taken)
+
+
+def test_an_output_folder_that_cannot_be_made_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be made"):
+        run(out=tmp_path / "file" / "student", epochs=10**9)
+
+
+def test_auto_takes_cuda_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert resolve_device("auto").type == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cuda:2", "Device 'cuda:2' asked for, but torch finds 2 CUDA devices"),
+        ("mps", "Device 'mps' is not supported"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match=message):
+        resolve_device(name)
