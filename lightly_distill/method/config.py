@@ -1,13 +1,10 @@
 """The settings of a distillation: small frozen dataclasses, checked when they are made, saved with every result."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from typing import Any, Literal, TypeVar, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lightly_distill.errors import UsageError, did_you_mean
-
-ConfigT = TypeVar("ConfigT")
+from lightly_distill.runtime.settings import check_number, check_one_of, update
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,8 @@ class OuterConfig:
     """Learning rate of the last step, as a fraction of the initial one."""
 
     def __post_init__(self) -> None:
-        _positive(self, "lr_images", "lr_representations")
-        _positive(self, "final_lr", least=0)
+        check_number(self, "lr_images", "lr_representations", prefix="outer.")
+        check_number(self, "final_lr", least=0, prefix="outer.")
         if self.final_lr > 1:
             raise UsageError(f"outer.final_lr is a fraction of the initial rate, from 0 to 1; got {self.final_lr}.")
 
@@ -46,8 +43,8 @@ class PoolConfig:
     """SGD weight decay of the students."""
 
     def __post_init__(self) -> None:
-        _positive(self, "size", "max_age", "lr")
-        _positive(self, "momentum", "weight_decay", least=0)
+        check_number(self, "size", "max_age", "lr", prefix="pool.")
+        check_number(self, "momentum", "weight_decay", least=0, prefix="pool.")
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,8 @@ class RidgeConfig:
     """Precision of kernel and solve; never lower than float32, whatever `precision` says."""
 
     def __post_init__(self) -> None:
-        _positive(self, "strength")
-        _one_of("ridge.dtype", self.dtype, ("float32", "float64"))
+        check_number(self, "strength", prefix="ridge.")
+        check_one_of("ridge.dtype", self.dtype, ("float32", "float64"))
 
 
 @dataclass(frozen=True)
@@ -113,18 +110,18 @@ class DistillConfig:
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
+        check_number(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
         if self.image_size is not None:
-            _positive(self, "image_size")
-        _one_of("precision", self.precision, ("fp32", "bf16"))
+            check_number(self, "image_size")
+        check_one_of("precision", self.precision, ("fp32", "bf16"))
         if not isinstance(self.compile, bool):
             raise UsageError(f"compile must be true or false; got {self.compile!r}.")
-        _one_of("init", self.init, ("random", "kmeans", "noise"))
-        _one_of("parallel", self.parallel, ("batch", "pool"))
+        check_one_of("init", self.init, ("random", "kmeans", "noise"))
+        check_one_of("parallel", self.parallel, ("batch", "pool"))
         chunk = self.chunk_size
         if chunk not in ("auto", None) and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 2):
             raise UsageError(f"chunk_size must be a whole number of at least 2, auto or null; got {chunk!r}.")
-        _positive(self, "holdout", "seed", least=0)
+        check_number(self, "holdout", "seed", least=0)
         views = self.source_views
         if views != "random" and (isinstance(views, bool) or not isinstance(views, int) or views < 0):
             raise UsageError(f"source_views must be a number of views or 'random'; got {views!r}.")
@@ -185,58 +182,3 @@ def make_config(preset: str | None = None, **options: Any) -> DistillConfig:
             raise UsageError(f"Unknown preset '{preset}'.{did_you_mean(preset, PRESETS)}")
         config = update(config, PRESETS[preset])
     return update(config, options)
-
-
-def update(config: ConfigT, options: Mapping[str, Any]) -> ConfigT:
-    """Returns `config` with some of its fields replaced; nested parts are updated, not replaced.
-
-    Raises:
-        UsageError: If an option is unknown, of the wrong type, or out of range.
-    """
-    hints = get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in hints:
-            raise UsageError(f"Unknown option '{name}'.{did_you_mean(name, hints)}")
-        current = getattr(config, name)
-        if is_dataclass(current) and isinstance(value, Mapping):
-            value = update(current, value)
-        elif is_dataclass(current) and not isinstance(value, type(current)):
-            raise UsageError(f"Option '{name}' takes a {type(current).__name__} or a mapping; got {value!r}.")
-        changes[name] = value
-    return replace(config, **changes)  # type: ignore[type-var]
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a configuration as nested plain values, the form in which it is saved."""
-    return asdict(config)
-
-
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lists the leaves in which two nested mappings differ, as `path: saved -> current`."""
-    lines = []
-    for name in sorted(set(saved) | set(current)):
-        before, after = saved.get(name), current.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {before} -> {after}")
-    return lines
-
-
-def _positive(config: Any, *names: str, least: float | None = None) -> None:
-    """Refuses what is not a finite number of the field's kind above 0, or of at least `least`."""
-    part = {"OuterConfig": "outer.", "PoolConfig": "pool.", "RidgeConfig": "ridge."}.get(type(config).__name__, "")
-    kinds = get_type_hints(type(config))
-    for name in names:
-        value = getattr(config, name)
-        whole = kinds[name] is not float
-        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not (value > 0 if least is None else value >= least):
-            bound = "a positive" if least is None else f"at least {least}, a"
-            raise UsageError(f"{part}{name} must be {bound} {'whole ' if whole else ''}number; got {value!r}.")
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.")

@@ -5,11 +5,11 @@ from importlib.metadata import version
 from typing import Any
 
 from lightly_distill.data.source import Source
-from lightly_distill.method import config as settings
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runtime.processes import Processes
+from lightly_distill.runtime.settings import to_dict
 
 
 def run_facts(source: Source, target: Target, config: DistillConfig, processes: Processes) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run_facts(source: Source, target: Target, config: DistillConfig, processes: 
             "reason": target.reason,
             "sha256": target.weights_sha256(),
         },
-        "config": settings.to_dict(config),
+        "config": to_dict(config),
     }
 
 

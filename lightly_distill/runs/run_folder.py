@@ -23,13 +23,13 @@ import yaml
 from torch import Tensor
 
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import differences
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs import checkpoint, lock
 from lightly_distill.runtime import signals
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
+from lightly_distill.runtime.settings import differences
 
 TRACKERS = "trackers"
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "representations", "pictures", "set", TRACKERS)

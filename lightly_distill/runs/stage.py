@@ -13,8 +13,7 @@ import torch
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.source import Source, find_images, first_images, open_source
 from lightly_distill.errors import UsageError
-from lightly_distill.method import config as settings
-from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.config import DistillConfig, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.real_images import RealImages, require_enough
@@ -69,7 +68,7 @@ class DistillationStage:
     ) -> None:
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
-        self.config = config or settings.make_config(preset, **options)
+        self.config = config or make_config(preset, **options)
         self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
 
     def check(

@@ -7,11 +7,9 @@ from lightly_distill.method.config import (
     OuterConfig,
     PoolConfig,
     RidgeConfig,
-    differences,
     make_config,
-    to_dict,
-    update,
 )
+from lightly_distill.runtime.settings import differences, to_dict, update
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from lightly_distill.data.labels import rank_in_class
 from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import DistillConfig, to_dict
+from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.step import RealBatch
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD, Target
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.settings import to_dict
 
 
 class LabelledImages(RealImages):

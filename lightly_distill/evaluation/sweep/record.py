@@ -14,9 +14,9 @@ from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation.results import Arm, Evaluation
 from lightly_distill.evaluation.sweep import tradeoff
 from lightly_distill.evaluation.sweep.search import Found
-from lightly_distill.method.config import differences
 from lightly_distill.runs.run_folder import FREE_TO_CHANGE, RunFolder
 from lightly_distill.runtime.files import replacing
+from lightly_distill.runtime.settings import differences
 
 RECORD = "sweep.json"
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
-from lightly_distill.method.config import DistillConfig, to_dict, update
+from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.distill import distill, held_out_loss
 from lightly_distill.method.pool import StudentBuilder, StudentPool
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.settings import to_dict, update
 
 if TYPE_CHECKING:
     from optuna import Study

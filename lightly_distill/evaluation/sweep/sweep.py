@@ -26,12 +26,13 @@ from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
 from lightly_distill.evaluation.tasks import Task, find_task
-from lightly_distill.method.config import DistillConfig, to_dict
+from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.real_images import RealImages, require_enough
 from lightly_distill.models.students import student_builder
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runtime.device import resolve_device
+from lightly_distill.runtime.settings import to_dict
 from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 

@@ -1,0 +1,100 @@
+"""Settings as small frozen dataclasses: checked when they are made, changed by name, compared leaf by leaf."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
+
+from lightly_distill.errors import UsageError, did_you_mean
+
+ConfigT = TypeVar("ConfigT")
+
+
+def choose(config: ConfigT | None, default: ConfigT, options: Mapping[str, Any]) -> ConfigT:
+    """Returns the settings that a function was given: all at once, or as single options.
+
+    Args:
+        config: All settings, or None.
+        default: What the options change.
+        options: Fields by name.
+
+    Raises:
+        UsageError: If both are given, or an option is unknown, of the wrong type, or out of range.
+    """
+    if config is None:
+        return update(default, options)
+    if options:
+        raise UsageError(
+            f"Give either config or single options, here {', '.join(sorted(options))}: use dataclasses.replace to "
+            "change a config."
+        )
+    return config
+
+
+def update(config: ConfigT, options: Mapping[str, Any]) -> ConfigT:
+    """Returns `config` with some of its fields replaced; nested parts are updated, not replaced.
+
+    Raises:
+        UsageError: If an option is unknown, of the wrong type, or out of range.
+    """
+    hints = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in hints:
+            raise UsageError(f"Unknown option '{name}'.{did_you_mean(name, hints)}")
+        current = getattr(config, name)
+        if is_dataclass(current) and isinstance(value, Mapping):
+            value = update(current, value)
+        elif is_dataclass(current) and not isinstance(value, type(current)):
+            raise UsageError(f"Option '{name}' takes a {type(current).__name__} or a mapping; got {value!r}.")
+        changes[name] = value
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a configuration as nested plain values, the form in which it is saved."""
+    return asdict(config)
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lists the leaves in which two nested mappings differ, as `path: saved -> current`."""
+    lines = []
+    for name in sorted(set(saved) | set(current)):
+        before, after = saved.get(name), current.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before} -> {after}")
+    return lines
+
+
+def check_number(config: Any, *names: str, least: float | None = None, prefix: str = "") -> None:
+    """Refuses fields that are not a finite number of their kind above 0, or of at least `least`.
+
+    Args:
+        config: A dataclass; the type of each field tells whether the number is whole.
+        names: Of fields.
+        least: None for anything above 0.
+        prefix: Of the fields' names in messages, such as `pool.`.
+
+    Raises:
+        UsageError: If one is not.
+    """
+    kinds = get_type_hints(type(config))
+    for name in names:
+        value = getattr(config, name)
+        whole = kinds[name] is not float
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not (value > 0 if least is None else value >= least):
+            bound = "a positive" if least is None else f"at least {least}, a"
+            raise UsageError(f"{prefix}{name} must be {bound} {'whole ' if whole else ''}number; got {value!r}.")
+
+
+def check_one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuses a value that is none of those known.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if value not in known:
+        raise UsageError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
