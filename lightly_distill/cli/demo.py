@@ -1,6 +1,5 @@
 """`lightly-distill demo`."""
 
-import importlib
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -20,6 +19,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Runs the command."""
-    # the demo trains its target with Lightly, so it lives with the adapters
-    demo = importlib.import_module("lightly_distill_integrations.demo")
+    # the demo trains its target with Lightly, so it lives with the adapters; here, as it takes seconds to import
+    from lightly_distill_integrations import demo
+
     demo.run(options.out, seed=options.seed, overwrite=options.overwrite)
