@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class DistillError(Exception):
@@ -18,16 +17,24 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def did_you_mean(name: str, known: Any) -> str:
-    """Returns ` Did you mean 'x'?` for the nearest known name, else the list of known names."""
-    names = sorted(str(k) for k in known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(names)}."
+def did_you_mean(name: str, known: Iterable[str], *, form: str = "{}", most: int = 1, list_up_to: int = 40) -> str:
+    """Returns the end of a message about an unknown name: the nearest known names, or else all of them.
 
+    Args:
+        name: What the user wrote.
+        known: What it could have been.
+        form: How a name is to be written, such as `{}:resnet18`.
+        most: So many near names are given.
+        list_up_to: Where no name is near, all are listed if they are at most so many.
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message about an unknown name: the nearest known ones, and all if they are few."""
+    Returns:
+        Such as ` Did you mean 'train'?`, with a space in front; empty where there is nothing to say.
+    """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name.lower(), {n.lower(): n for n in names}, n=1)
-    hint = "".join(f" Did you mean '{n}'?" for n in names if nearest and n.lower() == nearest[0])
-    return hint + (f" There is: {', '.join(names)}." if 0 < len(names) <= 12 else "")
+    spelling = {each.lower(): each for each in names}  # of names that differ in case only, one is enough
+    near = [spelling[each] for each in difflib.get_close_matches(name.lower(), spelling, n=most)]
+    if near:
+        *others, last = (f"'{form.format(each)}'" for each in near)
+        first = f"{', '.join(others)} or " if others else ""
+        return f" Did you mean {first}{last}?"
+    return f" Known: {', '.join(names)}." if 0 < len(names) <= list_up_to else ""

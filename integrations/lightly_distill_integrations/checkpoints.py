@@ -159,9 +159,11 @@ def read(path: str | Path) -> Checkpoint:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # a damaged file fails in many ways
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        unsafe = _unsafe_classes(path)
+        if unsafe:
             raise UsageError(
-                f"'{path}' holds more than tensors and plain values, and reading that would run code from the file. "
+                f"'{path}' holds more than tensors and plain values ({_few(unsafe)}), and reading that would run code "
+                "from the file. "
                 "If you made it yourself, save the weights alone: torch.save(model.state_dict(), 'weights.pt')."
             ) from error
         raise UsageError(f"The weights in '{path}' cannot be read: {first_line(error)}") from error
@@ -176,6 +178,14 @@ def read(path: str | Path) -> Checkpoint:
     if not tensors:
         raise UsageError(f"'{path}' holds no weights; it has {', '.join(map(str, list(weights)[:8])) or 'nothing'}.")
     return Checkpoint(path, tensors, hyper_parameters)
+
+
+def _unsafe_classes(path: Path) -> list[str]:
+    """Returns what a file of torch.save holds besides tensors and plain values, as torch finds without running it."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # damaged, or no such file at all
+        return []
 
 
 def groups(names: Iterable[str]) -> str:

@@ -1,6 +1,5 @@
 """From what a user writes for a source, `SCHEME:NAME`, a path or a Hub id with `#SPLIT`, to a dataset."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from typing import Any
 
 from lightly_distill import adapters
 from lightly_distill.data.decode import SUFFIXES
-from lightly_distill.errors import UsageError, suggest
+from lightly_distill.errors import UsageError, did_you_mean
 
 DATA_FOLDER = "LIGHTLY_DISTILL_DATA"  # environment variable
 
@@ -44,14 +43,14 @@ def locate(spec: str | Path) -> tuple[Any, str]:
             return _open_path(path, split, place)
     place, split = _split_off(text)
     if _HUB_ID.fullmatch(place) and not place.endswith((*_TABLES, _ARCHIVE, *SUFFIXES)):
-        if "/" not in place and "Did you mean" in missing_path(place):  # a typo more likely than a Hub dataset
+        if "/" not in place and _near_paths(place):  # a typo more likely than a Hub dataset
             raise UsageError(
                 f"{missing_path(place)} For a dataset on the Hugging Face Hub, write 'huggingface:{place}'."
             )
         return _ask("huggingface", place, split, place)
     if re.fullmatch(r"\w\w+", scheme) and colon:
         raise UsageError(
-            f"Unknown kind of source '{scheme}' in '{text}'.{suggest(scheme, adapters.available('sources'))}"
+            f"Unknown kind of source '{scheme}' in '{text}'.{did_you_mean(scheme, adapters.available('sources'))}"
         )
     raise UsageError(missing_path(place))
 
@@ -71,17 +70,22 @@ def choose_split(splits: Iterable[str], wanted: str | None, name: str) -> str:
         raise UsageError(f"'{name}' has no splits; leave '#{wanted}' out.")
     if wanted is None:
         raise UsageError(f"'{name}' has the splits {', '.join(names)}; choose one, such as '{name}#{names[0]}'.")
-    raise UsageError(f"'{name}' has no split '{wanted}'.{suggest(wanted, names)}")
+    raise UsageError(f"'{name}' has no split '{wanted}'.{did_you_mean(wanted, names)}")
 
 
 def missing_path(place: str) -> str:
     """Returns the error message about a path that does not exist, with the nearest that does."""
+    root = os.environ.get(DATA_FOLDER)
+    where = f", nor in {DATA_FOLDER} ({root})" if root else f" ({DATA_FOLDER} is not set)"
+    return f"There is no file or folder '{place}'{where}.{_near_paths(place)}"
+
+
+def _near_paths(place: str) -> str:
+    """Returns the hint to what lies where a path leads and has nearly its name; empty where nothing has."""
     path, root = Path(place).expanduser(), os.environ.get(DATA_FOLDER)
     folders = [path.parent, *([Path(root, place).parent] if root else [])]
     names = {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()}
-    where = f", nor in {DATA_FOLDER} ({root})" if root else f" ({DATA_FOLDER} is not set)"
-    nearest = difflib.get_close_matches(path.name, names, n=1)
-    return f"There is no file or folder '{place}'{where}." + "".join(f" Did you mean '{n}'?" for n in nearest)
+    return did_you_mean(path.name, names, list_up_to=0)
 
 
 def _split_off(text: str) -> tuple[str, str | None]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import difflib
 import importlib
 import logging
 import sys
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from lightly_distill import adapters
 from lightly_distill.adapters import FoundEncoder, TargetAdapter
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, did_you_mean
 
 _logger = logging.getLogger(__name__)
 
@@ -179,8 +178,9 @@ def _submodule(model: Any, path: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     paths = [known for known, _ in model.named_modules() if known] if isinstance(model, nn.Module) else []
-    nearest = difflib.get_close_matches(path, paths, n=3) or [known for known in paths if "." not in known]
-    raise UsageError(f"{type(model).__name__} has no module '{path}'. Nearest: {', '.join(nearest) or 'none'}.")
+    tops = [known for known in paths if "." not in known]
+    hint = did_you_mean(path, paths, most=3, list_up_to=0) or did_you_mean(path, tops)
+    raise UsageError(f"{type(model).__name__} has no module '{path}'.{hint}")
 
 
 def _import(what: str, spec: str, known: list[str]) -> Callable[..., Any]:
@@ -194,8 +194,7 @@ def _import(what: str, spec: str, known: list[str]) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise DistillError(f"The module of {what} '{spec}' cannot be imported: {error}") from error
-        nearest = difflib.get_close_matches(module_name, known, n=1)
-        hint = f" Did you mean '{nearest[0]}:{attribute}'?" if nearest else ""
+        hint = did_you_mean(module_name, known, form=f"{{}}:{attribute}", list_up_to=0)
         raise UsageError(
             f"'{spec}' is no {what}: '{module_name}' is neither an adapter ({', '.join(known)}) nor a module "
             f"that can be imported.{hint}"
@@ -204,8 +203,7 @@ def _import(what: str, spec: str, known: list[str]) -> Callable[..., Any]:
         raise DistillError(f"The module of {what} '{spec}' failed: {type(error).__name__}: {error}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        nearest = difflib.get_close_matches(attribute, vars(module), n=3)
-        hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+        hint = did_you_mean(attribute, vars(module), most=3, list_up_to=0)
         raise UsageError(f"The module '{module_name}' has no function '{attribute}'.{hint}")
     found: Callable[..., Any] = function
     return found

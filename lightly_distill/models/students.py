@@ -1,6 +1,5 @@
 """Students by name: builds them and checks once that they fit the images."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from lightly_distill import adapters
 from lightly_distill.adapters import StudentAdapter
-from lightly_distill.errors import UsageError, first_line
+from lightly_distill.errors import UsageError, did_you_mean, first_line
 
 DEFAULT_ADAPTER = "timm"
 
@@ -50,8 +49,7 @@ def find_adapter(name: str) -> tuple[StudentAdapter, str]:
     adapter, plain_name = (prefix, rest) if separator and not is_option else (DEFAULT_ADAPTER, name)
     installed = sorted(adapters.available("students"))
     if adapter not in installed:
-        nearest = difflib.get_close_matches(adapter, installed, n=1)
-        hint = f" Did you mean '{nearest[0]}:{plain_name}'?" if nearest else ""
+        hint = did_you_mean(adapter, installed, form=f"{{}}:{plain_name}", list_up_to=0)
         raise UsageError(f"No adapter '{adapter}' for students. Installed: {', '.join(installed)}.{hint}")
     found: StudentAdapter = adapters.get("students", adapter)
     return found, plain_name

@@ -249,7 +249,7 @@ def test_missing_weights_are_an_error_and_those_left_over_are_told(caplog: pytes
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("SimClr", r"has no function 'SimClr'. Nearest: SimCLR"),
+        ("SimClr", r"has no function 'SimClr'. Did you mean 'SimCLR'"),
         ("WithArguments", r"WithArguments cannot be built .* \(it has none\): TypeError: .*'width'.* Give a function"),
         ("fit", r"fit cannot be built with"),
         ("Path", r"Path returned PosixPath, expected a model"),
@@ -304,7 +304,7 @@ def test_a_file_without_weights_is_told(content: Any, message: str) -> None:
 
 
 def test_torchvision_names_are_checked() -> None:
-    with pytest.raises(UsageError, match=r"torchvision knows no model 'resnet_18'\. Nearest: resnet18"):
+    with pytest.raises(UsageError, match=r"torchvision knows no model 'resnet_18'\. Did you mean 'resnet18'"):
         load_target("torchvision:resnet_18")
     with pytest.raises(UsageError, match=r"There is no file 'absent.pt'"):
         load_target("torchvision:resnet18@absent.pt")

@@ -111,9 +111,9 @@ def test_a_module_can_be_given_as_encoder() -> None:
 
 
 def test_an_encoder_that_is_not_there_is_told_with_its_neighbours() -> None:
-    with pytest.raises(UsageError, match=r"Model has no module 'trunc'. Nearest: trunk"):
+    with pytest.raises(UsageError, match=r"Model has no module 'trunc'. Did you mean 'trunk'"):
         as_target(Model(), "trunc")
-    with pytest.raises(UsageError, match=r"Model has no module 'x'. Nearest: trunk, head\."):
+    with pytest.raises(UsageError, match=r"Model has no module 'x'. Known: head, trunk\."):
         as_target(Model(), "x")
 
 
@@ -260,8 +260,12 @@ def test_a_timm_name_with_a_file_is_a_target(tmp_path: Path) -> None:
     [
         ("resnet18", UsageError, r"'resnet18' is no target. Expected timm:NAME, .* adapters: .*timm"),
         ("tim:resnet18", UsageError, r"'tim' is neither an adapter .* Did you mean 'timm:resnet18'\?"),
-        ("timm:resnet_18", UsageError, "timm knows no model 'resnet_18'. Nearest: resnet18"),
-        ("collections:OrderedDic", UsageError, "'collections' has no function 'OrderedDic'. Nearest: OrderedDict"),
+        ("timm:resnet_18", UsageError, "timm knows no model 'resnet_18'. Did you mean 'resnet18'"),
+        (
+            "collections:OrderedDic",
+            UsageError,
+            "has no function 'OrderedDic'. Did you mean 'OrderedDict'",
+        ),
         ("collections.nothing:x", UsageError, "'collections.nothing' is neither an adapter"),
         ("builtins:int", UsageError, "'builtins:int' returned int, expected a model"),
         ("operator:add", DistillError, "'operator:add' failed: TypeError: "),

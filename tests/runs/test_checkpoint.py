@@ -112,7 +112,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from lightly_distill import checkpoint
+from lightly_distill.runs import checkpoint
 from lightly_distill.errors import DistillError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

@@ -107,7 +107,7 @@ def test_the_set_is_there_even_if_no_picture_can_be_drawn(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lightly_distill.synthetic.pictures.before_after", full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     with pytest.raises(DistillError, match=r"pictures cannot be written: .*No space left"):
         DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path)
     assert len(SyntheticSet.load(tmp_path)) == 8

@@ -1,7 +1,6 @@
 """Any timm name, and our ConvNets, as student or as target."""
 
 import copy
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightly_distill.adapters import FoundEncoder
-from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill.errors import DistillError, UsageError, did_you_mean, first_line
 from lightly_distill_integrations import checkpoints, convnets, small_stems
 from lightly_distill_integrations.timm import fit
 from lightly_distill_integrations.timm.catalogue import list_students as list_students
@@ -169,9 +168,8 @@ def _resolve(name: str) -> str:
     """
     plain, *options = name.split(":")
     if not (convnets.register(plain) or small_stems.register(plain) or timm.is_model(plain)):
-        nearest = difflib.get_close_matches(plain, fit.names(), n=3)
-        hint = f"Nearest: {', '.join(nearest)}." if nearest else "See timm.list_models()."
-        raise UsageError(f"timm knows no model '{plain}'. {hint}")
+        hint = did_you_mean(plain, fit.names(), most=3, list_up_to=0) or " See timm.list_models()."
+        raise UsageError(f"timm knows no model '{plain}'.{hint}")
     for option in options:
         if option != "stem=small":
             raise UsageError(f"Unknown option '{option}' of the student '{plain}'. Did you mean '{plain}:stem=small'?")

@@ -1,7 +1,6 @@
 """torchvision's models as targets, without their classifier."""
 
 import copy
-import difflib
 from typing import Any
 
 import torchvision.models
@@ -9,7 +8,7 @@ from torch import nn
 from torchvision.models import SqueezeNet, VisionTransformer
 
 from lightly_distill.adapters import FoundEncoder
-from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill.errors import DistillError, UsageError, did_you_mean, first_line
 from lightly_distill_integrations import checkpoints
 
 _HEADS = ("fc", "classifier", "heads", "head")  # ResNet; DenseNet, VGG, MobileNet; ViT; Swin
@@ -29,9 +28,8 @@ def load(spec: str) -> nn.Module:
     name, separator, file = spec.partition("@")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=3)
-        hint = f"Nearest: {', '.join(nearest)}." if nearest else "See torchvision.models.list_models()."
-        raise UsageError(f"torchvision knows no model '{name}'. {hint}")
+        hint = did_you_mean(name, known, most=3, list_up_to=0) or " See torchvision.models.list_models()."
+        raise UsageError(f"torchvision knows no model '{name}'.{hint}")
     if separator:
         model = headless(torchvision.models.get_model(name, weights=None))
         checkpoints.read(file).fill(model, name, strict=True)

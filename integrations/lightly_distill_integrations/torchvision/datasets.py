@@ -11,7 +11,7 @@ import torchvision.datasets
 from torchvision.datasets import VisionDataset
 
 from lightly_distill.data.locate import DATA_FOLDER, choose_split
-from lightly_distill.errors import UsageError, suggest
+from lightly_distill.errors import UsageError, did_you_mean
 
 
 def open(spec: str, split: str | None) -> Any:
@@ -33,7 +33,7 @@ def open(spec: str, split: str | None) -> Any:
         if inspect.isclass(getattr(torchvision.datasets, name)) and name != "VisionDataset"
     }
     if spec not in known:
-        raise UsageError(f"torchvision has no dataset '{spec}'.{suggest(spec, known)}")
+        raise UsageError(f"torchvision has no dataset '{spec}'.{did_you_mean(spec, known, list_up_to=12)}")
     root = Path(os.environ.get(DATA_FOLDER) or Path.home() / ".cache" / "lightly_distill" / "torchvision")
     arguments, split = _arguments(known[spec], spec, split, root)
     try:

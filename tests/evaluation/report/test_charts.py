@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -64,13 +65,13 @@ def test_before_and_after_stand_side_by_side_pixel_by_pixel(photos: Tensor, tmp_
 def axes(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
     """The axes that are drawn."""
     drawn: list[Axes] = []
-    make = pictures._axis
+    add = Figure.add_subplot
 
-    def remember(figure: object) -> Axes:
-        drawn.append(make(figure))  # type: ignore[arg-type]
+    def remember(figure: Figure, *args: Any, **options: Any) -> Axes:
+        drawn.append(add(figure, *args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(pictures, "_axis", remember)
+    monkeypatch.setattr(Figure, "add_subplot", remember)
     return drawn
 
 

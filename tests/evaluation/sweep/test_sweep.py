@@ -302,7 +302,7 @@ def test_a_task_of_the_same_name_with_other_images_is_told(tmp_path: Path) -> No
 
 
 def test_an_arm_that_diverges_at_one_size_is_left_out_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = evaluate.pretrain
+    own = evaluation.pretrain
 
     def sometimes(student: str, synthetic: SyntheticSet, **options: Any) -> Any:
         if len(synthetic) == 8 and bool((synthetic.source_index == broken).all()):

@@ -206,7 +206,7 @@ def test_what_the_user_wrote_around_our_section_stays(hub: LocalHub, client: Cli
     assert client.cli("publish", folder, "me/edited", "--license", "mit").status == 0
     code = """
 from huggingface_hub import HfApi
-from lightly_distill import card
+from lightly_distill.synthetic import card
 text = card_before.replace("---\\n<!--", "contact: me\\n---\\n# My own heading\\n\\n<!--", 1) + "\\nMy own ending.\\n"
 text = text.replace("- lightly-distill", "- birds\\n- lightly-distill", 1).replace("learned images of", "CHANGED")
 HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id="me/edited", repo_type="dataset")
@@ -255,7 +255,7 @@ def test_a_commit_in_between_is_not_overwritten_and_a_hub_that_is_silent_not_wai
     code = """
 from pathlib import Path
 from huggingface_hub import HfApi
-from lightly_distill_integrations import hub
+from lightly_distill_integrations.huggingface import hub
 before = hub.look_at("me/race", "dataset", None)
 HfApi().upload_file(path_or_fileobj=b"new", path_in_repo="notes.txt", repo_id="me/race", repo_type="dataset")
 (Path(folder) / "README.md").write_text("changed")

@@ -62,7 +62,7 @@ def test_fake_data_works_without_network(monkeypatch: pytest.MonkeyPatch) -> Non
         ("CIFAR01", r"torchvision has no dataset 'CIFAR01'\. Did you mean 'CIFAR10'\?"),
         ("cifar10", r"torchvision has no dataset 'cifar10'\. Did you mean 'CIFAR10'\?"),
         ("VisionDataset", "torchvision has no dataset 'VisionDataset'"),
-        ("CIFAR10#val", r"'torchvision:CIFAR10' has no split 'val'\. There is: test, train\."),
+        ("CIFAR10#val", r"'torchvision:CIFAR10' has no split 'val'\. Known: test, train\."),
         (
             "SVHN#val",
             "torchvision cannot provide 'SVHN' in .*: Unknown value 'val' for argument split. Valid values are",
