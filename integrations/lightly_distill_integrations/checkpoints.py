@@ -93,10 +93,10 @@ class Checkpoint:
             "unexpected": list(beside) if strict else [],
             "of another shape": [key for key in found if found[key].shape != own[key].shape],
         }
-        told = [f"{what}: {_few(names)}" for what, names in problems.items() if names]
-        if told:
+        faults = [f"{what}: {_few(names)}" for what, names in problems.items() if names]
+        if faults:
             under = f" under '{prefix}'" if prefix else ""
-            raise UsageError(f"The weights in '{self.path}'{under} are not those of '{name}'; {'; '.join(told)}.")
+            raise UsageError(f"The weights in '{self.path}'{under} are not those of '{name}'; {'; '.join(faults)}.")
         model.load_state_dict(found)
         _logger.info("Loaded %d tensors of %s%s.", len(found), self.path, f" under '{prefix}'" if prefix else "")
         self.report_left_over(used)

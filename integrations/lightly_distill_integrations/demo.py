@@ -104,7 +104,7 @@ def train_target(images: Tensor, transform: Transform, *, backbone: str, epochs:
                 optimizer.step()
                 schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3g}")
-            if bar.disable and (epoch + 1) % 5 == 0:  # no terminal: tell now and then instead
+            if bar.disable and (epoch + 1) % 5 == 0:  # no terminal: log now and then instead
                 _logger.info("Target: epoch %d of %d, loss %.3g", epoch + 1, epochs, loss.item())
     return model
 

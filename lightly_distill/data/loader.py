@@ -1,4 +1,4 @@
-"""Decodes items by lists of keys, here or in worker processes. What a key is, the items tell."""
+"""Decodes items by lists of keys, here or in worker processes. What a key is, the items define."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

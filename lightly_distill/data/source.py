@@ -236,9 +236,9 @@ def _report(items: Items, count: int, skipped: dict[int, str]) -> dict[str, int]
     """Logs what was skipped and returns it by reason."""
     counts = dict(Counter(skipped.values()))
     first = {reason: items.label(index) for index, reason in reversed(skipped.items())}
-    told = ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in counts.items())
+    reasons = ", ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in counts.items())
     if len(skipped) == count:
-        raise UsageError(f"{items.name} holds no usable image: {told or 'it is empty'}.")
+        raise UsageError(f"{items.name} holds no usable image: {reasons or 'it is empty'}.")
     if skipped:
-        _logger.warning("Skipped %d of %d images of %s: %s.", len(skipped), count, items.name, told)
+        _logger.warning("Skipped %d of %d images of %s: %s.", len(skipped), count, items.name, reasons)
     return counts

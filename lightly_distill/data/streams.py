@@ -25,7 +25,7 @@ class StreamedItems(Items):
 
     @property
     def count(self) -> None:
-        """Nobody knows."""
+        """None: the length of a stream is known only at its end."""
         return None
 
     def each_key(self) -> Iterator[tuple[int, Any]]:

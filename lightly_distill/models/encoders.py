@@ -63,7 +63,7 @@ def find_encoder(model: "nn.Module | Encoder", encoder: "str | nn.Module | None"
             model, the model is its own encoder.
 
     Raises:
-        UsageError: If `encoder` names no module of the model, or an adapter cannot tell.
+        UsageError: If `encoder` names no module of the model, or an adapter cannot find the encoder.
     """
     if encoder is not None:
         part = _submodule(model, encoder) if isinstance(encoder, str) else encoder
@@ -92,13 +92,13 @@ def candidates(model: nn.Module) -> str:
 
     Each part is tried on a copy in eval mode with two images of 32, 64 or 224 pixels.
     """
-    told: list[str] = []
+    fitting: list[str] = []
     for path, part in model.named_modules():
-        if path and path.count(".") < 2 and len(told) < _MAX_CANDIDATES:
+        if path and path.count(".") < 2 and len(fitting) < _MAX_CANDIDATES:
             shape = _output_shape(part)
             if shape is not None:
-                told.append(f"{path} {shape}")
-    return ", ".join(told) or "none of its parts takes images"
+                fitting.append(f"{path} {shape}")
+    return ", ".join(fitting) or "none of its parts takes images"
 
 
 def encoder_name(model: Any, found: FoundEncoder) -> str:

@@ -135,25 +135,25 @@ class Target(nn.Module):
             ) from error
 
     def _pool(self, output: Any, images_shape: torch.Size) -> Tensor:
-        told = f"The target {self.name}, given images of shape {tuple(images_shape)}, returned"
+        given = f"The target {self.name}, given images of shape {tuple(images_shape)}, returned"
         if not isinstance(output, Tensor):
             parts = f" of its parts: {candidates(self.encoder)}" if isinstance(self.encoder, nn.Module) else ""
             raise DistillError(
-                f"{told} {_describe(output)}, expected a tensor (B, d). Name its encoder with encoder= "
+                f"{given} {_describe(output)}, expected a tensor (B, d). Name its encoder with encoder= "
                 f"(--target-encoder){parts}."
             )
         shape = tuple(output.shape)
         if not output.is_floating_point():
-            raise DistillError(f"{told} a tensor of {output.dtype}, shape {shape}; expected floating point.")
+            raise DistillError(f"{given} a tensor of {output.dtype}, shape {shape}; expected floating point.")
         if output.ndim not in (2, 3, 4) or 0 in shape or len(output) != images_shape[0]:
-            raise DistillError(f"{told} a tensor of shape {shape}, expected (B, d), (B, d, H, W) or (B, tokens, d).")
+            raise DistillError(f"{given} a tensor of shape {shape}, expected (B, d), (B, d, H, W) or (B, tokens, d).")
         result = output.float()
         if output.ndim > 2:
             result = result.mean((2, 3)) if output.ndim == 4 else result.mean(1)
         if self.dim is not None and result.shape[1] != self.dim:
-            raise DistillError(f"{told} a tensor of shape {shape}: d is {result.shape[1]} now and was {self.dim}.")
+            raise DistillError(f"{given} a tensor of shape {shape}: d is {result.shape[1]} now and was {self.dim}.")
         if not result.isfinite().all():
-            raise DistillError(f"{told} NaN or infinity in a tensor of shape {shape}.")
+            raise DistillError(f"{given} NaN or infinity in a tensor of shape {shape}.")
         self.dim = result.shape[1]
         return result
 
@@ -214,8 +214,8 @@ def load_target(spec: str, encoder: str | None = None, target_class: str | None 
             weights in a file, a checkpoint (`.ckpt`, `.pt`, `.pth`, `.safetensors`), `NAME:...` of any other installed
             adapter, or `pkg.module:callable` for a function without arguments that returns a model. The working
             directory counts as a place for modules. A file is never read in a way that could run its code.
-        encoder: Attribute path of the encoder inside the model, where it cannot be told or is to be another.
-        target_class: `pkg.module:Class` of the model in a checkpoint, where it cannot be told from the weights.
+        encoder: Attribute path of the encoder inside the model, where it cannot be found or is to be another.
+        target_class: `pkg.module:Class` of the model in a checkpoint, where the weights do not show it.
 
     Raises:
         UsageError: If the specification is none of these, or names something that is not there.
@@ -254,7 +254,7 @@ def represent(
                 parts.append(part)
             else:
                 parts = parts or [part.new_empty(total, part.shape[1])]
-                # The slice is short where there are more images than told; the count below tells.
+                # The slice is short where there are more images than expected; the count below checks that.
                 room = parts[0][count : count + len(part)]
                 room.copy_(part[: len(room)])
             count += len(part)

@@ -64,7 +64,7 @@ def sync(path: Path) -> None:
 
 
 def empty_folder(folder: Path) -> Path:
-    """Creates the folder before the long work, so that a place that cannot be written to is told now.
+    """Creates the folder before the long work, so that a place that cannot be written to is refused now.
 
     Raises:
         UsageError: If it cannot be made, or there is something in it.

@@ -72,7 +72,7 @@ def check_number(config: Any, *names: str, least: float | None = None, prefix: s
     """Refuses fields that are not a finite number of their kind above 0, or of at least `least`.
 
     Args:
-        config: A dataclass; the type of each field tells whether the number is whole.
+        config: A dataclass; the type of each field says whether the number is whole.
         names: Of fields.
         least: None for anything above 0.
         prefix: Of the fields' names in messages, such as `pool.`.

@@ -297,7 +297,7 @@ def test_a_checkpoint_with_its_class_and_encoder_comes_back_from_the_written_con
     torch.save({"state_dict": namespace["Mine"]().state_dict()}, "last.ckpt")
     command = ["distill", "--data", "photos", "--target", "last.ckpt", "--out", "run", *SMALL]
     assert main(command) == 2
-    assert "cannot be told from its weights (backbone (2 tensors), trunk (2 tensors))" in capsys.readouterr().err
+    assert "does not follow from its weights (backbone (2 tensors), trunk (2 tensors))" in capsys.readouterr().err
     assert main([*command, "--target-class", "my_ssl:Mine", "--target-encoder", "trunk"]) == 0
     first = SyntheticSet.load("run")
     assert first.dim == 4

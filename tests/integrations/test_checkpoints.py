@@ -56,7 +56,7 @@ class DINO(nn.Module):
 
 
 class Network(nn.Module):
-    """No ResNet: cannot be told from its weights."""
+    """No ResNet: does not follow from its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def test_lightlys_own_resnet_in_an_example_needs_no_class() -> None:
 def test_weights_of_an_unknown_network_ask_for_its_class() -> None:
     torch.save(Network().state_dict(), "mine.pt")
     message = (
-        r"The class of the model in 'mine.pt' cannot be told from its weights \(backbone \(2 tensors\)\): give "
+        r"The class of the model in 'mine.pt' does not follow from its weights \(backbone \(2 tensors\)\): give "
         r"--target-class pkg.module:Class, or timm:NAME@mine.pt or torchvision:NAME@mine.pt"
     )
     with pytest.raises(UsageError, match=message):

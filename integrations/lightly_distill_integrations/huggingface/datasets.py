@@ -45,7 +45,7 @@ def undecoded(data: _Rows) -> _Rows:
     """Returns a dataset whose rows hold the files of images, and no transform; `data` itself stays as it is.
 
     So one broken image is one broken row, instead of the end of reading. Of a stream other columns are left out, where
-    it tells which hold images: it would end at one that is not of the type of the first rows.
+    it reports which hold images: it would end at one that is not of the type of the first rows.
     """
     data = data.with_format(None)
     images = {name: feature for name, feature in (data.features or {}).items() if isinstance(feature, Image)}

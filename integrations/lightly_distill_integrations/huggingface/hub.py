@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: fetches sets, sends sets and students, and tells what failed in one line."""
+"""The Hugging Face Hub: fetches sets, sends sets and students, and says in one line what failed."""
 
 import logging
 import re
@@ -141,7 +141,7 @@ def fetch_set(repo_id: str, revision: str | None) -> tuple[Path, str]:
     """Fetches a set into the Hub's ordinary cache, and takes it from there where the Hub cannot be reached.
 
     The repository is a stranger's: its JSON is read first, then what it claims is compared with the sizes that the Hub
-    tells, and only then are the files that it lists fetched, each checked by its hash.
+    reports, and only then are the files that it lists fetched, each checked by its hash.
 
     Args:
         repo_id: `OWNER/NAME` of a dataset.
@@ -232,7 +232,7 @@ def _one_line(what: str, then: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # httpx2, OSError, RuntimeError, ValueError: the client raises all of these
         kind = UsageError if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) else DistillError
-        told = f"{what}: {hub_errors.why(error)}"
-        raise kind(f"{told} {then}".strip()) from error
+        message = f"{what}: {hub_errors.why(error)}"
+        raise kind(f"{message} {then}".strip()) from error
     finally:
         session.timeout = before

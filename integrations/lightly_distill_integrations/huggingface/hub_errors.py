@@ -1,4 +1,4 @@
-"""What the Hub's client raises, told as a reason and a cure."""
+"""What the Hub's client raises, as a reason and a cure."""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def status_of(error: BaseException) -> int | None:
     """Returns the status that the Hub answered with."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None and isinstance(error, ConnectionError):  # Xet tells it in the text alone
+    if status is None and isinstance(error, ConnectionError):  # Xet has it in the text alone
         match = re.search(r"\((40[13]) \w+\)", str(error))
         status = int(match[1]) if match else None
     return status
@@ -52,9 +52,9 @@ def _is_connection(error: BaseException) -> bool:
 def why(error: BaseException) -> str:
     """Returns the reason and the cure."""
     for link in _chain(error):
-        told = _told(link)
-        if told:
-            return told
+        reason = _told(link)
+        if reason:
+            return reason
     return f"{first_line(error)}."
 
 

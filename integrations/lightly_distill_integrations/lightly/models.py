@@ -131,7 +131,7 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
                 return found._replace(path=".".join(filter(None, (name, found.path))))
     if _is_method(model):
         raise UsageError(
-            f"The encoder of {type(model).__name__} cannot be told: it has none of {', '.join(checkpoints.ENCODERS)}. "
+            f"The encoder of {type(model).__name__} cannot be found: it has none of {', '.join(checkpoints.ENCODERS)}. "
             f"Name it with encoder= (--target-encoder); of its parts: {encoders.candidates(model)}."
         )
     return None
@@ -165,7 +165,7 @@ def load_checkpoint(path: str, model_class: Callable[..., Any] | None) -> nn.Mod
     if not used:
         found = checkpoints.groups(content.tensors)
         raise UsageError(
-            f"The class of the model in '{path}' cannot be told from its weights ({found}){_class_path(content)}: "
+            f"The class of the model in '{path}' does not follow from its weights ({found}){_class_path(content)}: "
             f"give --target-class pkg.module:Class, or timm:NAME@{path} or torchvision:NAME@{path} for a backbone of "
             "theirs."
         )
@@ -234,8 +234,8 @@ def _resnets(width: int, bottleneck: int) -> Iterator[tuple[str, Callable[[], nn
         whole = partial(ResNetGenerator, name, width / 64)
         yield f"Lightly's {name}, {width} wide", partial(_sliced, whole)
         if bottleneck:
-            told = f"the {name} of lightly-ssl-train, {width} to {bottleneck} wide"
-            yield told, partial(_of_lightly_ssl_train, whole, bottleneck)
+            description = f"the {name} of lightly-ssl-train, {width} to {bottleneck} wide"
+            yield description, partial(_of_lightly_ssl_train, whole, bottleneck)
 
 
 def _headless(whole: Callable[[], nn.Module]) -> nn.Module:

@@ -89,7 +89,7 @@ def how_to_load_from_hub(name: str, repo_id: str) -> str:
 
 
 def _imports(name: str) -> list[str]:
-    """Returns the lines after which timm knows a name; networks of our own have to be told to it."""
+    """Returns the lines after which timm knows a name; networks of our own have to be registered."""
     lines = ["import timm"]
     for family in (convnets, small_stems):
         if family.register(name):

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightly_distill.errors import UsageError, first_line
 from lightly_distill_integrations import small_stems
 
-# Image sizes, in pixels, that are tried to tell which one a model takes.
+# Image sizes, in pixels, that are tried to find one that a model takes.
 SIZES: tuple[int, ...] = (8, 16, 24, 28, 32, 40, 48, 56, 64, 75, 80, 96, 112, 128, 160, 192, 224, 240, 256, 288)
 SIZES += (336, 384, 448, 512, 600, 768, 896)
 
@@ -27,7 +27,7 @@ class Fit(NamedTuple):
     """How a model takes images of one size.
 
     Attributes:
-        arguments: What `timm.create_model` needs to be told besides `num_classes=0`.
+        arguments: What `timm.create_model` needs besides `num_classes=0`.
         features: Width p of the features.
         parameters: Number of weights, without a head.
     """
@@ -72,15 +72,15 @@ def fit(name: str, image_size: int, *, shapes_only: bool = False) -> Fit:
 
 
 def refusal(name: str, image_size: int, unfit: UnfitError) -> UsageError:
-    """Makes the error that tells why a model is refused, the smallest size that it takes and near names that fit."""
+    """Makes the error that names why a model is refused, the smallest size that it takes and near names that fit."""
     size = smallest_size(name)
     near = near_names(name, image_size)
-    told = [
+    sentences = [
         f"The model '{name}' cannot be used with images of {image_size}x{image_size}: {str(unfit).rstrip('.')}.",
         f"The smallest of the usual sizes that it takes is {size}x{size}." if size else "",
         f"Near names that fit: {', '.join(near)}." if near else "",
     ]
-    return UsageError(" ".join(filter(None, told)))
+    return UsageError(" ".join(filter(None, sentences)))
 
 
 def smallest_size(name: str) -> int | None:

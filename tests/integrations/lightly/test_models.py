@@ -153,7 +153,7 @@ def test_a_method_whose_encoder_has_an_unknown_name_is_refused_with_its_parts(
 ) -> None:
     model = Model(**{name: make() for name, make in parts.items()})
     message = (
-        r"^The encoder of Model cannot be told: it has none of backbone, .*\. Name it with encoder= "
+        r"^The encoder of Model cannot be found: it has none of backbone, .*\. Name it with encoder= "
         r"\(--target-encoder\); of its parts: trunk \(2, 512, 1, 1\), .*\.$"
     )
     with pytest.raises(UsageError, match=message):
