@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import tiny
 from lightly_distill import UsageError, as_target, register_target
-from lightly_distill.models import encoders
 from lightly_distill.synthetic.describe import describe
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -28,9 +27,12 @@ class Mine(nn.Module):
         return self.trunk(images)
 
 
-@pytest.fixture(autouse=True)
-def _no_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "_registered", {})
+class Bare(Mine):
+    """Of a kind of its own, as what is registered stays so for the whole process."""
+
+
+class Wrong(Mine):
+    """Likewise."""
 
 
 def test_a_registered_function_comes_before_the_installed_adapters() -> None:
@@ -48,23 +50,26 @@ def test_a_registered_function_comes_before_the_installed_adapters() -> None:
 
 
 def test_a_cell_that_runs_again_replaces_its_registration() -> None:
+    asked = []
     for width in (6, 7):
 
         @register_target
-        def again(_: nn.Module, width: int = width) -> nn.Module:
-            return nn.Conv2d(3, width, 3)
+        def again(model: nn.Module, width: int = width) -> nn.Module | None:
+            asked.append(width)
+            return nn.Conv2d(3, width, 3) if isinstance(model, Bare) else None
 
-    assert len(encoders._registered) == 1
-    assert as_target(Mine())(IMAGES).shape == (2, 7)
+    assert as_target(Bare())(IMAGES).shape == (2, 7)
+    as_target(nn.Flatten())  # nobody's: all registered functions are asked
+    assert 6 not in asked and 7 in asked
 
 
 def test_a_registered_function_that_returns_no_module_is_told() -> None:
     @register_target
-    def wrong(_: nn.Module) -> nn.Module:
-        return 3  # type: ignore[return-value]
+    def wrong(model: nn.Module) -> nn.Module | None:
+        return 3 if isinstance(model, Wrong) else None  # type: ignore[return-value]
 
     with pytest.raises(UsageError, match=r"registered function .*wrong returned int, expected a module"):
-        as_target(Mine())
+        as_target(Wrong())
 
 
 ADAPTER = """

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import synthetic_sets
 from lightly_distill import DistillError, SyntheticSet, UsageError
 from lightly_distill.synthetic import artifact, parquet
 from synthetic_sets import MEAN, STD, make_set, same_bits
@@ -29,12 +30,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit_facts(folder: Path, change: Callable[[dict[str, Any]], Any], *, sign: bool = True) -> None:
-    """Changes the JSON as somebody would who knows how the hash of it is made."""
+    """Changes the JSON, and the hash of it too."""
     facts = json.loads((folder / artifact.FACTS).read_text())
     change(facts)
-    del facts["sha256"]
-    facts["sha256"] = artifact._digest(facts) if sign else "0" * 64
-    (folder / artifact.FACTS).write_text(json.dumps(facts))
+    signed = synthetic_sets.sign(facts) if sign else {**facts, "sha256": "0" * 64}
+    (folder / artifact.FACTS).write_text(json.dumps(signed))
 
 
 def replace_data(folder: Path, table: pa.Table, **changes: Any) -> None:

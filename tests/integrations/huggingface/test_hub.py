@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+import synthetic_sets
 import tiny
 from hub_client import Client
 from lightly_distill import SyntheticSet
@@ -447,8 +448,7 @@ def commit(hub: LocalHub, repo: str, name: str, entry: dict[str, Any]) -> None:
 
 
 def resign(facts: dict[str, Any]) -> bytes:
-    facts = {name: value for name, value in facts.items() if name != "sha256"}
-    return json.dumps({**facts, "sha256": artifact._digest(facts)}).encode()
+    return json.dumps(synthetic_sets.sign(facts)).encode()
 
 
 def test_a_strangers_set_is_refused_before_its_data_is_fetched(
