@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.source import Source, find_images, first_images, open_source
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.real_images import RealImages, require_enough
@@ -46,7 +47,7 @@ class DistillationStage:
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
         config: All settings at once, instead of preset and options.
         options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`, `steps=5000`, `seed=0`;
-            parts as mappings, such as `pool={"size": 5}`.
+            several students as a sequence, and parts as mappings, such as `pool={"size": 5}`.
 
     Raises:
         UsageError: If an option is unknown or out of range, or the target's encoder cannot be found.
@@ -64,7 +65,7 @@ class DistillationStage:
         encoder: Any = None,
         preset: str | None = None,
         config: DistillConfig | None = None,
-        **options: Any,
+        **options: Unpack[DistillOptions],
     ) -> None:
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
