@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from lightly_distill.errors import UsageError
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs import checkpoint, lock
+from lightly_distill.runs.run_log import RunLog
 from lightly_distill.runtime import signals
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
@@ -46,7 +47,7 @@ class RunFolder:
         path: The folder, or None to keep nothing on disk.
         settings: Everything that decides the result: configuration, source and target with their fingerprints; may be
             empty without a folder.
-        log: Is given each row of measurements too; its method `start`, if it has one, is called before.
+        log: Is given each row of measurements too.
         processes: Of which the main one writes; all read.
     """
 
@@ -54,7 +55,7 @@ class RunFolder:
         self,
         path: Path | None,
         settings: Mapping[str, Any],
-        log: Callable[[dict[str, Any]], None] | None = None,
+        log: RunLog | None = None,
         processes: Processes = ALONE,
     ) -> None:
         self.path = path
@@ -102,7 +103,7 @@ class RunFolder:
         """Makes the folder, removes an old run unless it is resumed, and writes the configuration.
 
         Raises:
-            DistillError: If that fails, or what is to be told of the run cannot start; in all processes.
+            DistillError: If that fails, or the log of the run cannot start; in all processes.
         """
         self._processes.in_main(lambda: self._begin(resumed, config))
 
@@ -117,8 +118,8 @@ class RunFolder:
                 (self.path / "pictures").mkdir(parents=True, exist_ok=True)
             with replacing(self.path / "config.yaml") as partial:
                 partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        # of `Trackers`: one that lacks its key is noticed now, not after the warm-up
-        getattr(self._log, "start", bool)()
+        if self._log is not None:
+            self._log.start()  # a tracker that lacks its key is noticed now, not after the warm-up
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
@@ -130,7 +131,7 @@ class RunFolder:
             with writing(log), open(log, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if self._log is not None:
-            self._log(row)
+            self._log.log(row)
 
     def last(self, name: str) -> Any:
         """Returns the newest measurement of this name, or None."""

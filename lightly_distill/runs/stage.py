@@ -3,7 +3,6 @@
 import logging
 import platform
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from lightly_distill.runs import curves
 from lightly_distill.runs.lock import locked
 from lightly_distill.runs.provenance import heldout_losses, run_facts, versions
 from lightly_distill.runs.run_folder import RunFolder
+from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.device import free_memory, resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
@@ -87,7 +87,7 @@ class DistillationStage:
         resume: bool = False,
         overwrite: bool = False,
         strict: bool = False,
-        log: Callable[[dict[str, Any]], None] | None = None,
+        log: RunLog | None = None,
     ) -> SyntheticSet:
         """Distils a dataset.
 
@@ -99,14 +99,14 @@ class DistillationStage:
             resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
             strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
-            log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`. Its method
-                `start`, if it has one, is called before the long work.
+            log: Its method `start` is called before the long work, and its method `log` is given each row of
+                measurements as it is taken, such as `{"step": 10, "loss": 0.1}`.
 
         Returns:
             The synthetic set, on the CPU, with its provenance.
 
         Raises:
-            UsageError: If dataset, students, settings and folder do not fit together; before any long work.
+            UsageError: If dataset, students, settings, folder and log do not fit together; before any long work.
             DistillError: If the run cannot go on; the newest checkpoint is intact.
             KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
             SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
@@ -119,6 +119,7 @@ class DistillationStage:
                     raise UsageError(
                         "--strict is about the checkpoint that --resume goes on from: give both, or neither."
                     )
+                require_run_log(log)
                 folder = Path(out) if out is not None else None
                 RunFolder.check(folder, resume=resume, overwrite=overwrite)
                 held.enter_context(locked(folder))
@@ -137,7 +138,7 @@ class DistillationStage:
         *,
         resume: bool,
         strict: bool,
-        log: Callable[[dict[str, Any]], None] | None,
+        log: RunLog | None,
     ) -> SyntheticSet:
         config, target = self.config, self.target
         if config.parallel == "pool" and config.pool.size < processes.count:

@@ -1,4 +1,5 @@
 import json
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -101,15 +102,11 @@ def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> 
     assert {"torch", "timm", "lightly", "lightly-distill", "python"} <= set(known["versions"])
 
 
-def test_the_set_is_there_even_if_no_picture_can_be_drawn(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lightly_distill.synthetic.pictures.before_after", full)
-    with pytest.raises(DistillError, match=r"pictures cannot be written: .*No space left"):
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path)
+def test_the_set_is_there_even_if_no_picture_can_be_drawn(folder: Path, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "pictures" / "before_after.png"
+    log = tiny.EachRow(lambda row: in_the_way.mkdir(exist_ok=True))
+    with pytest.raises(DistillError, match=r"pictures cannot be written: .*Is a directory"):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=log)
     assert len(SyntheticSet.load(tmp_path)) == 8
 
 
@@ -165,7 +162,7 @@ def test_a_log_that_fails_on_its_first_row_does_not_cost_the_warm_up(
         raise RuntimeError("no key")
 
     with pytest.raises(RuntimeError, match="no key"):
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=fail)
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=tiny.EachRow(fail))
     monkeypatch.setattr("lightly_distill.method.pool.StudentPool.warm_up", lambda *args: pytest.fail("warmed up again"))
     resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, resume=True)
     assert torch.equal(resumed.images, straight.images)
@@ -204,7 +201,7 @@ def test_an_interrupt_in_a_notebook_comes_after_the_step_and_tells_where_it_is(
             DistillationStage(target=SSLModel(), **OPTIONS).run(
                 folder,
                 out=tmp_path / "run" if kept else None,
-                log=lambda row: signal.raise_signal(signal.SIGINT) if row["step"] == 3 else None,
+                log=tiny.EachRow(lambda row: signal.raise_signal(signal.SIGINT) if row["step"] == 3 else None),
             )
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -281,6 +278,14 @@ def test_overwrite_replaces_a_run_and_leaves_other_files(folder: Path, tmp_path:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("log", [lambda row: None, print, logging.getLogger(), object()])
+def test_a_log_that_is_none_is_refused_before_the_folder_is_made(folder: Path, tmp_path: Path, log: Any) -> None:
+    message = r"^log must be an object with the methods start\(\) and log\(row\); got .*\. Put a function of each row"
+    with pytest.raises(UsageError, match=message):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", log=log)
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_are_checked_when_the_stage_is_made() -> None:
     with pytest.raises(UsageError, match=r"Unknown option 'num_image'. Did you mean 'num_images'"):
         DistillationStage(target=SSLModel(), num_image=5)
@@ -316,7 +321,7 @@ def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
 
 def test_a_mixed_pool_of_timm_students_runs_and_tells_the_loss_of_each(folder: Path, tmp_path: Path) -> None:
     students = ["convnet_4_4", "test_resnet:stem=small", "test_vit"]
-    options = {**OPTIONS, "student": ",".join(students), "pool": {"size": 3, "max_age": 3}}
+    options = {**OPTIONS, "student": students, "pool": {"size": 3, "max_age": 3}}
     synthetic = DistillationStage(target=SSLModel(), **options, image_size=32).run(folder, out=tmp_path)
     assert synthetic.images.shape[-1] == 32
     first, *_, last = (json.loads(line) for line in (tmp_path / "metrics.jsonl").open())

@@ -102,13 +102,8 @@ class DistillationCallback(Callback):
 
     def _distil(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         self._distilled_at = epochs
-
-        def log(row: dict[str, Any]) -> None:
-            prefix = f"distill/epoch-{epochs}" if self._every_n_epochs else "distill"  # each run counts its own steps
-            values = {f"{prefix}/{name}": value for name, value in numbers(row).items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=row["step"])
-
+        # each run counts its own steps
+        log = _ToLoggers(trainer, f"distill/epoch-{epochs}" if self._every_n_epochs else "distill")
         with _apart():
             stage = self._stage(trainer, pl_module)
             self.synthetic = stage.run(self._images(trainer), out=self._folder(epochs), log=log)
@@ -143,6 +138,23 @@ class DistillationCallback(Callback):
                 "images with DistillationCallback(dataset=...)."
             )
         return dataset
+
+
+class _ToLoggers:
+    """A `RunLog` that hands measurements to a trainer's loggers, their names with a prefix."""
+
+    def __init__(self, trainer: Trainer, prefix: str) -> None:
+        self._trainer = trainer
+        self._prefix = prefix
+
+    def start(self) -> None:
+        """Does nothing: the trainer has started its loggers."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Hands one row on."""
+        values = {f"{self._prefix}/{name}": value for name, value in numbers(row).items()}
+        for logger in self._trainer.loggers:
+            logger.log_metrics(values, step=row["step"])
 
 
 @contextmanager
