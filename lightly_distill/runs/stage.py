@@ -1,7 +1,6 @@
 """What a script adds: the stage from a dataset and a target model to a synthetic set."""
 
 import logging
-import platform
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,13 +21,12 @@ from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import as_target, load_target
 from lightly_distill.runs import curves
 from lightly_distill.runs.lock import locked
-from lightly_distill.runs.provenance import heldout_losses, run_facts, versions
+from lightly_distill.runs.provenance import provenance, run_facts, session_facts, versions
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.device import free_memory, resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
-from lightly_distill.runtime.usage import peak_memory
 from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -77,6 +75,7 @@ class DistillationStage:
     ) -> None:
         """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
+        versions()
         self._look_at(dataset, resolve_device(self.config.device))
 
     def run(
@@ -107,7 +106,8 @@ class DistillationStage:
 
         Raises:
             UsageError: If dataset, students, settings, folder and log do not fit together; before any long work.
-            DistillError: If the run cannot go on; the newest checkpoint is intact.
+            DistillError: If the version of a package cannot be found, before any long work; or if the run cannot go on:
+                the newest checkpoint is intact.
             KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
             SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
         """
@@ -141,6 +141,7 @@ class DistillationStage:
         log: RunLog | None,
     ) -> SyntheticSet:
         config, target = self.config, self.target
+        session = session_facts(device, processes)
         if config.parallel == "pool" and config.pool.size < processes.count:
             raise UsageError(
                 f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
@@ -161,7 +162,7 @@ class DistillationStage:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
         facts = run_facts(source, target, config, processes)
-        run = RunFolder(folder, facts, log, processes)
+        run = RunFolder(folder, facts, log, processes, session)
         saved = run.load_checkpoint(strict=strict) if resume else None
         real = RealImages(source, target, config, device, run.representations)
         state = DistillState.start(real, students, config, processes)
@@ -179,18 +180,7 @@ class DistillationStage:
             mean=target.mean,
             std=target.std,
             source_index=state.source_index,
-            provenance={
-                **facts,
-                "versions": versions(),
-                "device": torch.cuda.get_device_name(device)
-                if device.type == "cuda"
-                else platform.processor() or "cpu",
-                "steps": state.step,
-                "heldout_loss": heldout_losses(state.initial, run),
-                "ridge_jitters": state.jitters,
-                "seconds": round(run.seconds_before + time.perf_counter() - started, 1),
-                "peak_memory_bytes": peak_memory(device),
-            },
+            provenance=provenance(facts, state, run, device, run.seconds_before + time.perf_counter() - started),
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
         if folder is not None and processes.main:

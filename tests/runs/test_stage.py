@@ -1,11 +1,16 @@
+import importlib.metadata
 import json
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import timm
 import torch
 import yaml
 from datasets import Dataset as HuggingFaceDataset
@@ -18,6 +23,7 @@ import tiny
 from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.runs import checkpoint
+from lightly_distill.synthetic.describe import describe, describe_set
 
 STUDENT = "convnet_4_4"
 OPTIONS: dict[str, Any] = {
@@ -99,7 +105,9 @@ def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> 
     known = synthetic.provenance
     assert known["heldout_loss"] == {"initial": rows[0]["heldout_loss"], "final": rows[-1]["heldout_loss"]}
     assert known["config"]["student"] == STUDENT and known["steps"] == 6 and known["peak_memory_bytes"] > 1e7
-    assert {"torch", "timm", "lightly", "lightly-distill", "python"} <= set(known["versions"])
+    assert {"torch", "timm", "torchvision", "lightly", "lightly-distill", "python"} == set(known["versions"])
+    assert (known["chunk_size"], known["threads"], known["tf32"]) == (8, torch.get_num_threads(), "off")
+    assert known["device"].startswith("CPU ") and "sessions" not in known
 
 
 def test_the_set_is_there_even_if_no_picture_can_be_drawn(folder: Path, tmp_path: Path) -> None:
@@ -378,13 +386,98 @@ def test_overwriting_takes_links_and_what_a_file_manager_leaves(folder: Path, tm
     assert any(elsewhere.iterdir())
 
 
-def test_the_time_of_the_sessions_before_counts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = DistillationStage(target=SSLModel(), **OPTIONS)
-    with monkeypatch.context() as patch:
+def test_with_less_free_memory_another_set_is_made_and_its_record_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**14))
+    little = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
+    assert not torch.equal(little.images, enough.images)
+    assert (enough.provenance["chunk_size"], little.provenance["chunk_size"]) == (8, 2)
+    assert little.provenance["config"]["chunk_size"] == "auto"
+    assert "2 of 8 images at a time" in describe_set(little, None)
+
+
+@pytest.fixture
+def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that was stopped after step 4."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, at=4)
-        with pytest.raises(Interrupted):
-            stage.run(folder, out=tmp_path / "run")
-    tensors, facts = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def another_thread() -> Iterator[tuple[int, int]]:
+    """The number of threads before and inside the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    yield before, before + 1
+    torch.set_num_threads(before)
+
+
+def test_a_resume_under_the_same_conditions_is_silent(
+    folder: Path, interrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    synthetic = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True)
+    assert not caplog.messages and "sessions" not in synthetic.provenance
+
+
+def test_a_resume_under_other_conditions_warns_of_each_and_the_set_tells_it(
+    folder: Path, interrupted: Path, another_thread: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
+    facts["sessions"][0]["versions"]["timm"] = "1.0.0"
+    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
+    changes = f"threads: {another_thread[0]} -> {another_thread[1]}; versions.timm: 1.0.0 -> {timm.__version__}"
+    assert caplog.messages == [
+        f"The run in {interrupted} goes on under other conditions ({changes}): the rest of the run is not bit for bit "
+        "what the uninterrupted one would have been."
+    ]
+    assert [(each["from_step"], each["threads"]) for each in known["sessions"]] == [
+        (0, another_thread[0]),
+        (4, another_thread[1]),
+    ]
+    assert known["threads"] == another_thread[1]
+    assert f"at step 4 with {changes.replace(';', ',')}" in " ".join(describe(interrupted).split())
+    again = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True)
+    assert again.provenance["sessions"] == known["sessions"] and len(caplog.messages) == 1
+
+
+def test_a_checkpoint_that_records_no_conditions_is_resumed_without_a_warning(
+    folder: Path, interrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
+    del facts["sessions"]
+    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
+    assert not caplog.messages and [each["from_step"] for each in known["sessions"]] == [4]
+
+
+def test_a_package_without_a_version_is_told_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+
+    def no_timm(name: str) -> str:
+        if name == "timm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", no_timm)
+    stage = DistillationStage(target=lambda images: pytest.fail("the target ran"), **OPTIONS)
+    message = r"^The version of timm, which a set records, cannot be found: install timm with pip\.$"
+    with pytest.raises(DistillError, match=message):
+        stage.run(folder, out=tmp_path / "run")
+    with pytest.raises(DistillError, match=message):
+        stage.check(folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_time_of_the_sessions_before_counts(folder: Path, interrupted: Path) -> None:
+    tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     facts["seconds"] += 1000
-    checkpoint.save(tmp_path / "run" / "checkpoints", facts.pop("step"), tensors, facts)
-    assert stage.run(folder, out=tmp_path / "run", resume=True).provenance["seconds"] >= 1000  # rounded
+    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
+    assert known["seconds"] >= 1000  # rounded
