@@ -67,7 +67,7 @@ def provenance(
         device: Of this session.
         seconds: Of all sessions.
     """
-    *_, last = run.sessions
+    last = run.sessions[-1]
     changed = len(run.sessions) > 1 or last["from_step"] > 0
     return {
         **facts,

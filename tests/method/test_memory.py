@@ -1,13 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 import tiny
-from lightly_distill.method import memory
 from lightly_distill.method.memory import estimate
-from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.seeding import generator
 
 
@@ -60,15 +56,3 @@ def test_what_torch_compile_puts_around_a_student_is_left_out() -> None:
     network._compiled_call_impl = lambda *args: pytest.fail("compiled")  # type: ignore[method-assign]
     plain = estimate([student()], torch.randn(20, 3, 8, 8), 16, None)
     assert estimate([network], torch.randn(20, 3, 8, 8), 16, None).bytes == plain.bytes
-
-
-def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(memory, "CGROUPS", ((limit, used), (tmp_path / "not", tmp_path / "here")))
-    cpu = torch.device("cpu")
-    whole = free_memory(cpu)
-    limit.write_text("max\n")
-    used.write_text("1000\n")
-    assert free_memory(cpu) == pytest.approx(whole, rel=0.2)
-    limit.write_text("5000\n")
-    assert free_memory(cpu) == 4000

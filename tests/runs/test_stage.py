@@ -21,7 +21,6 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
-from lightly_distill.method.real_images import RealImages
 from lightly_distill.runs import checkpoint
 from lightly_distill.synthetic.describe import describe, describe_set
 
@@ -128,30 +127,24 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    from lightly_distill.method.state import DistillState
-    from lightly_distill.runs.run_folder import RunFolder
+@pytest.fixture
+def interrupted(folder: Path, tmp_path: Path) -> Path:
+    """The folder of a run that ended at step 5, after the checkpoint of step 4."""
 
-    real = RunFolder.checkpoint
-
-    def checkpoint(self: RunFolder, state: DistillState) -> None:
-        real(self, state)
-        if state.step == at:
+    def fail(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
             raise Interrupted
 
-    monkeypatch.setattr(RunFolder, "checkpoint", checkpoint)
+    with pytest.raises(Interrupted):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", log=tiny.EachRow(fail))
+    return tmp_path / "run"
 
 
-def test_an_interrupted_run_resumes_to_the_same_set(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_set(folder: Path, tmp_path: Path, interrupted: Path) -> None:
     straight = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "straight")
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt(patch, at=4)
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
-    with open(tmp_path / "run" / "metrics.jsonl", "a") as log:  # a row that was written after the checkpoint
-        log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')  # and one that a kill cut off
-    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
+    with open(interrupted / "metrics.jsonl", "a") as log:  # beside the row of step 5, after the checkpoint,
+        log.write('{"step": 6, "lo')  # one that a kill cut off
+    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True)
     assert torch.equal(resumed.images, straight.images)
     assert torch.equal(resumed.representations, straight.representations)
     losses = [
@@ -162,7 +155,7 @@ def test_an_interrupted_run_resumes_to_the_same_set(
 
 
 def test_a_log_that_fails_on_its_first_row_does_not_cost_the_warm_up(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     straight = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
 
@@ -171,8 +164,9 @@ def test_a_log_that_fails_on_its_first_row_does_not_cost_the_warm_up(
 
     with pytest.raises(RuntimeError, match="no key"):
         DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=tiny.EachRow(fail))
-    monkeypatch.setattr("lightly_distill.method.pool.StudentPool.warm_up", lambda *args: pytest.fail("warmed up again"))
-    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, resume=True)
+    with caplog.at_level(logging.INFO):
+        resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, resume=True)
+    assert "Distilling" in caplog.text and "Warming up" not in caplog.text
     assert torch.equal(resumed.images, straight.images)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [0, 1, 2, 3, 4, 5, 6]
 
@@ -244,24 +238,25 @@ def test_another_seed_or_none_in_a_checkpoint_is_refused(folder: Path, tmp_path:
 
 
 def test_the_representations_of_a_run_are_kept_for_it_and_for_the_one_that_replaces_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path
 ) -> None:
-    first = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
+    seen: list[int] = []  # images that the target is given at a time
+    model = SSLModel()
+    model.backbone.register_forward_hook(lambda module, inputs, features: seen.append(len(features)))
+    first = DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run")
     kept = sorted((tmp_path / "run" / "representations").rglob("*.npy"))
-    assert len(kept) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(RealImages, "_represent", lambda *a: pytest.fail("computed again"))
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
-        again = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
-    assert torch.equal(again.images, first.images)
+    assert len(kept) == 1 and sum(seen) >= 40
+    seen.clear()
+    DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
+    again = DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
+    assert torch.equal(again.images, first.images) and sum(seen) < 40  # only the first few, to try the target
     other = SSLModel()
     other.backbone[0].weight.data += 0.1
     DistillationStage(target=other, **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
     assert len(list((tmp_path / "run" / "representations").rglob("*.npy"))) == 1 and not kept[0].exists()
 
 
-def test_an_output_folder_in_use_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightly_distill.runs.stage.open_source", lambda *a, **k: pytest.fail("the source was opened"))
+def test_an_output_folder_in_use_is_refused_before_the_images_are_looked_for(tmp_path: Path) -> None:
     stage = DistillationStage(target=SSLModel(), **OPTIONS)
     (tmp_path / "notes.txt").write_text("mine")
     for flags, out, message in (
@@ -274,7 +269,7 @@ def test_an_output_folder_in_use_is_refused_before_any_work(tmp_path: Path, monk
         ({}, tmp_path / "notes.txt" / "run", "cannot be written to"),
     ):
         with pytest.raises(UsageError, match=message):
-            stage.run("anything", out=out, **flags)
+            stage.run("no/such/images", out=out, **flags)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -311,13 +306,14 @@ def test_a_student_that_does_not_exist_is_refused_before_the_target_runs(folder:
         DistillationStage(target=Untouchable(), **{**OPTIONS, "student": "resnet81"}).run(folder)
 
 
-def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightly_distill.runs.stage.open_source", lambda *a, **k: pytest.fail("the source was opened"))
+def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     wide = lambda images: images.mean((1, 2, 3))[:, None].expand(-1, 2**17 + 1)  # noqa: E731
     for target, options in ((SSLModel(), {"num_images": 10**6 + 1}), (wide, {})):
         stage = DistillationStage(target=target, **{**OPTIONS, **options})
         with pytest.raises(UsageError, match=r"^The synthetic set asked for has the shape .* at most"):
             stage.run(tiny.images(40))
+    assert "Distilling" not in caplog.text
 
 
 def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
@@ -399,15 +395,6 @@ def test_with_less_free_memory_another_set_is_made_and_its_record_says_so(
 
 
 @pytest.fixture
-def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run that was stopped after step 4."""
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt(patch, at=4)
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def another_thread() -> Iterator[tuple[int, int]]:
     """The number of threads before and inside the test."""
     before = torch.get_num_threads()
@@ -455,7 +442,7 @@ def test_a_checkpoint_that_records_no_conditions_is_resumed_without_a_warning(
     assert not caplog.messages and [each["from_step"] for each in known["sessions"]] == [4]
 
 
-def test_a_package_without_a_version_is_told_before_the_work(
+def test_a_package_without_a_version_is_named_before_the_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = importlib.metadata.version

@@ -1,9 +1,11 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from lightly_distill.runtime.device import device_name, tf32
+from lightly_distill.runtime import device
+from lightly_distill.runtime.device import device_name, free_memory, tf32
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +29,15 @@ def test_a_processor_is_named_with_the_instructions_that_torch_uses() -> None:
 @pytest.mark.gpu
 def test_a_gpu_is_named() -> None:
     assert device_name(torch.device("cuda")) == torch.cuda.get_device_name()
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(device, "CGROUPS", ((limit, used), (tmp_path / "not", tmp_path / "here")))
+    cpu = torch.device("cpu")
+    whole = free_memory(cpu)
+    limit.write_text("max\n")
+    used.write_text("1000\n")
+    assert free_memory(cpu) == pytest.approx(whole, rel=0.2)
+    limit.write_text("5000\n")
+    assert free_memory(cpu) == 4000

@@ -45,7 +45,7 @@ def test_the_card_tells_what_is_recorded() -> None:
         assert part in text
 
 
-def test_the_card_tells_chunks_processes_and_what_changed_between_sessions() -> None:
+def test_the_card_shows_chunks_processes_and_what_changed_between_sessions() -> None:
     versions = {"python": "3.11.7", "torch": "2.9.0"}
     sessions = [
         {"from_step": 0, "device": "CPU x86_64, AVX2", "threads": 2, "versions": versions},
