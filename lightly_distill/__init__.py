@@ -1,9 +1,10 @@
 """Distils a large unlabelled image set into a small synthetic one, from any Lightly SSL model.
 
-Importing this imports no adapter and starts no download.
+Importing this imports no adapter, nothing that is slow to import besides torch, and starts no download.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from lightly_distill import adapters
 from lightly_distill.errors import DistillError, UsageError
@@ -13,6 +14,12 @@ from lightly_distill.models.targets import as_target
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.synthetic.pretrain import pretrain
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+if TYPE_CHECKING:  # what `__getattr__` brings, for type checkers and editors; the one place that names an adapter
+    from lightly_distill.evaluation.evaluate import evaluate
+    from lightly_distill.evaluation.sweep.sweep import sweep
+    from lightly_distill.sharing.publish import publish
+    from lightly_distill_integrations.pytorch_lightning.callback import DistillationCallback
 
 __version__ = "0.1.0"
 
@@ -29,21 +36,27 @@ __all__ = [
     "as_target",
     "evaluate",
     "pretrain",
+    "publish",
     "register_target",
     "sweep",
 ]
 
+# Imported when asked for, since they take seconds: they need scikit-learn, matplotlib and scipy.
+_LAZY = {
+    "evaluate": "lightly_distill.evaluation.evaluate",
+    "publish": "lightly_distill.sharing.publish",
+    "sweep": "lightly_distill.evaluation.sweep.sweep",
+}
 
-def __getattr__(name: str) -> Any:
-    # they take seconds to import: a subclass of PyTorch Lightning's Callback, and scikit-learn's probes
-    if name == "DistillationCallback":
-        return adapters.get("callbacks", "pytorch_lightning").DistillationCallback
-    if name == "evaluate":
-        from lightly_distill.evaluation.evaluate import evaluate
+if not TYPE_CHECKING:  # a type checker would take every name for one that there is
 
-        return evaluate
-    if name == "sweep":
-        from lightly_distill.evaluation.sweep.sweep import sweep
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return getattr(import_module(_LAZY[name]), name)
+        if name == "DistillationCallback":  # of an adapter, and a subclass of PyTorch Lightning's Callback
+            return adapters.get("callbacks", "pytorch_lightning").DistillationCallback
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-        return sweep
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,5 +1,8 @@
 """Small networks and images for the tests of the method."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,3 +38,16 @@ def images(count: int = 60) -> Tensor:
 def config(**options: object) -> DistillConfig:
     tiny = {"num_images": 10, "steps": 12, "batch_size": 16, "log_every": 1, "checkpoint_every": 4, "student": "tiny"}
     return make_config(**{**tiny, "pool": {"size": 3, "max_age": 4}, **options})
+
+
+class EachRow:
+    """A log that gives each row of measurements to a function."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], None]) -> None:
+        self._function = function
+
+    def start(self) -> None:
+        pass
+
+    def log(self, row: dict[str, Any]) -> None:
+        self._function(row)

@@ -40,7 +40,7 @@ def arguments(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="NAME[,NAME]",
-        help="Trackers that are told settings and measurements: tensorboard, wandb, mlflow and what else Accelerate "
+        help="Trackers that are given settings and measurements: tensorboard, wandb, mlflow and what else Accelerate "
         "knows. metrics.jsonl has them always.",
     )
 
@@ -66,7 +66,9 @@ def run(options: Namespace) -> None:
     # what is quickly seen to be wrong comes before the target, which may be a download
     if is_main():
         RunFolder.check(options.out, resume=options.resume, overwrite=options.overwrite)
-    trackers = Trackers(options.log_with, options.out) if options.log_with else None
+    trackers = None
+    if options.log_with:
+        trackers = Trackers([name.strip() for name in options.log_with.split(",")], options.out)
     locate(options.data)
     config = stage_config(options)
     target = load_target(options.target, options.target_encoder, options.target_class)

@@ -1,7 +1,10 @@
 """The settings of a distillation: small frozen dataclasses, checked when they are made, saved with every result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
+
+from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError, did_you_mean
 from lightly_distill.runtime.settings import check_number, check_one_of, update
@@ -23,6 +26,14 @@ class OuterConfig:
         check_number(self, "final_lr", least=0, prefix="outer.")
         if self.final_lr > 1:
             raise UsageError(f"outer.final_lr is a fraction of the initial rate, from 0 to 1; got {self.final_lr}.")
+
+
+class OuterOptions(TypedDict, total=False):
+    """Fields of `OuterConfig`, as a part of `DistillOptions`."""
+
+    lr_images: float
+    lr_representations: float
+    final_lr: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,16 @@ class PoolConfig:
         check_number(self, "momentum", "weight_decay", least=0, prefix="pool.")
 
 
+class PoolOptions(TypedDict, total=False):
+    """Fields of `PoolConfig`, as a part of `DistillOptions`."""
+
+    size: int
+    max_age: int
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
 @dataclass(frozen=True)
 class RidgeConfig:
     """The closed-form inner solve."""
@@ -61,9 +82,19 @@ class RidgeConfig:
         check_one_of("ridge.dtype", self.dtype, ("float32", "float64"))
 
 
+class RidgeOptions(TypedDict, total=False):
+    """Fields of `RidgeConfig`, as a part of `DistillOptions`."""
+
+    strength: float
+    dtype: Literal["float32", "float64"]
+
+
 @dataclass(frozen=True)
 class DistillConfig:
-    """Everything that decides a synthetic set, besides the real images and the target model."""
+    """Everything that decides a synthetic set, besides the real images and the target model.
+
+    `student` may be given as a sequence of names too, and is kept comma separated, the form in which it is recorded.
+    """
 
     student: str = "convnet_128_256_512"
     """timm name of the online students; several, comma separated, form a mixed pool."""
@@ -125,9 +156,9 @@ class DistillConfig:
         views = self.source_views
         if views != "random" and (isinstance(views, bool) or not isinstance(views, int) or views < 0):
             raise UsageError(f"source_views must be a number of views or 'random'; got {views!r}.")
-        for name in ("student", "device"):
-            if not isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} must be a name; got {getattr(self, name)!r}.")
+        if not isinstance(self.device, str):
+            raise UsageError(f"device must be a name; got {self.device!r}.")
+        object.__setattr__(self, "student", _comma_separated(self.student))  # the way of a frozen dataclass
         if not all(self.students):
             raise UsageError(f"student must be a timm name or several, comma separated; got '{self.student}'.")
         if self.pool.size < len(self.students):
@@ -139,6 +170,39 @@ class DistillConfig:
     def students(self) -> tuple[str, ...]:
         """The names of the students, one for each architecture of the pool."""
         return tuple(name.strip() for name in self.student.split(","))
+
+
+def _comma_separated(students: str | Sequence[str]) -> str:
+    if isinstance(students, str):
+        return students
+    if not isinstance(students, Sequence) or not all(isinstance(name, str) for name in students):
+        raise UsageError(f"student must be a name or a sequence of names; got {students!r}.")
+    return ",".join(students)
+
+
+class DistillOptions(TypedDict, total=False):
+    """Fields of `DistillConfig` as keywords: what an editor shows and a type checker checks. See there."""
+
+    student: str | Sequence[str]
+    num_images: int
+    steps: int
+    batch_size: int
+    image_size: int | None
+    source_views: int | Literal["random"]
+    init: Literal["random", "kmeans", "noise"]
+    holdout: int
+    seed: int
+    device: str
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    parallel: Literal["batch", "pool"]
+    chunk_size: int | Literal["auto"] | None
+    log_every: int
+    checkpoint_every: int
+    checkpoint_minutes: float
+    outer: OuterConfig | OuterOptions
+    pool: PoolConfig | PoolOptions
+    ridge: RidgeConfig | RidgeOptions
 
 
 _PAPER_POOL = {"size": 10, "max_age": 1000, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
@@ -166,7 +230,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(preset: str | None = None, **options: Any) -> DistillConfig:
+def make_config(preset: str | None = None, **options: Unpack[DistillOptions]) -> DistillConfig:
     """Makes a configuration from a preset and single options.
 
     Args:

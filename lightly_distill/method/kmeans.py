@@ -1,7 +1,6 @@
 """A varied choice of points: the one nearest to each of as many centroids."""
 
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from lightly_distill.runtime import seeding
@@ -20,6 +19,9 @@ def nearest_to_centroids(points: Tensor, count: int, seed: int) -> Tensor:
     Returns:
         Indices of the points, int64, shape (count,).
     """
+    # here: it takes two seconds to import, and every import of the package would pay for it
+    from sklearn.cluster import MiniBatchKMeans
+
     state = seeding.derive(seed, "arm", "kmeans") % 2**32
     kmeans = MiniBatchKMeans(count, random_state=state, batch_size=4096, n_init=3).fit(points.numpy())
     centroids = torch.from_numpy(kmeans.cluster_centers_).to(points.dtype)

@@ -1,15 +1,21 @@
 """What a set records of how it was made."""
 
+import importlib.metadata
 import platform
-from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from lightly_distill.data.source import Source
+from lightly_distill.errors import DistillError
 from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.state import DistillState
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.run_folder import RunFolder
+from lightly_distill.runtime.device import device_name, tf32
 from lightly_distill.runtime.processes import Processes
 from lightly_distill.runtime.settings import to_dict
+from lightly_distill.runtime.usage import peak_memory
 
 
 def run_facts(source: Source, target: Target, config: DistillConfig, processes: Processes) -> dict[str, Any]:
@@ -34,6 +40,49 @@ def run_facts(source: Source, target: Target, config: DistillConfig, processes: 
     }
 
 
+def session_facts(device: torch.device, processes: Processes) -> dict[str, Any]:
+    """Returns what decides the last bits of a result besides `run_facts`, JSON-able; it may change at a resume.
+
+    Raises:
+        DistillError: If the version of a package cannot be found.
+    """
+    return {
+        "device": device_name(device),
+        "tf32": tf32(device),
+        "threads": torch.get_num_threads(),
+        "processes": processes.count,
+        "versions": versions(),
+    }
+
+
+def provenance(
+    facts: dict[str, Any], state: DistillState, run: RunFolder, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    """Returns all that a set records, JSON-able.
+
+    Args:
+        facts: What `run_facts` returned.
+        state: At the end of the run.
+        run: Its folder, which knows the sessions.
+        device: Of this session.
+        seconds: Of all sessions.
+    """
+    last = run.sessions[-1]
+    changed = len(run.sessions) > 1 or last["from_step"] > 0
+    return {
+        **facts,
+        # "auto" as it was resolved: in other chunks, batch norm is trained otherwise
+        "chunk_size": min(state.pool.chunk_size or len(state.images), len(state.images)),
+        **{name: value for name, value in last.items() if name != "from_step"},
+        **({"sessions": run.sessions} if changed else {}),
+        "steps": state.step,
+        "heldout_loss": heldout_losses(state.initial, run),
+        "ridge_jitters": state.jitters,
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory(device),
+    }
+
+
 def heldout_losses(initial: dict[str, Any], run: RunFolder) -> dict[str, Any]:
     """Returns the held-out loss at the start and at the end, in a mixed pool also of each architecture."""
     first, last = initial.get("heldout_loss_by_student", {}), run.last("heldout_loss_by_student") or {}
@@ -43,6 +92,17 @@ def heldout_losses(initial: dict[str, Any], run: RunFolder) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what decides numbers, by name."""
-    names = ("lightly-distill", "torch", "torchvision", "timm", "lightly")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    """Returns the versions of what decides numbers, by name.
+
+    Raises:
+        DistillError: If one cannot be found.
+    """
+    found = {"python": platform.python_version()}
+    for name in ("lightly-distill", "torch", "torchvision", "timm", "lightly"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise DistillError(
+                f"The version of {name}, which a set records, cannot be found: install {name} with pip."
+            ) from error
+    return found

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from lightly_distill.errors import UsageError
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs import checkpoint, lock
+from lightly_distill.runs.run_log import RunLog
 from lightly_distill.runtime import signals
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
@@ -46,21 +47,28 @@ class RunFolder:
         path: The folder, or None to keep nothing on disk.
         settings: Everything that decides the result: configuration, source and target with their fingerprints; may be
             empty without a folder.
-        log: Is given each row of measurements too; its method `start`, if it has one, is called before.
+        log: Is given each row of measurements too.
         processes: Of which the main one writes; all read.
+        session: The conditions of this session, see `session_facts`.
+
+    Attributes:
+        sessions: The conditions of the run, and from which step on: one entry, and another for each time that it went
+            on under other ones. The first is not from step 0 where an older version that recorded none began the run.
     """
 
     def __init__(
         self,
         path: Path | None,
         settings: Mapping[str, Any],
-        log: Callable[[dict[str, Any]], None] | None = None,
+        log: RunLog | None = None,
         processes: Processes = ALONE,
+        session: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self._log = log
         self._processes = processes
         self._settings = dict(settings)
+        self.sessions: list[dict[str, Any]] = [{"from_step": 0, **(session or {})}]
         self.representations = RepresentationCache(processes=processes)
         if path is not None:
             key = {"source": settings["source"]["fingerprint"], "target": settings["target"]["sha256"]}
@@ -102,7 +110,7 @@ class RunFolder:
         """Makes the folder, removes an old run unless it is resumed, and writes the configuration.
 
         Raises:
-            DistillError: If that fails, or what is to be told of the run cannot start; in all processes.
+            DistillError: If that fails, or the log of the run cannot start; in all processes.
         """
         self._processes.in_main(lambda: self._begin(resumed, config))
 
@@ -117,8 +125,8 @@ class RunFolder:
                 (self.path / "pictures").mkdir(parents=True, exist_ok=True)
             with replacing(self.path / "config.yaml") as partial:
                 partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        # of `Trackers`: one that lacks its key is noticed now, not after the warm-up
-        getattr(self._log, "start", bool)()
+        if self._log is not None:
+            self._log.start()  # a tracker that lacks its key is noticed now, not after the warm-up
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
@@ -130,7 +138,7 @@ class RunFolder:
             with writing(log), open(log, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if self._log is not None:
-            self._log(row)
+            self._log.log(row)
 
     def last(self, name: str) -> Any:
         """Returns the newest measurement of this name, or None."""
@@ -140,7 +148,8 @@ class RunFolder:
         """Writes the state of the run, which all processes are asked for."""
         if self.path is not None:
             seconds = self.seconds_before + time.perf_counter() - self._started
-            tensors, facts = state.tensors(), {**state.facts(), "settings": self._settings, "seconds": seconds}
+            own = {"settings": self._settings, "sessions": self.sessions, "seconds": seconds}
+            tensors, facts = state.tensors(), {**state.facts(), **own}
             if self._processes.main:
                 checkpoint.save(self.path / "checkpoints", state.step, tensors, facts)
 
@@ -153,6 +162,8 @@ class RunFolder:
 
     def load_checkpoint(self, *, strict: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Reads the newest good checkpoint and drops the rows of metrics.jsonl that came after it.
+
+        Warns where this session works under other conditions than the last one.
 
         Args:
             strict: Refuse to go back behind a damaged checkpoint.
@@ -175,12 +186,29 @@ class RunFolder:
                 f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones or another --out."
             )
         self.seconds_before = facts["seconds"]
+        self.sessions = self._sessions_after(facts.get("sessions", []), facts["step"])
         log = self.path / "metrics.jsonl"
         self.rows = [row for row in _rows(log) if row["step"] <= facts["step"]]
         if self._processes.main:
             with replacing(log) as partial:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         return tensors, facts
+
+    def _sessions_after(self, before: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+        own = {**self.sessions[-1], "from_step": step}
+        if not before:  # older versions recorded none
+            return [own]
+        changed = differences({**before[-1], "from_step": step}, own)
+        if not changed:
+            return before
+        if self._processes.main:
+            _logger.warning(
+                "The run in %s goes on under other conditions (%s): the rest of the run is not bit for bit what the "
+                "uninterrupted one would have been.",
+                self.path,
+                "; ".join(changed),
+            )
+        return [*before, own]
 
 
 def run_config(folder: Path) -> dict[str, Any]:

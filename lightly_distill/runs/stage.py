@@ -1,19 +1,18 @@
 """What a script adds: the stage from a dataset and a target model to a synthetic set."""
 
 import logging
-import platform
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.source import Source, find_images, first_images, open_source
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.real_images import RealImages, require_enough
@@ -22,12 +21,12 @@ from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import as_target, load_target
 from lightly_distill.runs import curves
 from lightly_distill.runs.lock import locked
-from lightly_distill.runs.provenance import heldout_losses, run_facts, versions
+from lightly_distill.runs.provenance import provenance, run_facts, session_facts, versions
 from lightly_distill.runs.run_folder import RunFolder
+from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.device import free_memory, resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
-from lightly_distill.runtime.usage import peak_memory
 from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -46,7 +45,7 @@ class DistillationStage:
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
         config: All settings at once, instead of preset and options.
         options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`, `steps=5000`, `seed=0`;
-            parts as mappings, such as `pool={"size": 5}`.
+            several students as a sequence, and parts as mappings, such as `pool={"size": 5}`.
 
     Raises:
         UsageError: If an option is unknown or out of range, or the target's encoder cannot be found.
@@ -64,7 +63,7 @@ class DistillationStage:
         encoder: Any = None,
         preset: str | None = None,
         config: DistillConfig | None = None,
-        **options: Any,
+        **options: Unpack[DistillOptions],
     ) -> None:
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
@@ -76,6 +75,7 @@ class DistillationStage:
     ) -> None:
         """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
+        versions()
         self._look_at(dataset, resolve_device(self.config.device))
 
     def run(
@@ -86,7 +86,7 @@ class DistillationStage:
         resume: bool = False,
         overwrite: bool = False,
         strict: bool = False,
-        log: Callable[[dict[str, Any]], None] | None = None,
+        log: RunLog | None = None,
     ) -> SyntheticSet:
         """Distils a dataset.
 
@@ -98,15 +98,16 @@ class DistillationStage:
             resume: Go on from the newest good checkpoint in `out`.
             overwrite: Replace an old run in `out`.
             strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
-            log: Is given each row of measurements as it is taken, such as `{"step": 10, "loss": 0.1}`. Its method
-                `start`, if it has one, is called before the long work.
+            log: Its method `start` is called before the long work, and its method `log` is given each row of
+                measurements as it is taken, such as `{"step": 10, "loss": 0.1}`.
 
         Returns:
             The synthetic set, on the CPU, with its provenance.
 
         Raises:
-            UsageError: If dataset, students, settings and folder do not fit together; before any long work.
-            DistillError: If the run cannot go on; the newest checkpoint is intact.
+            UsageError: If dataset, students, settings, folder and log do not fit together; before any long work.
+            DistillError: If the version of a package cannot be found, before any long work; or if the run cannot go on:
+                the newest checkpoint is intact.
             KeyboardInterrupt: After SIGINT (Ctrl-C). The step in hand is done and saved, if this is the main thread.
             SystemExit: After SIGTERM or SIGUSR1, likewise; its code is 128 + the number of the signal.
         """
@@ -118,6 +119,7 @@ class DistillationStage:
                     raise UsageError(
                         "--strict is about the checkpoint that --resume goes on from: give both, or neither."
                     )
+                require_run_log(log)
                 folder = Path(out) if out is not None else None
                 RunFolder.check(folder, resume=resume, overwrite=overwrite)
                 held.enter_context(locked(folder))
@@ -136,9 +138,10 @@ class DistillationStage:
         *,
         resume: bool,
         strict: bool,
-        log: Callable[[dict[str, Any]], None] | None,
+        log: RunLog | None,
     ) -> SyntheticSet:
         config, target = self.config, self.target
+        session = session_facts(device, processes)
         if config.parallel == "pool" and config.pool.size < processes.count:
             raise UsageError(
                 f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
@@ -159,7 +162,7 @@ class DistillationStage:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
         facts = run_facts(source, target, config, processes)
-        run = RunFolder(folder, facts, log, processes)
+        run = RunFolder(folder, facts, log, processes, session)
         saved = run.load_checkpoint(strict=strict) if resume else None
         real = RealImages(source, target, config, device, run.representations)
         state = DistillState.start(real, students, config, processes)
@@ -177,18 +180,7 @@ class DistillationStage:
             mean=target.mean,
             std=target.std,
             source_index=state.source_index,
-            provenance={
-                **facts,
-                "versions": versions(),
-                "device": torch.cuda.get_device_name(device)
-                if device.type == "cuda"
-                else platform.processor() or "cpu",
-                "steps": state.step,
-                "heldout_loss": heldout_losses(state.initial, run),
-                "ridge_jitters": state.jitters,
-                "seconds": round(run.seconds_before + time.perf_counter() - started, 1),
-                "peak_memory_bytes": peak_memory(device),
-            },
+            provenance=provenance(facts, state, run, device, run.seconds_before + time.perf_counter() - started),
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
         if folder is not None and processes.main:

@@ -1,7 +1,7 @@
 """Experiment trackers such as TensorBoard and Weights & Biases, through Accelerate."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,19 @@ _logger = logging.getLogger(__name__)
 class Trackers:
     """Hands the measurements of a run to trackers; inside a `with`, which finishes them.
 
-    It is what `DistillationStage.run` takes as `log`. Trackers start when the folder of the run is there, before the
-    warm-up, and are told its configuration. One that fails later is left out of the rest of the run, with a warning.
+    It is a `RunLog`. Trackers start when the folder of the run is there, before the warm-up, and are given its
+    configuration. One that fails later is left out of the rest of the run, with a warning.
 
     Args:
-        names: As Accelerate has them, comma separated, such as `tensorboard,wandb`.
+        names: As Accelerate has them, such as `["tensorboard", "wandb"]`.
         folder: Of the run. Trackers that keep files keep them in `trackers` there.
 
     Raises:
         UsageError: If there is no such tracker, or its package is not installed.
     """
 
-    def __init__(self, names: str, folder: Path) -> None:
-        self._names = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
+        self._names = tuple(dict.fromkeys(names))
         self._folder = folder
         self._trackers: dict[str, Any] = {}  # by name
         _require_installed(self._names)
@@ -43,18 +43,18 @@ class Trackers:
             except Exception as fault:  # somebody else's server; the run is done
                 _logger.warning("The tracker %s did not finish: %s", name, first_line(fault))
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Takes one row of measurements; the main process is asked only."""
+    def log(self, row: dict[str, Any]) -> None:
+        """Hands one row of measurements on."""
         values = numbers({name: value for name, value in row.items() if name != "step"})
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(values, step=row["step"])
             except Exception as error:  # such as a lost connection: metrics.jsonl has it all
-                _logger.warning("The tracker %s fails, and is told no more: %s", name, first_line(error))
+                _logger.warning("The tracker %s fails and is left out from now on: %s", name, first_line(error))
                 del self._trackers[name]
 
     def start(self) -> None:
-        """Starts the trackers; the main process is asked only.
+        """Starts the trackers.
 
         Raises:
             DistillError: If one cannot be started.

@@ -1,6 +1,8 @@
 """The device a run uses."""
 
+import platform
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -29,6 +31,27 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"Device '{name}' asked for, but torch finds {count} CUDA devices. Use auto or cpu.")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Returns what computes: the name of the GPU, or the kind of processor and the instructions that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    kind = platform.processor() or platform.machine()
+    return f"CPU {kind}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def tf32(device: torch.device) -> str:
+    """Returns where float32 is computed as TF32 on the device: `off`, `matmul`, `convolutions`, or both."""
+    if device.type != "cuda":
+        return "off"
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9 brought a new name, and refuses a mixture of both
+        used = {"matmul": matmul.fp32_precision == "tf32", "convolutions": cudnn.conv.fp32_precision == "tf32"}
+    else:
+        used = {"matmul": matmul.allow_tf32, "convolutions": cudnn.allow_tf32}
+    return ", ".join(name for name, on in used.items() if on) or "off"
 
 
 def free_memory(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lightly_distill.synthetic import card_frame
+from lightly_distill.synthetic.conditions import conditions
 from lightly_distill.synthetic.contents import Contents
 
 TAGS = ("lightly-distill", "dataset-distillation", "self-supervised-learning", "image")
@@ -146,6 +147,7 @@ def facts(synthetic: Contents) -> dict[str, str]:
         "seed": _join(config.get("seed")),
         "time": _join(_unit(_number(known.get("seconds")), "s"), known.get("device")),
         "peak memory": _join(_unit(_number(known.get("peak_memory_bytes"), 2**30), "GiB")),
+        **{name: _join(line) for name, line in conditions(known, len(synthetic)).items()},
         "versions": _join(*(f"{name} {number}" for name, number in _part(known, "versions").items())),
     }
     return {name: value for name, value in lines.items() if value}

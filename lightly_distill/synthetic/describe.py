@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightly_distill.synthetic import address, artifact
+from lightly_distill.synthetic.conditions import RECORDED, conditions
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 WIDTH = 100  # characters of a line
@@ -58,7 +59,9 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         lines["on disk"] = f"{size / 1e6:.2f} MB ({size} bytes) in {folder}"
         lines["picture"] = str(folder / artifact.PREVIEW)
-    origin = {**_groups(synthetic.provenance), **_groups({"measured": synthetic.metrics})}
+    known = {name: fact for name, fact in synthetic.provenance.items() if name not in RECORDED}
+    in_words = conditions(synthetic.provenance, count)
+    origin = {**_groups(known), **in_words, **_groups({"measured": synthetic.metrics})}
     # The settings are the longest and the least asked for.
     origin = dict(sorted(origin.items(), key=lambda item: item[0].startswith("config")))
     column = min(max(map(len, (*lines, *origin))), WIDTH // 4)

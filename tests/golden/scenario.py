@@ -70,7 +70,10 @@ def model() -> nn.Module:
 class StopAfter:
     """A log that sends SIGTERM to this very process when a step is told."""
 
-    def __call__(self, row: dict[str, Any]) -> None:
+    def start(self) -> None:
+        pass
+
+    def log(self, row: dict[str, Any]) -> None:
         if row["step"] == STOP_AFTER:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -125,7 +128,7 @@ def student_weights(folder: Path) -> dict[str, float]:
 def card(path: Path) -> list[str]:
     """The lines of a card, without what differs from run to run and from machine to machine."""
     text = path.read_text(encoding="utf-8")
-    for name in ("time", "peak memory", "versions", "size"):
+    for name in ("time", "peak memory", "threads", "versions", "size"):
         text = re.sub(rf"(?m)^\| {name} \|.*$", f"| {name} | ... |", text)
     text = re.sub(r"[\d.]+ times the set", "... times the set", text)
     return text.splitlines()

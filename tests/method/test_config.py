@@ -1,12 +1,21 @@
-import pytest
+from collections.abc import Sequence
+from typing import Any, get_type_hints
 
+import pytest
+from typing_extensions import Unpack
+
+from lightly_distill import DistillationCallback, DistillationStage
 from lightly_distill.errors import UsageError
 from lightly_distill.method.config import (
     PRESETS,
     DistillConfig,
+    DistillOptions,
     OuterConfig,
+    OuterOptions,
     PoolConfig,
+    PoolOptions,
     RidgeConfig,
+    RidgeOptions,
     make_config,
 )
 from lightly_distill.runtime.settings import differences, to_dict, update
@@ -30,7 +39,9 @@ from lightly_distill.runtime.settings import differences, to_dict, update
         ({"precision": "fp16"}, "precision must be one of fp32, bf16; got 'fp16'."),
         ({"source_views": -1}, "source_views must be a number of views or 'random'; got -1."),
         ({"source_views": True}, "source_views must be a number of views or 'random'; got True."),
-        ({"student": ["a", "b"]}, "student must be a name; got ['a', 'b']."),
+        ({"student": ["a", 3]}, "student must be a name or a sequence of names; got ['a', 3]."),
+        ({"student": 3}, "student must be a name or a sequence of names; got 3."),
+        ({"student": []}, "student must be a timm name or several, comma separated; got ''."),
         ({"device": 3}, "device must be a name; got 3."),
         ({"seed": "x"}, "seed must be at least 0, a whole number; got 'x'."),
         ({"holdout": -1}, "holdout must be at least 0, a whole number; got -1."),
@@ -79,5 +90,35 @@ def test_differences_name_each_leaf() -> None:
     assert differences(old, old) == []
 
 
-def test_students_are_split_at_commas() -> None:
+def test_students_are_split_at_commas_and_a_sequence_of_them_is_kept_comma_separated() -> None:
     assert make_config(student="resnet18, convnet_32_64_128").students == ("resnet18", "convnet_32_64_128")
+    for given in (["resnet18", "convnet_32_64_128"], ("resnet18", "convnet_32_64_128")):
+        config = make_config(student=given)
+        assert config == make_config(student="resnet18,convnet_32_64_128")
+        assert to_dict(config)["student"] == "resnet18,convnet_32_64_128"
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (OuterOptions, OuterConfig),
+        (PoolOptions, PoolConfig),
+        (RidgeOptions, RidgeConfig),
+        (DistillOptions, DistillConfig),
+    ],
+)
+def test_the_typed_keywords_are_the_fields_of_the_dataclass(options: Any, config: Any) -> None:
+    parts = {
+        "outer": OuterConfig | OuterOptions,
+        "pool": PoolConfig | PoolOptions,
+        "ridge": RidgeConfig | RidgeOptions,
+        "student": str | Sequence[str],  # kept as text
+    }
+    fields = get_type_hints(config)
+    assert get_type_hints(options) == {name: parts.get(name, kind) for name, kind in fields.items()}
+    assert list(options.__annotations__) == list(fields) and not options.__required_keys__
+
+
+@pytest.mark.parametrize("function", [make_config, DistillationStage.__init__, DistillationCallback.__init__])
+def test_what_takes_options_takes_them_typed(function: Any) -> None:
+    assert get_type_hints(function)["options"] == Unpack[DistillOptions]

@@ -112,8 +112,8 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from lightly_distill.runs import checkpoint
 from lightly_distill.errors import DistillError
+from lightly_distill.runs import checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     checkpoint.save(Path(sys.argv[1]), 2, {"a": torch.zeros(200_000)}, {})

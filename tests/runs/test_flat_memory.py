@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
 from lightly_distill import DistillationStage
 from lightly_distill.runtime.seeding import generator
 
@@ -34,7 +35,7 @@ def test_resident_memory_is_flat(steps: int, tmp_path: Path) -> None:
         source_views=2,
         pool={"size": 3, "max_age": 5},  # so that students are born all the time
     )
-    stage.run(images, out=tmp_path / "run", log=log)
+    stage.run(images, out=tmp_path / "run", log=tiny.EachRow(log))
     warm, rest = resident[: SAMPLES // 3], resident[SAMPLES // 3 :]
     # one image set kept in each step would be 23 MiB in 200 steps
     assert max(rest) - max(warm) < 4 * 2**20

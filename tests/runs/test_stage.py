@@ -1,10 +1,16 @@
+import importlib.metadata
 import json
+import logging
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import timm
 import torch
 import yaml
 from datasets import Dataset as HuggingFaceDataset
@@ -15,8 +21,8 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
-from lightly_distill.method.real_images import RealImages
 from lightly_distill.runs import checkpoint
+from lightly_distill.synthetic.describe import describe, describe_set
 
 STUDENT = "convnet_4_4"
 OPTIONS: dict[str, Any] = {
@@ -98,18 +104,16 @@ def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> 
     known = synthetic.provenance
     assert known["heldout_loss"] == {"initial": rows[0]["heldout_loss"], "final": rows[-1]["heldout_loss"]}
     assert known["config"]["student"] == STUDENT and known["steps"] == 6 and known["peak_memory_bytes"] > 1e7
-    assert {"torch", "timm", "lightly", "lightly-distill", "python"} <= set(known["versions"])
+    assert {"torch", "timm", "torchvision", "lightly", "lightly-distill", "python"} == set(known["versions"])
+    assert (known["chunk_size"], known["threads"], known["tf32"]) == (8, torch.get_num_threads(), "off")
+    assert known["device"].startswith("CPU ") and "sessions" not in known
 
 
-def test_the_set_is_there_even_if_no_picture_can_be_drawn(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    with pytest.raises(DistillError, match=r"pictures cannot be written: .*No space left"):
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path)
+def test_the_set_is_there_even_if_no_picture_can_be_drawn(folder: Path, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "pictures" / "before_after.png"
+    log = tiny.EachRow(lambda row: in_the_way.mkdir(exist_ok=True))
+    with pytest.raises(DistillError, match=r"pictures cannot be written: .*Is a directory"):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=log)
     assert len(SyntheticSet.load(tmp_path)) == 8
 
 
@@ -123,30 +127,24 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    from lightly_distill.method.state import DistillState
-    from lightly_distill.runs.run_folder import RunFolder
+@pytest.fixture
+def interrupted(folder: Path, tmp_path: Path) -> Path:
+    """The folder of a run that ended at step 5, after the checkpoint of step 4."""
 
-    real = RunFolder.checkpoint
-
-    def checkpoint(self: RunFolder, state: DistillState) -> None:
-        real(self, state)
-        if state.step == at:
+    def fail(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
             raise Interrupted
 
-    monkeypatch.setattr(RunFolder, "checkpoint", checkpoint)
+    with pytest.raises(Interrupted):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", log=tiny.EachRow(fail))
+    return tmp_path / "run"
 
 
-def test_an_interrupted_run_resumes_to_the_same_set(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_set(folder: Path, tmp_path: Path, interrupted: Path) -> None:
     straight = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "straight")
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt(patch, at=4)
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
-    with open(tmp_path / "run" / "metrics.jsonl", "a") as log:  # a row that was written after the checkpoint
-        log.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')  # and one that a kill cut off
-    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
+    with open(interrupted / "metrics.jsonl", "a") as log:  # beside the row of step 5, after the checkpoint,
+        log.write('{"step": 6, "lo')  # one that a kill cut off
+    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True)
     assert torch.equal(resumed.images, straight.images)
     assert torch.equal(resumed.representations, straight.representations)
     losses = [
@@ -157,7 +155,7 @@ def test_an_interrupted_run_resumes_to_the_same_set(
 
 
 def test_a_log_that_fails_on_its_first_row_does_not_cost_the_warm_up(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     straight = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
 
@@ -165,9 +163,10 @@ def test_a_log_that_fails_on_its_first_row_does_not_cost_the_warm_up(
         raise RuntimeError("no key")
 
     with pytest.raises(RuntimeError, match="no key"):
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=fail)
-    monkeypatch.setattr("lightly_distill.method.pool.StudentPool.warm_up", lambda *args: pytest.fail("warmed up again"))
-    resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, resume=True)
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, log=tiny.EachRow(fail))
+    with caplog.at_level(logging.INFO):
+        resumed = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path, resume=True)
+    assert "Distilling" in caplog.text and "Warming up" not in caplog.text
     assert torch.equal(resumed.images, straight.images)
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [0, 1, 2, 3, 4, 5, 6]
 
@@ -204,7 +203,7 @@ def test_an_interrupt_in_a_notebook_comes_after_the_step_and_tells_where_it_is(
             DistillationStage(target=SSLModel(), **OPTIONS).run(
                 folder,
                 out=tmp_path / "run" if kept else None,
-                log=lambda row: signal.raise_signal(signal.SIGINT) if row["step"] == 3 else None,
+                log=tiny.EachRow(lambda row: signal.raise_signal(signal.SIGINT) if row["step"] == 3 else None),
             )
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -239,24 +238,25 @@ def test_another_seed_or_none_in_a_checkpoint_is_refused(folder: Path, tmp_path:
 
 
 def test_the_representations_of_a_run_are_kept_for_it_and_for_the_one_that_replaces_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path
 ) -> None:
-    first = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
+    seen: list[int] = []  # images that the target is given at a time
+    model = SSLModel()
+    model.backbone.register_forward_hook(lambda module, inputs, features: seen.append(len(features)))
+    first = DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run")
     kept = sorted((tmp_path / "run" / "representations").rglob("*.npy"))
-    assert len(kept) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(RealImages, "_represent", lambda *a: pytest.fail("computed again"))
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
-        again = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
-    assert torch.equal(again.images, first.images)
+    assert len(kept) == 1 and sum(seen) >= 40
+    seen.clear()
+    DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
+    again = DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
+    assert torch.equal(again.images, first.images) and sum(seen) < 40  # only the first few, to try the target
     other = SSLModel()
     other.backbone[0].weight.data += 0.1
     DistillationStage(target=other, **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
     assert len(list((tmp_path / "run" / "representations").rglob("*.npy"))) == 1 and not kept[0].exists()
 
 
-def test_an_output_folder_in_use_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightly_distill.runs.stage.open_source", lambda *a, **k: pytest.fail("the source was opened"))
+def test_an_output_folder_in_use_is_refused_before_the_images_are_looked_for(tmp_path: Path) -> None:
     stage = DistillationStage(target=SSLModel(), **OPTIONS)
     (tmp_path / "notes.txt").write_text("mine")
     for flags, out, message in (
@@ -269,7 +269,7 @@ def test_an_output_folder_in_use_is_refused_before_any_work(tmp_path: Path, monk
         ({}, tmp_path / "notes.txt" / "run", "cannot be written to"),
     ):
         with pytest.raises(UsageError, match=message):
-            stage.run("anything", out=out, **flags)
+            stage.run("no/such/images", out=out, **flags)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -279,6 +279,14 @@ def test_overwrite_replaces_a_run_and_leaves_other_files(folder: Path, tmp_path:
     DistillationStage(target=SSLModel(), **{**OPTIONS, "num_images": 5}).run(folder, out=tmp_path, overwrite=True)
     assert len(SyntheticSet.load(tmp_path)) == 5
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("log", [lambda row: None, print, logging.getLogger(), object()])
+def test_a_log_that_is_none_is_refused_before_the_folder_is_made(folder: Path, tmp_path: Path, log: Any) -> None:
+    message = r"^log must be an object with the methods start\(\) and log\(row\); got .*\. Put a function of each row"
+    with pytest.raises(UsageError, match=message):
+        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", log=log)
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_are_checked_when_the_stage_is_made() -> None:
@@ -298,13 +306,14 @@ def test_a_student_that_does_not_exist_is_refused_before_the_target_runs(folder:
         DistillationStage(target=Untouchable(), **{**OPTIONS, "student": "resnet81"}).run(folder)
 
 
-def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightly_distill.runs.stage.open_source", lambda *a, **k: pytest.fail("the source was opened"))
+def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     wide = lambda images: images.mean((1, 2, 3))[:, None].expand(-1, 2**17 + 1)  # noqa: E731
     for target, options in ((SSLModel(), {"num_images": 10**6 + 1}), (wide, {})):
         stage = DistillationStage(target=target, **{**OPTIONS, **options})
         with pytest.raises(UsageError, match=r"^The synthetic set asked for has the shape .* at most"):
             stage.run(tiny.images(40))
+    assert "Distilling" not in caplog.text
 
 
 def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
@@ -316,7 +325,7 @@ def test_a_target_that_returns_nan_is_named(folder: Path) -> None:
 
 def test_a_mixed_pool_of_timm_students_runs_and_tells_the_loss_of_each(folder: Path, tmp_path: Path) -> None:
     students = ["convnet_4_4", "test_resnet:stem=small", "test_vit"]
-    options = {**OPTIONS, "student": ",".join(students), "pool": {"size": 3, "max_age": 3}}
+    options = {**OPTIONS, "student": students, "pool": {"size": 3, "max_age": 3}}
     synthetic = DistillationStage(target=SSLModel(), **options, image_size=32).run(folder, out=tmp_path)
     assert synthetic.images.shape[-1] == 32
     first, *_, last = (json.loads(line) for line in (tmp_path / "metrics.jsonl").open())
@@ -373,13 +382,89 @@ def test_overwriting_takes_links_and_what_a_file_manager_leaves(folder: Path, tm
     assert any(elsewhere.iterdir())
 
 
-def test_the_time_of_the_sessions_before_counts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = DistillationStage(target=SSLModel(), **OPTIONS)
-    with monkeypatch.context() as patch:
-        interrupt(patch, at=4)
-        with pytest.raises(Interrupted):
-            stage.run(folder, out=tmp_path / "run")
-    tensors, facts = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+def test_with_less_free_memory_another_set_is_made_and_its_record_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**14))
+    little = DistillationStage(target=SSLModel(), **OPTIONS).run(folder)
+    assert not torch.equal(little.images, enough.images)
+    assert (enough.provenance["chunk_size"], little.provenance["chunk_size"]) == (8, 2)
+    assert little.provenance["config"]["chunk_size"] == "auto"
+    assert "2 of 8 images at a time" in describe_set(little, None)
+
+
+@pytest.fixture
+def another_thread() -> Iterator[tuple[int, int]]:
+    """The number of threads before and inside the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    yield before, before + 1
+    torch.set_num_threads(before)
+
+
+def test_a_resume_under_the_same_conditions_is_silent(
+    folder: Path, interrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    synthetic = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True)
+    assert not caplog.messages and "sessions" not in synthetic.provenance
+
+
+def test_a_resume_under_other_conditions_warns_of_each_and_the_set_tells_it(
+    folder: Path, interrupted: Path, another_thread: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
+    facts["sessions"][0]["versions"]["timm"] = "1.0.0"
+    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
+    changes = f"threads: {another_thread[0]} -> {another_thread[1]}; versions.timm: 1.0.0 -> {timm.__version__}"
+    assert caplog.messages == [
+        f"The run in {interrupted} goes on under other conditions ({changes}): the rest of the run is not bit for bit "
+        "what the uninterrupted one would have been."
+    ]
+    assert [(each["from_step"], each["threads"]) for each in known["sessions"]] == [
+        (0, another_thread[0]),
+        (4, another_thread[1]),
+    ]
+    assert known["threads"] == another_thread[1]
+    assert f"at step 4 with {changes.replace(';', ',')}" in " ".join(describe(interrupted).split())
+    again = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True)
+    assert again.provenance["sessions"] == known["sessions"] and len(caplog.messages) == 1
+
+
+def test_a_checkpoint_that_records_no_conditions_is_resumed_without_a_warning(
+    folder: Path, interrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
+    del facts["sessions"]
+    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
+    assert not caplog.messages and [each["from_step"] for each in known["sessions"]] == [4]
+
+
+def test_a_package_without_a_version_is_named_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+
+    def no_timm(name: str) -> str:
+        if name == "timm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", no_timm)
+    stage = DistillationStage(target=lambda images: pytest.fail("the target ran"), **OPTIONS)
+    message = r"^The version of timm, which a set records, cannot be found: install timm with pip\.$"
+    with pytest.raises(DistillError, match=message):
+        stage.run(folder, out=tmp_path / "run")
+    with pytest.raises(DistillError, match=message):
+        stage.check(folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_time_of_the_sessions_before_counts(folder: Path, interrupted: Path) -> None:
+    tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     facts["seconds"] += 1000
-    checkpoint.save(tmp_path / "run" / "checkpoints", facts.pop("step"), tensors, facts)
-    assert stage.run(folder, out=tmp_path / "run", resume=True).provenance["seconds"] >= 1000  # rounded
+    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
+    assert known["seconds"] >= 1000  # rounded

@@ -37,11 +37,11 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_tensorboard_has_the_measurements_and_the_settings(run: Path) -> None:
-    with Trackers("tensorboard, tensorboard", run) as trackers:
+    with Trackers(["tensorboard", "tensorboard"], run) as trackers:
         assert not (run / "trackers").exists()  # the run may still refuse or empty its folder
         trackers.start()
         for row in ROWS:
-            trackers(row)
+            trackers.log(row)
     assert read_back(run / "trackers") == {
         "heldout_loss": [(0, 0.5)],
         "heldout_loss_by_student/small": [(0, 0.25)],
@@ -55,12 +55,12 @@ def test_tensorboard_has_the_measurements_and_the_settings(run: Path) -> None:
 
 def test_an_unknown_and_a_missing_tracker_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^Unknown tracker 'tensorbord'\. Did you mean 'tensorboard'\?$"):
-        Trackers("tensorbord", tmp_path)
+        Trackers(["tensorbord"], tmp_path)
     with pytest.raises(UsageError, match=r"^Unknown tracker ''\. Known: .*wandb"):
-        Trackers("tensorboard,", tmp_path)
+        Trackers(["tensorboard", ""], tmp_path)
     missing = next(name for name in ("wandb", *LOGGER_TYPE_TO_CLASS) if name not in map(str, get_available_trackers()))
     with pytest.raises(UsageError, match=f"^The tracker {missing} is not installed: pip install {missing}$"):
-        Trackers(f"tensorboard,{missing}", tmp_path)
+        Trackers(["tensorboard", missing], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -70,26 +70,27 @@ def test_a_tracker_that_cannot_start_is_one_line(run: Path) -> None:
         pytest.raises(
             DistillError, match=r"^The tracker tensorboard cannot be started: .* leave it out of --log-with\.$"
         ),
-        Trackers("tensorboard", run) as trackers,
+        Trackers(["tensorboard"], run) as trackers,
     ):
         trackers.start()
 
 
 def test_a_tracker_that_cannot_start_is_told_before_the_warm_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Keyless(TensorBoardTracker):
         def start(self) -> None:
             raise RuntimeError("no key")
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Keyless)
-    monkeypatch.setattr("lightly_distill.runs.stage.distill", lambda *args: pytest.fail("the work has begun"))
     stage = DistillationStage(tiny.encoder(), student="convnet_4_4", num_images=4, steps=1, device="cpu")
     with (
-        Trackers("tensorboard", tmp_path) as trackers,
+        caplog.at_level(logging.INFO),
+        Trackers(["tensorboard"], tmp_path) as trackers,
         pytest.raises(DistillError, match=r"^The tracker tensorboard cannot be started: no key\."),
     ):
         stage.run(tiny.images(), out=tmp_path, log=trackers)
+    assert "Distilling" in caplog.text and "Warming up" not in caplog.text
 
 
 def test_a_tracker_that_fails_later_does_not_end_the_run(
@@ -102,11 +103,11 @@ def test_a_tracker_that_fails_later_does_not_end_the_run(
             super().log(values, step=step, **kwargs)
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Failing)
-    with caplog.at_level(logging.WARNING), Trackers("tensorboard", run) as trackers:
+    with caplog.at_level(logging.WARNING), Trackers(["tensorboard"], run) as trackers:
         trackers.start()
         for row in ROWS:
-            trackers(row)
-    assert caplog.messages == ["The tracker tensorboard fails, and is told no more: The server hung up"]
+            trackers.log(row)
+    assert caplog.messages == ["The tracker tensorboard fails and is left out from now on: The server hung up"]
     assert set(read_back(run / "trackers")) == set(numbers(ROWS[0])) - {"step"}
 
 
@@ -118,9 +119,9 @@ def test_a_tracker_is_finished_when_the_run_fails_and_its_own_failure_is_a_warni
             raise ConnectionError("gone")
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Failing)
-    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), Trackers("tensorboard", run) as trackers:
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), Trackers(["tensorboard"], run) as trackers:
         trackers.start()
-        trackers(ROWS[0])
+        trackers.log(ROWS[0])
         raise KeyboardInterrupt
     assert caplog.messages == ["The tracker tensorboard did not finish: gone"]
 
@@ -133,5 +134,5 @@ def test_the_row_is_on_disk_before_anybody_else_is_told_and_only_the_main_proces
         told.append([json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()])
 
     for index in range(2):
-        RunFolder(tmp_path, facts, tell, Processes(index, 2)).log(ROWS[1])
+        RunFolder(tmp_path, facts, tiny.EachRow(tell), Processes(index, 2)).log(ROWS[1])
     assert told == [[ROWS[1]]]

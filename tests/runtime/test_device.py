@@ -1,10 +1,34 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightly_distill.runtime import device
-from lightly_distill.runtime.device import free_memory
+from lightly_distill.runtime.device import device_name, free_memory, tf32
+
+
+@pytest.fixture(autouse=True)
+def precision_as_it_was() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("precision", "words"), [("highest", "convolutions"), ("high", "matmul, convolutions")])
+def test_tf32_is_named_where_a_gpu_uses_it_and_is_off_on_a_cpu(precision: str, words: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    assert tf32(torch.device("cuda")) == words
+    assert tf32(torch.device("cpu")) == "off"
+
+
+def test_a_processor_is_named_with_the_instructions_that_torch_uses() -> None:
+    assert device_name(torch.device("cpu")).endswith(f", {torch.backends.cpu.get_cpu_capability()}")
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_named() -> None:
+    assert device_name(torch.device("cuda")) == torch.cuda.get_device_name()
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

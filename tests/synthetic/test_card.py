@@ -22,6 +22,11 @@ def test_the_card_tells_what_is_recorded() -> None:
                 "seconds": 61.5,
                 "device": "cpu",
                 "peak_memory_bytes": 3 * 2**30,
+                "chunk_size": 2,
+                "threads": 4,
+                "processes": 1,
+                "tf32": "off",
+                "versions": {"torch": "2.9.0", "timm": "1.0.20"},
             }
         )
     )
@@ -30,13 +35,47 @@ def test_the_card_tells_what_is_recorded() -> None:
         "| outer loss, held-out images | 0.25 at the start, 0.125 at the end |",
         "| time | 61.5 s, cpu |",
         "| peak memory | 3 GiB |",
+        "| chunk size | all 2 images at a time |",
+        "| threads | 4 |",
+        "| TF32 | off |",
+        "| versions | torch 2.9.0, timm 1.0.20 |",
         "2 learned images of 8x8 pixels",
         "mean (0.5, 0.5, 0.5)",
     ):
         assert part in text
 
 
-@pytest.mark.parametrize("provenance", [{}, {"source": "x"}, {"source": {}}, {"seconds": 3}, {"heldout_loss": None}])
+def test_the_card_shows_chunks_processes_and_what_changed_between_sessions() -> None:
+    versions = {"python": "3.11.7", "torch": "2.9.0"}
+    sessions = [
+        {"from_step": 0, "device": "CPU x86_64, AVX2", "threads": 2, "versions": versions},
+        {"from_step": 7, "device": "CPU x86_64, AVX2", "threads": 4, "versions": versions | {"torch": "2.10.0"}},
+        {"from_step": 9, "device": "NVIDIA H100", "threads": 4, "versions": versions | {"torch": "2.10.0"}},
+    ]
+    text = card.text(make({"chunk_size": 1, "threads": 4, "processes": 2, "sessions": sessions}))
+    for part in (
+        "| chunk size | 1 of 2 images at a time |",
+        "| threads | 4 in each of 2 processes |",
+        "| resumed | at step 7 with threads: 2 -> 4, versions.torch: 2.9.0 -> 2.10.0; at step 9 with "
+        "device: CPU x86_64, AVX2 -> NVIDIA H100 |",
+    ):
+        assert part in text
+    text = card.text(make({"sessions": sessions[1:2]}))
+    assert "| resumed | at step 7, before which nothing is recorded |" in text
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {},
+        {"source": "x"},
+        {"source": {}},
+        {"seconds": 3},
+        {"heldout_loss": None},
+        {"chunk_size": "x", "threads": [], "tf32": {}, "sessions": {"a": 1}},
+        {"chunk_size": None, "sessions": [1, {}, {"from_step": []}, {"device": None}]},
+    ],
+)
 def test_a_card_of_little_known_is_still_a_card(provenance: dict[str, Any]) -> None:
     assert "# A synthetic set of 2 images" in card.text(make(provenance))
 

@@ -33,6 +33,22 @@ def test_statistics_are_those_of_the_numbers() -> None:
     assert "on disk" not in told and "picture" not in told
 
 
+def test_the_conditions_of_a_run_are_shown() -> None:
+    ours = make_set()
+    sessions = [{"from_step": 0, "threads": 2}, {"from_step": 7, "threads": 1}]
+    conditions = {"chunk_size": 4, "threads": 1, "tf32": "off", "device": "CPU x86_64, AVX2", "sessions": sessions}
+    ours.provenance = {"steps": 9, "versions": {"torch": "2.9.0"}, **conditions}
+    lines = {" ".join(line.split()) for line in describe_set(ours, None).splitlines()}
+    assert {
+        "device CPU x86_64, AVX2",
+        "chunk size 4 of 6 images at a time",
+        "threads 1",
+        "TF32 off",
+        "resumed at step 7 with threads: 2 -> 1",
+        "versions torch 2.9.0",
+    } <= lines
+
+
 def test_columns_are_aligned_and_lines_short_whatever_a_stranger_wrote() -> None:
     ours = make_set()
     ours.provenance = {

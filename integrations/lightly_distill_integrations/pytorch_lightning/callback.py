@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import make_config
+from lightly_distill.method.config import DistillOptions, make_config
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import numbers
@@ -35,7 +36,8 @@ class DistillationCallback(Callback):
         every_n_epochs: Run after each so many epochs too, not only after `fit`.
         dataset: Real images, where they are not those of the trainer's training data; see `DistillationStage.run`.
         encoder: The encoder inside the model or its attribute path, where it cannot be told.
-        options: Preset and settings of `DistillationStage`, such as `student="resnet18"`, `num_images=1000`.
+        preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
+        options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`; see `DistillationStage`.
 
     Attributes:
         synthetic: The newest synthetic set; None before there is one.
@@ -56,16 +58,18 @@ class DistillationCallback(Callback):
         every_n_epochs: int | None = None,
         dataset: Any = None,
         encoder: str | None = None,
-        **options: Any,
+        preset: str | None = None,
+        **options: Unpack[DistillOptions],
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise UsageError(f"every_n_epochs must be a positive whole number; got {every_n_epochs!r}.")
-        make_config(**options)  # refuses a wrong one now
+        make_config(preset, **options)  # refuses a wrong one now
         self.synthetic: SyntheticSet | None = None
         self._out = None if out is None else Path(out)
         self._every_n_epochs = every_n_epochs
         self._dataset = dataset
         self._encoder = encoder
+        self._preset = preset
         self._options = options
         self._started = False
         self._distilled_at: int | None = None  # epochs
@@ -98,13 +102,8 @@ class DistillationCallback(Callback):
 
     def _distil(self, trainer: Trainer, pl_module: LightningModule, epochs: int) -> None:
         self._distilled_at = epochs
-
-        def log(row: dict[str, Any]) -> None:
-            prefix = f"distill/epoch-{epochs}" if self._every_n_epochs else "distill"  # each run counts its own steps
-            values = {f"{prefix}/{name}": value for name, value in numbers(row).items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=row["step"])
-
+        # each run counts its own steps
+        log = _ToLoggers(trainer, f"distill/epoch-{epochs}" if self._every_n_epochs else "distill")
         with _apart():
             stage = self._stage(trainer, pl_module)
             self.synthetic = stage.run(self._images(trainer), out=self._folder(epochs), log=log)
@@ -113,8 +112,8 @@ class DistillationCallback(Callback):
 
     def _stage(self, trainer: Trainer, pl_module: LightningModule) -> DistillationStage:
         device = trainer.strategy.root_device
-        options = {"device": str(device) if device.type == "cuda" else "cpu", **self._options}
-        return DistillationStage(pl_module, encoder=self._encoder, **options)
+        options: DistillOptions = {"device": str(device) if device.type == "cuda" else "cpu", **self._options}
+        return DistillationStage(pl_module, encoder=self._encoder, preset=self._preset, **options)
 
     def _times(self, trainer: Trainer) -> list[int]:
         """Returns after how many epochs the stage will run, as far as is known."""
@@ -139,6 +138,23 @@ class DistillationCallback(Callback):
                 "images with DistillationCallback(dataset=...)."
             )
         return dataset
+
+
+class _ToLoggers:
+    """A `RunLog` that hands measurements to a trainer's loggers, their names with a prefix."""
+
+    def __init__(self, trainer: Trainer, prefix: str) -> None:
+        self._trainer = trainer
+        self._prefix = prefix
+
+    def start(self) -> None:
+        """Does nothing: the trainer has started its loggers."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Hands one row on."""
+        values = {f"{self._prefix}/{name}": value for name, value in numbers(row).items()}
+        for logger in self._trainer.loggers:
+            logger.log_metrics(values, step=row["step"])
 
 
 @contextmanager
