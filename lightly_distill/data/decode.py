@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lightly_distill.errors import UsageError
@@ -26,16 +26,6 @@ SUFFIXES = frozenset(
 _ROUNDING = 1e-4  # how far a float pixel may leave [0, 1]
 _OUR_OWN_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the file's: skipping would lose good images
 _WITH_ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")  # P: its palette may have alpha
-_ORIENTATION = 0x0112  # EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UnusableImage(Exception):
@@ -62,15 +52,13 @@ def decode(value: Any, size: int | None = None) -> Tensor:
     """
     with strict_pillow():
         if isinstance(value, (Tensor, np.ndarray)):
-            image, orientation = _from_array(value), 1
+            image = _from_array(value)
         else:
-            image, orientation = _load(value, size or LARGEST_DEFAULT_SIZE)
+            image = _load(value, size or LARGEST_DEFAULT_SIZE)
         if min(image.size) < SMALLEST_SIDE:
             raise UnusableImage(f"smaller than {SMALLEST_SIDE} pixels")
-        image = _rgb(image)
-        if orientation in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[orientation])
-        image = _fit(image, size or min(*image.size, LARGEST_DEFAULT_SIZE))
+        size = size or min(*image.size, LARGEST_DEFAULT_SIZE)
+        image = ImageOps.fit(_rgb(image), (size, size))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -83,11 +71,15 @@ def is_image(value: Any) -> bool:
 
 @contextmanager
 def strict_pillow() -> Iterator[None]:
-    """Makes Pillow raise on truncated files and on decompression bombs, whatever its global settings say."""
+    """Makes Pillow raise on truncated files and on decompression bombs, whatever its global settings say.
+
+    Its warnings of damaged EXIF, which it reads as a TIFF file, are silenced: with `python -W error` they would raise.
+    """
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
@@ -112,8 +104,8 @@ def why_unusable(error: Exception) -> UnusableImage:
     return UnusableImage("truncated" if "truncated" in str(error).lower() else "damaged")
 
 
-def _load(value: Any, size: int) -> tuple[Image.Image, int]:
-    """Returns the decoded image and its EXIF orientation."""
+def _load(value: Any, size: int) -> Image.Image:
+    """Returns the decoded image, upright."""
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if value is None:
@@ -121,9 +113,10 @@ def _load(value: Any, size: int) -> tuple[Image.Image, int]:
     if not isinstance(value, (str, Path, bytes, Image.Image)):
         raise UsageError(f"expected an image, got {type(value).__name__}")
     try:
-        image = value if isinstance(value, Image.Image) else _open(value, size)
+        image = value.copy() if isinstance(value, Image.Image) else _open(value, size)  # the user's stays as it is
         image.load()
-        return image, image.getexif().get(_ORIENTATION, 1)
+        _turn_upright(image)
+        return image
     except Exception as error:  # each format is broken in its own way
         raise why_unusable(error) from error
 
@@ -138,6 +131,16 @@ def _open(file: str | Path | bytes, size: int) -> Image.Image:
     if min(image.size) >= SMALLEST_SIDE:
         image.draft(None, (2 * size, 2 * size))  # a JPEG far larger than we need: decode less
     return image
+
+
+def _turn_upright(image: Image.Image) -> None:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF: no reason to lose the image
+        # Where EXIF could be read and cannot be written back, the pixels were turned before.
+        return
 
 
 def _from_array(value: Tensor | NDArray[Any]) -> Image.Image:
@@ -202,12 +205,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not full:  # of no common range: from its own darkest to its brightest
         values, full = values - low, float(high - low) or 1.0
     return Image.fromarray((values * (255 / full)).round().astype(np.uint8))
-
-
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    # Cropped first: the long side of a strip, resized, might not fit in memory.
-    box = (left, top, left + side, top + side)
-    return image.crop(box) if side == size else image.resize((size, size), Image.Resampling.BICUBIC, box=box)

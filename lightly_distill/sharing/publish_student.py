@@ -9,29 +9,11 @@ from typing import Any
 
 from lightly_distill.errors import UsageError
 from lightly_distill.models.students import find_adapter
+from lightly_distill.runtime import templates
 from lightly_distill.runtime.words import one_line
 from lightly_distill.synthetic import address, artifact, card_frame
 
 TAGS = ("lightly-distill", "self-supervised-learning", "timm")
-
-_BODY = """\
-# {student}, pre-trained on a synthetic set
-
-A backbone without a head, pre-trained on {set}, images that were distilled from a self-supervised model with
-[KRR-ST](https://arxiv.org/abs/2310.06511), so that a small network learns from them in minutes. To be fine-tuned, or
-used for its features.
-
-```python
-{load}
-```
-
-It takes images of {size} pixels, normalised with mean {mean} and std {std}.
-
-| | |
-|---|---|
-{rows}
-
-"""
 
 
 def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None = None) -> str:
@@ -104,14 +86,15 @@ def card_text(facts: dict[str, Any], load: str, before: str | None) -> str:
         "target": target.get("name") if isinstance(target, dict) else target,
         "pre-training": ", ".join(f"{name} {value}" for name, value in facts["pretraining"].items()),
     }
-    body = _BODY.format(
+    body = templates.fill(
+        "sharing/templates/student_card.md.j2",
         student=_cell(facts["student"]),
-        set=f"[{repo}](https://huggingface.co/datasets/{repo})" if repo else "a synthetic set",
+        repo=repo,
         load=textwrap.dedent(load),
         size="x".join(map(str, facts["input_size"][1:])),
-        mean=facts["mean"],
-        std=facts["std"],
-        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items() if value),
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        facts={name: _cell(value) for name, value in rows.items() if value},
     )
     return card_frame.put_together(header, around, body)
 

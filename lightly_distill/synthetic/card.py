@@ -5,85 +5,22 @@ What is around it is the user's own; see `card_frame.py`.
 
 import statistics
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from lightly_distill.runtime import templates
 from lightly_distill.synthetic import card_frame
 from lightly_distill.synthetic.conditions import conditions
 from lightly_distill.synthetic.contents import Contents
+
+_T = TypeVar("_T")
 
 TAGS = ("lightly-distill", "dataset-distillation", "self-supervised-learning", "image")
 NOT_MEASURED = "Not measured by who published it: `lightly-distill evaluate` does."
 NOT_CHECKED = "Not checked by who published it: the real images or the target model were not at hand."
 # What the Hub knows of sizes, up to and without the number.
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-
-# The first sentence, by what made the set: our method, or a baseline of `evaluation/baselines/`.
-_METHODS = {
-    None: "Distilled from unlabelled images and a self-supervised model with\n[KRR-ST](https://arxiv.org/abs/2310.06511)",
-    "krr-labels": "Distilled from labelled images by kernel ridge regression of their labels, a baseline of\n"
-    "[KRR-ST](https://arxiv.org/abs/2310.06511): its representations are learned labels",
-    "dm": "Distilled from labelled images by [distribution matching](https://arxiv.org/abs/2110.04181), a baseline of\n"
-    "[KRR-ST](https://arxiv.org/abs/2310.06511): its representations are labels",
-}
-
-_BODY = """\
-# A synthetic set of {count} images
-
-{count} learned images of {width}x{height} pixels, each with a learned representation of {dim} numbers.
-{method}, so that pre-training a small backbone on them takes minutes.
-
-![The images](preview.png)
-
-```python
-from lightly_distill import SyntheticSet, pretrain
-synthetic = SyntheticSet.load("{place}")
-backbone = pretrain("mobilenetv3_small_100", synthetic)  # a timm model, ready to fine-tune
-```
-
-The column `pixels` holds the images exactly (float32, normalised, beyond what a screen can show); `image` is for
-eyes. Images for a backbone trained on this set are normalised with mean {mean} and
-std {std}. `datasets.load_dataset("{place}")` reads the table without our package.
-
-## Where it comes from
-
-| | |
-|---|---|
-{settings}
-{config}
-## Transfer
-
-{transfer}
-
-## Near copies of real images
-
-{near}
-
-## Use and limits
-
-Meant for pre-training small image backbones that are then fine-tuned or probed, and for research on dataset
-distillation. It is no collection of pictures: what the images show is what helps a network, at {width}x{height} pixels.
-It was fitted to one target model and carries what that model and its images carry: their domain, gaps and biases.
-Expect less of students that are very unlike those it was distilled with, and of tasks far from its source.
-
-## Licence
-
-{licence}
-
-## Citation
-
-The method is that of Lee et al., ICLR 2024, arXiv:2310.06511.
-
-```bibtex
-@inproceedings{{lee2024selfsupervised,
-  title={{Self-Supervised Dataset Distillation for Transfer Learning}},
-  author={{Lee, Dong Bok and Lee, Seanie and Ko, Joonho and Kawaguchi, Kenji and Lee, Juho and Hwang, Sung Ju}},
-  booktitle={{International Conference on Learning Representations}},
-  year={{2024}}
-}}
-```
-"""
 
 
 def text(
@@ -111,21 +48,23 @@ def text(
     header, around = card_frame.take_apart(before or "")
     header = _header(len(synthetic), header, license)
     count, _, height, width = synthetic.images.shape
-    settings = facts(synthetic) | _sizes(synthetic, size)
-    body = _BODY.format(
+    body = templates.fill(
+        "synthetic/templates/card.md.j2",
         count=count,
-        method=_METHODS.get(synthetic.provenance.get("distiller"), _METHODS[None]),
+        distiller=synthetic.provenance.get("distiller"),
         width=width,
         height=height,
         dim=synthetic.dim,
         place=repo_id or "path/to/this/folder",
         mean=_short(synthetic.mean),
         std=_short(synthetic.std),
-        settings="\n".join(f"| {name} | {value} |" for name, value in settings.items()),
+        facts=facts(synthetic) | _sizes(synthetic, size),
         config=_config(synthetic.provenance.get("config")),
-        transfer=_or(NOT_MEASURED, _transfer, synthetic.metrics.get("transfer", [])),
-        near=_or(NOT_CHECKED, near_copies_sentence, synthetic.metrics.get("near_copies")),
-        licence=_licence(header.get("license"), source_license),
+        transfer=_measured(_transfer, synthetic.metrics.get("transfer")) or [],
+        not_measured=NOT_MEASURED,
+        near=_measured(near_copies_sentence, synthetic.metrics.get("near_copies")) or NOT_CHECKED,
+        license=_join(header.get("license")),
+        source_license=_join(source_license),
     )
     return card_frame.put_together(header, around, body)
 
@@ -199,40 +138,30 @@ def _sizes(synthetic: Contents, size: int | None) -> dict[str, str]:
 
 
 def _config(config: Any) -> str:
+    """Returns settings as YAML that ends no block of code."""
     if not isinstance(config, dict) or not config:
         return ""
-    told = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).replace("```", "")
-    return f"\n<details><summary>All settings</summary>\n\n```yaml\n{told}```\n\n</details>\n"
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True).replace("```", "").rstrip("\n")
 
 
-def _transfer(results: Any) -> str:
-    """Returns a table for each student that `evaluate` tried."""
+def _transfer(results: Any) -> list[dict[str, Any]]:
+    """Returns what the table of each student that `evaluate` tried shows."""
     tables = []
     for result in results:
         arms = result["arms"]
-        measures = list(dict.fromkeys(measure for values in arms.values() for measure in values))
-        head = [f"Accuracy in % of `{_join(result['student'])}`, pre-trained on", *map(_join, arms)]
-        rows = [[_join(measure), *(_mean(values.get(measure)) for values in arms.values())] for measure in measures]
-        lines = [head, ["---"] * len(head), *rows]
-        seeds = f"Mean and standard deviation of {len(result['seeds'])} seeds." if len(result["seeds"]) > 1 else ""
-        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{seeds}".rstrip())
-    return "\n\n".join(tables) or NOT_MEASURED
+        measures = dict.fromkeys(measure for values in arms.values() for measure in values)
+        rows = {_join(measure): [_mean(values.get(measure)) for values in arms.values()] for measure in measures}
+        shown = {"student": _join(result["student"]), "arms": list(map(_join, arms)), "accuracies": rows}
+        tables.append({**shown, "seeds": len(result["seeds"])})
+    return tables
 
 
-def _or(otherwise: str, tell: Callable[[Any], str], value: Any) -> str:
-    """Tells a measurement, or that there is none: those of a stranger's set may be anything."""
+def _measured(words: Callable[[Any], _T], value: Any) -> _T | None:
+    """Returns a measurement in words, None where there is none: those of a stranger's set may be anything."""
     try:
-        return tell(value)
+        return words(value)
     except (LookupError, TypeError, ValueError, AttributeError):
-        return otherwise
-
-
-def _licence(license: Any, source_license: str | None) -> str:
-    own = f"This set: {_join(license)}." if license else "No licence was given by who published this set."
-    source = f"The real images that it was distilled from: {_join(source_license)}."
-    if not source_license:
-        source = "That of the real images is not recorded; find it out, as it may bind what is made from them."
-    return f"{own} {source}"
+        return None
 
 
 def _loss(losses: Mapping[str, Any]) -> str:

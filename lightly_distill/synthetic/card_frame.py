@@ -49,6 +49,7 @@ def put_together(header: Mapping[str, Any], around: tuple[str, str], body: str) 
         body: Ours.
     """
     top = yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)
+    body = body.replace(END, "")  # in a name or a setting, it would make the rest the user's
     return f"---\n{top}---\n{around[0]}{BEGIN}\n{body}{END}\n{around[1]}"
 
 

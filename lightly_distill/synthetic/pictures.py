@@ -1,4 +1,4 @@
-"""The grid of images, and how all pictures look. matplotlib is imported where it is needed: it is slow."""
+"""The grid of images, and how all pictures look. matplotlib and torchvision are imported inside: they are slow."""
 
 import math
 import textwrap
@@ -22,7 +22,7 @@ NARROW = 4.4  # inches: still to be read when scaled to a phone
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, limit: int = 100, scale_to: int = 64) -> "Image":
-    """Lays images out in one picture.
+    """Lays images out in one picture, with white between and around them; a single image has none around it.
 
     Args:
         images: uint8, shape (n, 3, H, W).
@@ -31,23 +31,19 @@ def image_grid(images: Tensor, *, columns: int | None = None, limit: int = 100, 
         scale_to: Small images are enlarged by a whole number to about this many pixels, so that one can see them;
             those more than twice as large are reduced to twice this.
     """
-    from PIL import Image
+    from torchvision.transforms.functional import InterpolationMode, resize, to_pil_image
+    from torchvision.utils import make_grid
 
     images = images[:limit].cpu()
     count, _, height, width = images.shape
     factor: float = max(1, round(scale_to / width))
     if max(height, width) > 2 * scale_to:
         factor = 2 * scale_to / max(height, width)
-    height, width = max(1, round(height * factor)), max(1, round(width * factor))
-    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
-    columns = columns or math.ceil(math.sqrt(count))
-    rows, gap = -(-count // columns), max(2, scale_to // 16)
-    grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for number, image in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
-        row, column = divmod(number, columns)
-        tile = Image.fromarray(image).resize((width, height), how)
-        grid.paste(tile, (column * (width + gap) + gap, row * (height + gap) + gap))
-    return grid
+    shape = [max(1, round(height * factor)), max(1, round(width * factor))]
+    tiles = resize(images, shape, InterpolationMode.NEAREST if factor >= 1 else InterpolationMode.BILINEAR)
+    columns, gap = columns or math.ceil(math.sqrt(count)), max(2, scale_to // 16)
+    picture: Image = to_pil_image(make_grid(tiles, nrow=columns, padding=gap, pad_value=255))
+    return picture
 
 
 def make_figure(width: float, height: float) -> "Figure":

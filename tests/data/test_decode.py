@@ -1,3 +1,4 @@
+import struct
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -129,6 +130,42 @@ def test_exif_orientation_is_applied_as_pillow_applies_it(orientation: int) -> N
     assert torch.equal(decode(content, 8), decode(Image.fromarray(np.array(upright)), 8))
 
 
+def damaged_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of these entries: tag, type, count, and four bytes of value or of where it lies."""
+    packed = b"".join(struct.pack("<HHL", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(entries)) + packed + bytes(4)
+
+
+UPRIGHT_FROM_6 = (ORIENTATION, 3, 1, struct.pack("<L", 6))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of an image that the user opens
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (b"Exif\0\0no TIFF header at all", False),
+        (b"Exif\0\0II*\0", False),
+        (damaged_exif(UPRIGHT_FROM_6)[:-8], False),  # cut
+        (damaged_exif((ORIENTATION, 2, 4, b"abc\0")), False),
+        (damaged_exif((ORIENTATION, 3, 1, struct.pack("<L", 9))), False),
+        (damaged_exif((ORIENTATION, 3, 2, struct.pack("<HH", 6, 8))), True),  # one too many
+        (damaged_exif(UPRIGHT_FROM_6, (0x011A, 5, 1, struct.pack("<L", 10**6))), True),  # a value outside of the file
+        (damaged_exif(UPRIGHT_FROM_6, (0x0100, 2, 4, b"abc\0")), True),  # can be read, and not written back
+    ],
+    ids=["not a TIFF", "short", "cut", "text", "9", "two", "value outside", "cannot be written back"],
+)
+def test_damaged_exif_loses_no_image_and_no_orientation_that_can_be_read(kind: str, exif: bytes, turned: bool) -> None:
+    image = Image.fromarray(picture(12, 8))
+    stored = np.array(Image.open(BytesIO(encoded(image, kind, lossless=True))))
+    content = encoded(image, kind, lossless=True, exif=exif)
+    expected = decode(np.ascontiguousarray(np.rot90(stored, -1)) if turned else stored, 8)
+    assert torch.equal(decode(Image.open(BytesIO(content)), 8), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as with `python -W error`
+        assert torch.equal(decode(content, 8), expected)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
 @pytest.mark.parametrize("careless", [False, True])
 def test_a_truncated_file_is_refused_whatever_pillows_global_says(
@@ -208,6 +245,13 @@ def test_resizing_takes_the_centre_and_averages_rather_than_samples() -> None:
     board[:, 64:128] = 255 * (np.indices((64, 64)).sum(0) % 2)[..., None]
     shown = decode(board, 8).float()
     torch.testing.assert_close(shown[:, 1:-1, 1:-1], torch.full((3, 6, 6), 127.5), rtol=0, atol=3)
+
+
+@pytest.mark.parametrize("size", [(9, 8), (8, 13), (33, 20), (16, 16)])
+def test_a_mirrored_image_becomes_the_mirror_image(size: tuple[int, int]) -> None:
+    array = np.array(noise().resize(size))
+    mirrored = decode(np.ascontiguousarray(array[::-1, ::-1]), 8).flip(1, 2)
+    torch.testing.assert_close(decode(array, 8).int(), mirrored.int(), rtol=0, atol=1)
 
 
 def test_a_long_strip_takes_no_more_memory_than_its_square() -> None:

@@ -6,6 +6,7 @@ import yaml
 
 from lightly_distill import DistillError, SyntheticSet
 from lightly_distill.synthetic import card, card_frame
+from pages import NASTY
 
 
 def make(provenance: dict[str, Any], count: int = 2) -> SyntheticSet:
@@ -82,6 +83,17 @@ def test_a_card_of_little_known_is_still_a_card(provenance: dict[str, Any]) -> N
 
 def test_a_name_cannot_break_the_table() -> None:
     assert "| source | a/b c |" in card.text(make({"source": {"name": "a|b\nc"}}))
+
+
+def test_names_of_a_stranger_are_only_text() -> None:
+    nasty = f"{NASTY} {card_frame.END}"
+    made = make({"source": {"name": nasty}, "target": nasty, "config": {"student": nasty}})
+    made.metrics = {"transfer": [{"student": nasty, "seeds": [0], "arms": {nasty: {nasty: [0.5]}}}]}
+    text = card.text(made)
+    tables = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    assert "&lt;script>alert(1)&lt;/script>/x y\\`z\\`\\[a\\](b)" in tables and "\x1b" not in text
+    assert "<script" not in tables and "[a](b)" not in tables and tables.count("50.0") == 1
+    assert text.count(card_frame.END) == 1 and card_frame.own_text(text) == ""
 
 
 def header(text: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
-from lightly_distill.evaluation.report.page import data_url, figure
+from lightly_distill.evaluation.report.page import Figure, data_url
 from lightly_distill.runtime.words import size_text
 from lightly_distill.synthetic import pictures
 from lightly_distill.synthetic.pictures import COLOURS, INK, NARROW, OURS, make_axis, make_figure, set_title, short_name
@@ -229,7 +230,7 @@ def _zoom(axis: "Axes", lowest: float, highest: float) -> None:
 SHOWN = 100  # images
 
 
-def synthetic_images(synthetic: SyntheticSet) -> str:
+def synthetic_images(synthetic: SyntheticSet) -> Figure:
     """Returns a figure of the first images of a set."""
     shown = synthetic.displayable()
     file = io.BytesIO()
@@ -239,10 +240,10 @@ def synthetic_images(synthetic: SyntheticSet) -> str:
         f"The first {min(SHOWN, len(shown))} of {len(shown):,} images, {shown.shape[3]}x{shown.shape[2]} pixels each. "
         f"Values beyond what a screen can show are clipped: {clipped:.1%} are black or white here."
     )
-    return figure(data_url("png", file.getvalue()), "The synthetic images", note)
+    return Figure(data_url("png", file.getvalue()), "The synthetic images", note)
 
 
-def draw_chart(draw: Callable[..., None], what: Any, **options: Any) -> str:
+def draw_chart(draw: Callable[..., None], what: Any, **options: Any) -> Markup:
     """Returns a chart as an address that holds all of it, in SVG: sharp at any width."""
     import matplotlib
 

@@ -1,6 +1,6 @@
 """The report of an evaluation: one HTML page that needs nothing else, and its tables as Markdown.
 
-What is said is in `findings`, what is drawn in `pictures`, and how text becomes HTML and Markdown in `page`.
+What is said is in `findings`, what is drawn in `charts`, and how it becomes HTML and Markdown in the templates.
 """
 
 import json
@@ -14,20 +14,9 @@ from lightly_distill.evaluation.baselines.arms import _ARMS, CEILINGS
 from lightly_distill.evaluation.findings import of_seeds
 from lightly_distill.evaluation.report import charts
 from lightly_distill.evaluation.report.charts import draw_chart, synthetic_images
-from lightly_distill.evaluation.report.page import (
-    Table,
-    bullets,
-    figure,
-    figures,
-    html_table,
-    html_text,
-    markdown_table,
-    markdown_text,
-    page,
-    preformatted,
-)
+from lightly_distill.evaluation.report.page import Figure, Table, preformatted
 from lightly_distill.runs import curves
-from lightly_distill.runtime import words
+from lightly_distill.runtime import templates, words
 from lightly_distill.runtime.words import mean_spread
 from lightly_distill.synthetic import card, pictures
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -37,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_PROVENANCE = 20_000  # characters
 
+_TEMPLATE = "evaluation/report/templates/evaluation_report"
 _TITLE = "Does the synthetic set transfer?"
 _NOTE = (
     "Each arm is a student that was pre-trained by the same recipe (full: for its own number of epochs) and tried on "
@@ -68,27 +58,27 @@ def write(
         for measure in findings.measures(result)
         if (text := findings.sentence(result, measure))
     ]
-    tables = [_accuracies(result) for result in results]
-    settings = _settings(results)
-    (folder / "report.md").write_text(_markdown(results, found, tables, settings), encoding="utf-8")
-
-    body = [
-        *(f'<p class="lead">{html_text(line)}</p>' for line in findings.lead(results)),
-        bullets([*found, *left_out(results)], "findings"),
-        f"<p>{_NOTE}</p>",
-        _definitions(results),
-    ]
-    for result, table in zip(results, tables, strict=True):
-        body += [f"<h2>Student {html_text(result.student)}</h2>", html_table(table), *_student_charts(result)]
-    if len(results) > 1:
-        body += ["<h2>Distilled against random, by student</h2>", figures(_architectures(results))]
-    drawn = [synthetic_images(synthetic)]
+    both = {
+        "title": _TITLE,
+        "lead": findings.lead(results),
+        "found": [*found, *left_out(results)],
+        "note": _NOTE,
+        "students": [_student(result) for result in results],
+        "settings": _settings(results),
+    }
+    shown = [synthetic_images(synthetic)]
     if loss_rows:
         chart = draw_chart(curves.loss_curve, loss_rows, width=pictures.NARROW)
-        drawn.append(figure(chart, "Outer loss by step", "The loss of the distillation."))
-    body += ["<h2>The synthetic set</h2>", figures(drawn, "large")]
-    body += ["<h2>Settings</h2>", html_table(settings), _origin(synthetic)]
-    (folder / "report.html").write_text(page(_TITLE, body), encoding="utf-8")
+        shown.append(Figure(chart, "Outer loss by step", "The loss of the distillation."))
+    of_the_page = {
+        "definitions": _definitions(results),
+        "differences": _architectures(results) if len(results) > 1 else [],
+        "pictures": shown,
+        "origin": Table("", ["the set", ""], [list(line) for line in card.facts(synthetic).items()]),
+        "provenance": preformatted(_provenance(synthetic)),
+    }
+    (folder / "report.md").write_text(templates.fill(f"{_TEMPLATE}.md.j2", **both), encoding="utf-8")
+    (folder / "report.html").write_text(templates.fill(f"{_TEMPLATE}.html.j2", **both, **of_the_page), encoding="utf-8")
 
 
 def _accuracies(result: "Evaluation") -> Table:
@@ -146,53 +136,40 @@ def _settings(results: "Sequence[Evaluation]") -> Table:
     return Table("", ["setting", "value"], [list(line) for line in lines.items()])
 
 
-def _markdown(
-    results: "Sequence[Evaluation]", found: list[tuple[str, str]], tables: list[Table], settings: Table
-) -> str:
-    parts = [f"# {_TITLE}", *map(markdown_text, findings.lead(results))]
-    told = [*found, *left_out(results)]
-    parts += ["\n".join(f"- **{markdown_text(name)}**: {markdown_text(text)}" for name, text in told), _NOTE]
-    for result, table in zip(results, tables, strict=True):
-        parts += [f"## Student {markdown_text(result.student)}", markdown_table(table), markdown_text(table.caption)]
-    return "\n\n".join([*filter(None, parts), "## Settings", markdown_table(settings)]) + "\n"
-
-
-def _definitions(results: "Sequence[Evaluation]") -> str:
+def _definitions(results: "Sequence[Evaluation]") -> list[tuple[str, str]]:
     arms = dict.fromkeys(arm for result in results for arm in result.arms)
-    meanings = bullets((arm, _ARMS.get(arm, "pre-trained on another set that was given")) for arm in arms)
-    return f"<details><summary>What the arms are</summary>{meanings}</details>"
+    return [(arm, _ARMS.get(arm, "pre-trained on another set that was given")) for arm in arms]
 
 
-def _student_charts(result: "Evaluation") -> list[str]:
+def _student(result: "Evaluation") -> dict[str, Any]:
+    """Returns the name of a student, its table and its charts."""
     points, sizes = [], []
     for measure in findings.measures(result):
         arms = {name: arm for name, arm in result.arms.items() if arm.values.get(measure)}
         values = {name: arm.values[measure] for name, arm in arms.items()}
-        told = ", ".join(f"{name} {mean_spread(seen, 100)}" for name, seen in values.items())
+        seen = ", ".join(f"{name} {mean_spread(accuracies, 100)}" for name, accuracies in values.items())
         chart = draw_chart(charts.accuracy_points, values, title=measure)
-        points.append(figure(chart, f"Accuracy in % by arm, {measure}: {told}"))
+        points.append(Figure(chart, f"Accuracy in % by arm, {measure}: {seen}"))
         by_size = {name: (arm.bytes, arm.values[measure]) for name, arm in arms.items()}
         chart = draw_chart(charts.accuracy_by_size, by_size, title=measure)
-        sizes.append(figure(chart, f"Accuracy against size, {measure}; the numbers are in the table"))
-    return ["<h3>Accuracy by arm</h3>", figures(points), "<h3>Accuracy against size</h3>", figures(sizes)]
+        sizes.append(Figure(chart, f"Accuracy against size, {measure}; the numbers are in the table"))
+    return {"name": result.student, "table": _accuracies(result), "points": points, "sizes": sizes}
 
 
-def _architectures(results: "Sequence[Evaluation]") -> list[str]:
+def _architectures(results: "Sequence[Evaluation]") -> list[Figure]:
     drawn = []
     for measure in dict.fromkeys(measure for result in results for measure in findings.measures(result)):
         compared = {result.student: findings.compare(result, measure) for result in results}
         bars = {name: (each.difference, each.error) for name, each in compared.items() if each}
         if bars:
-            told = ", ".join(f"{name} {each.cell()}" for name, each in compared.items() if each)
+            seen = ", ".join(f"{name} {each.cell()}" for name, each in compared.items() if each)
             chart = draw_chart(charts.difference_bars, bars, title=f"{measure}: distilled - random")
-            drawn.append(figure(chart, f"Distilled minus random in points, {measure}: {told}"))
+            drawn.append(Figure(chart, f"Distilled minus random in points, {measure}: {seen}"))
     return drawn
 
 
-def _origin(synthetic: SyntheticSet) -> str:
-    facts = card.facts(synthetic)
-    table = html_table(Table("", ["the set", ""], [list(line) for line in facts.items()])) if facts else ""
+def _provenance(synthetic: SyntheticSet) -> str:
     whole = json.dumps(synthetic.provenance, indent=1, ensure_ascii=False, default=str)
     if len(whole) > MAX_PROVENANCE:
-        whole = f"{whole[:MAX_PROVENANCE]} ... the rest is in lightly_distill.json"
-    return f"{table}<details><summary>Provenance of the set, in full</summary>{preformatted(whole)}</details>"
+        return f"{whole[:MAX_PROVENANCE]} ... the rest is in lightly_distill.json"
+    return whole

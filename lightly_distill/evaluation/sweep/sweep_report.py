@@ -10,20 +10,11 @@ from lightly_distill.evaluation.findings import of_seeds
 from lightly_distill.evaluation.report import charts
 from lightly_distill.evaluation.report.charts import draw_chart, synthetic_images
 from lightly_distill.evaluation.report.evaluation_report import left_out
-from lightly_distill.evaluation.report.page import (
-    Table,
-    figure,
-    figures,
-    html_table,
-    html_text,
-    markdown_table,
-    markdown_text,
-    page,
-)
+from lightly_distill.evaluation.report.page import Figure, Table
 from lightly_distill.evaluation.results import Arm
 from lightly_distill.evaluation.sweep import tradeoff
 from lightly_distill.evaluation.sweep.tradeoff import WITHIN
-from lightly_distill.runtime import words
+from lightly_distill.runtime import templates, words
 from lightly_distill.runtime.words import duration, mean_spread
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -32,6 +23,7 @@ if TYPE_CHECKING:
     from lightly_distill.evaluation.sweep.record import Sweep
     from lightly_distill.evaluation.sweep.search import Found
 
+_TEMPLATE = "evaluation/sweep/templates/sweep_report"
 _TITLE = "How small may the synthetic set be?"
 _COST_NOTE = (
     "Pre-training is of one student, the mean over students and seeds, by the epochs below: on a set for epochs, on "
@@ -48,28 +40,25 @@ def write(sweep: "Sweep", synthetic: SyntheticSet, folder: Path) -> None:
         synthetic: The set of the recommended size.
         folder: Where to.
     """
-    found, cost, settings = _searched(sweep), _costs(sweep), _settings(sweep)
-    students = [result.student for result in next(iter(sweep.sizes.values())).results]
-    body = [f'<p class="lead">{html_text(line)}</p>' for line in lead(sweep)]
-    parts = [f"# {_TITLE}", *map(markdown_text, lead(sweep))]
-    for student in students:
+    students = []
+    for student in (result.student for result in next(iter(sweep.sizes.values())).results):
         results = {
             size: next(result for result in done.results if result.student == student)
             for size, done in sweep.sizes.items()
         }
-        table = _accuracies(results)
-        body += [f"<h2>Student {html_text(student)}</h2>", figures(_curves(results, sweep.recommended))]
-        body += [html_table(table)]
-        parts += [f"## Student {markdown_text(student)}", markdown_table(table), markdown_text(table.caption)]
-    for title, part in (("Cost", cost), ("Search", found)):
-        if part is not None:
-            body += [f"<h2>{title}</h2>", html_table(part)]
-            parts += [f"## {title}", markdown_table(part), markdown_text(part.caption)]
-    body += ["<h2>The recommended set</h2>", figures([synthetic_images(synthetic)], "large")]
-    body += ["<h2>Settings</h2>", html_table(settings)]
-    body += ["<p>Each size has its own report, size-N/evaluation/report.html, and its run, size-N/run.</p>"]
-    (folder / "sweep.html").write_text(page(_TITLE, body), encoding="utf-8")
-    (folder / "sweep.md").write_text("\n\n".join([*parts, "## Settings", markdown_table(settings)]) + "\n", "utf-8")
+        drawn = _curves(results, sweep.recommended)
+        students.append({"name": student, "table": _accuracies(results), "curves": drawn})
+    values = {
+        "title": _TITLE,
+        "lead": lead(sweep),
+        "students": students,
+        "cost": _costs(sweep),
+        "search": _searched(sweep),
+        "images": synthetic_images(synthetic),
+        "settings": _settings(sweep),
+    }
+    (folder / "sweep.md").write_text(templates.fill(f"{_TEMPLATE}.md.j2", **values), encoding="utf-8")
+    (folder / "sweep.html").write_text(templates.fill(f"{_TEMPLATE}.html.j2", **values), encoding="utf-8")
 
 
 def lead(sweep: "Sweep") -> list[str]:
@@ -170,7 +159,7 @@ def _arms(results: "Mapping[int, Evaluation]") -> tuple[list[str], list[str]]:
     return curves, [name for name in names if name not in curves]
 
 
-def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[str]:
+def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[Figure]:
     some = next(iter(results.values()))
     names, others = _arms(results)
     drawn = []
@@ -182,12 +171,12 @@ def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[str]:
         }
         levels = {name: some.arms[name].values[measure] for name in others if measure in some.arms[name].values}
         chart = draw_chart(charts.accuracy_by_images, curves, levels=levels, title=measure, chosen=chosen)
-        told = "; ".join(
+        seen = "; ".join(
             f"{name} {', '.join(f'{size:,}: {mean_spread(values, 100)}' for size, values in curve.items())}"
             for name, curve in curves.items()
         )
-        told += "".join(f"; {name} {mean_spread(values, 100)}" for name, values in levels.items())
-        drawn.append(figure(chart, f"Accuracy in % by number of images, {measure}: {told}"))
+        seen += "".join(f"; {name} {mean_spread(values, 100)}" for name, values in levels.items())
+        drawn.append(Figure(chart, f"Accuracy in % by number of images, {measure}: {seen}"))
     return drawn
 
 

@@ -45,7 +45,8 @@ def test_the_grid_shows_each_image_enlarged_in_its_place() -> None:
 
 
 def test_the_grid_of_large_or_many_images_stays_small() -> None:
-    assert pictures.image_grid(torch.zeros(1, 3, 512, 256, dtype=torch.uint8)).size == (64 + 8, 128 + 8)
+    assert pictures.image_grid(torch.zeros(2, 3, 512, 256, dtype=torch.uint8)).size == (2 * 68 + 4, 128 + 8)
+    assert pictures.image_grid(torch.zeros(1, 3, 512, 256, dtype=torch.uint8)).size == (64, 128)
     assert pictures.image_grid(torch.zeros(500, 3, 8, 8, dtype=torch.uint8)).size == (10 * 68 + 4, 10 * 68 + 4)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lightly_distill import SyntheticSet
 from lightly_distill.evaluation import findings
-from lightly_distill.evaluation.report import evaluation_report, page
+from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import Arm, Evaluation
 from lightly_distill.synthetic import pictures
 from pages import NASTY, Parser, browser, markdown_rows, opened
@@ -169,6 +169,19 @@ def test_names_of_a_stranger_are_only_text(tmp_path: Path) -> None:
             assert b"<script" not in b64decode(content)
 
 
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_name_with_quotes_is_no_attribute(tmp_path: Path, quote: str) -> None:
+    name = f"{quote} onload={quote}alert(1)"
+    seen, _ = written(tmp_path, made_up(name, other=name, measures=(name, "b")))
+    assert {key for tag, attributes in seen.tags if tag != "meta" for key in attributes} <= {
+        "alt",
+        "class",
+        "lang",
+        "src",
+    }
+    assert any(name in str(attributes.get("alt")) for _, attributes in seen.tags)
+
+
 def test_a_provenance_of_any_size_is_cut(tmp_path: Path) -> None:
     own = make_set()
     own.provenance = {"words": ["a" * 100] * 1000}
@@ -189,7 +202,8 @@ def test_the_page_holds_all_that_it_shows(tmp_path: Path) -> None:
             kind, content = str(attributes["src"]).split(",")
             assert kind in ("data:image/png;base64", "data:image/svg+xml;base64") and len(b64decode(content)) > 500
             assert attributes["alt"]
-    assert "url(" not in page.CSS and "@import" not in page.CSS
+    style = (tmp_path / "report.html").read_text("utf-8").partition("<style>")[2].partition("</style>")[0]
+    assert "max-width" in style and "url(" not in style and "@import" not in style
     policy = next(attributes for tag, attributes in seen.tags if attributes.get("http-equiv"))
     assert str(policy["content"]).startswith("default-src 'none'")
 
