@@ -19,13 +19,13 @@ from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation.baselines.arms import ANY_SIZE, LABELLED_ARMS
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.plan import check_arms, check_recipe, check_task_names, open_tasks, seed_list
-from lightly_distill.evaluation.probes import FINETUNE_STEPS
 from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import Evaluation, write_results
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
 from lightly_distill.evaluation.tasks import Task, find_task
+from lightly_distill.evaluation.trial import FINETUNE_STEPS
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.real_images import RealImages, require_enough
 from lightly_distill.models.students import student_builder
