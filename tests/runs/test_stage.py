@@ -15,7 +15,6 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
-from lightly_distill.method.real_images import RealImages
 from lightly_distill.runs import checkpoint
 
 STUDENT = "convnet_4_4"
@@ -239,15 +238,17 @@ def test_another_seed_or_none_in_a_checkpoint_is_refused(folder: Path, tmp_path:
 
 
 def test_the_representations_of_a_run_are_kept_for_it_and_for_the_one_that_replaces_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path
 ) -> None:
     first = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run")
     kept = sorted((tmp_path / "run" / "representations").rglob("*.npy"))
     assert len(kept) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(RealImages, "_represent", lambda *a: pytest.fail("computed again"))
-        DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
-        again = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
+    asked: list[int] = []
+    model = SSLModel()
+    model.backbone.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
+    again = DistillationStage(target=model, **OPTIONS).run(folder, out=tmp_path / "run", overwrite=True)
+    assert asked == [4, 4]  # the first images, before each run
     assert torch.equal(again.images, first.images)
     other = SSLModel()
     other.backbone[0].weight.data += 0.1

@@ -27,7 +27,8 @@ from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_sear
 from lightly_distill.evaluation.tasks import Task, find_task
 from lightly_distill.evaluation.trial import FINETUNE_STEPS
 from lightly_distill.method.config import DistillConfig
-from lightly_distill.method.real_images import RealImages, require_enough
+from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.split import require_enough
 from lightly_distill.models.students import student_builder
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
@@ -186,7 +187,7 @@ def _search(plan: SearchPlan, stage: DistillationStage, source: Source, folder: 
     config, device = stage.config, resolve_device(stage.config.device)
     _logger.info("Searching %s at %d images: %d trials.", ", ".join(plan.names), plan.images, plan.trials)
     students = [(name, student_builder(name, source.image_size)) for name in config.students]
-    real = RealImages(source, stage.target.to(device), replace(config, num_images=plan.images), device)
+    real = RealImages.of_target(source, stage.target, replace(config, num_images=plan.images), device)
     found = run_search(plan, real, students, config, folder / "search.db")
     _logger.info("Found %s.", ", ".join(f"{name}={value:.4g}" for name, value in found.settings.items()))
     return found
