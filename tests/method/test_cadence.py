@@ -44,9 +44,9 @@ def test_checkpoints_come_every_few_steps_and_after_the_last() -> None:
 
 
 def test_checkpoints_come_after_minutes_too_counted_from_the_one_before() -> None:
-    cadence = Cadence(tiny.config(steps=1000, checkpoint_every=1000, checkpoint_minutes=0.05 / 60))
+    cadence = Cadence(tiny.config(steps=1000, checkpoint_every=1000, checkpoint_minutes=0.5 / 60))
     assert not cadence.saves(1)
-    time.sleep(0.06)
+    time.sleep(0.55)
     assert cadence.saves(2) and cadence.saves(3)  # until it is done
     cadence.saved()
     assert not cadence.saves(4)
@@ -73,10 +73,10 @@ def test_a_signal_asks_for_a_checkpoint_and_a_stop_and_is_as_it_was_after_the_bl
 
 def test_several_processes_stop_after_the_next_row_on_a_signal_that_one_of_them_was_sent() -> None:
     config = tiny.config(steps=100, log_every=4, checkpoint_every=100)
-    told = Cadence(config, Two(other=(signal.SIGTERM, False)))
+    other = Cadence(config, Two(other=(signal.SIGTERM, False)))
     with Cadence(config, Two(index=1)) as sent:
         signal.raise_signal(signal.SIGTERM)
-        for cadence in (sent, told):
+        for cadence in (sent, other):
             assert not cadence.saves(3) and cadence.stop is None
             assert cadence.saves(4) and cadence.stop == signal.SIGTERM
 
