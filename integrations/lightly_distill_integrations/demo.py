@@ -21,8 +21,9 @@ from tqdm import trange
 
 from lightly_distill import DistillationStage, SyntheticSet, pretrain
 from lightly_distill.data.pixels import normalise
-from lightly_distill.evaluation.probes import features, knn_accuracy, linear_accuracy
+from lightly_distill.evaluation.probes import knn_accuracy, linear_accuracy
 from lightly_distill.evaluation.report import charts
+from lightly_distill.evaluation.trial import features
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import represent
 from lightly_distill.runs.run_folder import RunFolder

@@ -30,8 +30,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         The same shape.
     """
-    kind = int(torch.randint(len(_KINDS), (1,), generator=generator))
-    return _KINDS[kind](images, torch.rand(3, generator=generator).tolist())
+    kind = list(KINDS.values())[int(torch.randint(len(KINDS), (1,), generator=generator))]
+    return kind(images, torch.rand(3, generator=generator).tolist())
 
 
 def _colour(images: Tensor, draw: Sequence[float]) -> Tensor:
@@ -80,4 +80,12 @@ def _warp(images: Tensor, matrix: list[list[float]]) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-_KINDS: tuple[Callable[[Tensor, Sequence[float]], Tensor], ...] = (_colour, _crop, _cutout, _flip, _scale, _rotate)
+# Each takes three numbers in [0, 1) that say how; the order is that of the draws.
+KINDS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
+    "colour": _colour,
+    "crop": _crop,
+    "cutout": _cutout,
+    "flip": _flip,
+    "scale": _scale,
+    "rotate": _rotate,
+}

@@ -13,11 +13,13 @@ from tqdm import tqdm
 from lightly_distill.data.pixels import normalise
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation.baselines.arms import LABELLED_ARMS, REAL_ARMS, labelled_side, set_of
+from lightly_distill.evaluation.data_free import make_teacher
 from lightly_distill.evaluation.plan import check_arms, check_recipe, open_tasks, seed_list
-from lightly_distill.evaluation.probes import FINETUNE_STEPS, PROBES, Transfer, Trial, make_teacher
+from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import Arm, Evaluation, write_results
 from lightly_distill.evaluation.tasks import Task
+from lightly_distill.evaluation.trial import FINETUNE_STEPS, Transfer, Trial
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.origin import RealSide, check_origin, real_side
@@ -72,7 +74,7 @@ def evaluate(
         others: More arms, name to a set or its folder.
         probes: Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune` (of all
             arms but `target`, which stays frozen), `data-free` (of arms with images: a fresh student learns from them
-            what a teacher answers, and nothing else; see `probes.data_free_accuracy`).
+            what a teacher answers, and nothing else; see `data_free.data_free_accuracy`).
         labels: How many labelled images a task is learned from, several times if several; a fraction, if below 1; None
             takes all. They are drawn anew for each seed, as many of each class.
         seeds: Repetitions: of the weights, of the draws of images and labels. How many, or which.

@@ -1,8 +1,7 @@
 """The method, top to bottom: KRR-ST, Algorithm 1 (Lee et al., ICLR 2024, arXiv:2310.06511)."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from statistics import fmean
@@ -13,18 +12,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.errors import DistillError
+from lightly_distill.method.cadence import Cadence
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.krr import kernel_ridge
 from lightly_distill.method.pool import Slot
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
 from lightly_distill.method.step import RealBatch, features, kernel_pass, outer_gradient, require_finite
-from lightly_distill.runtime.processes import Processes
-from lightly_distill.runtime.signals import StopOnSignal
 
 _logger = logging.getLogger(__name__)
-
-MEASUREMENTS = 10  # of the held-out loss, over the whole run, besides the one at the start
 
 
 class Recorder(Protocol):
@@ -56,69 +52,62 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         DistillError: If a loss, gradient or student is not finite, naming step and student; before the update.
         KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`.
     """
-    precision = _precision(config, state.images.device)
     held_out = real.held_out()
-    real.free_target()
     # a resumed run keeps the chunks that it began with: in others, batch norm is trained otherwise
     chunk_size = state.pool.chunk_size if state.initial else config.chunk_size
     state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=config.steps - state.step)
     if not state.initial:  # not a resumed run
-        with precision():
-            state.pool.warm_up(state.images, state.representations)
-        state.initial = held_out_loss(state, held_out, config)
-        try:
-            recorder.log({"step": 0, **state.initial})
-        finally:  # a user's function or a tracker that fails on its first row does not cost the warm-up
-            recorder.checkpoint(state)
+        _warm_up(state, held_out, config, recorder)
 
-    quiet = True if not state.team.all.main else None  # None: quiet without a terminal
-    progress = tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=quiet)
-    since = saved = time.perf_counter()
-    timed = 0  # steps since `since`
-    stop: int | None = None  # the signal that asked for it
-    with StopOnSignal() as signalled:
+    with Cadence(config, state.team.all, state.step) as cadence, _progress(state, config) as progress:
         for batch in real.batches(state.step, config.steps, team=state.team):
             slot = state.pool.draw(state.step)
-            with precision():
+            with _precision(config, state.images.device):
                 state.losses.append(_outer_step(state, slot, batch, config))
                 state.pool.advance(slot, state.images, state.representations)
             state.step += 1
-            timed += 1
             progress.update()
 
-            measure = state.step == config.steps or state.step % max(1, config.steps // MEASUREMENTS) == 0
-            pause = measure or state.step % config.log_every == 0
-            if pause:
-                seconds, since, timed = (time.perf_counter() - since) / timed, time.perf_counter(), 0
+            if cadence.logs(state.step):
                 loss = fmean(chain(*state.team.split.gather(state.losses)))
+                seconds = cadence.seconds_per_step(state.step)
                 row: dict[str, Any] = {"step": state.step, "loss": loss, "seconds_per_step": seconds}
-                if measure:
+                if cadence.measures(state.step):
                     row |= held_out_loss(state, held_out, config)
-                    since = time.perf_counter()
                 recorder.log(row)
-                progress.set_postfix(loss=f"{row['loss']:.4g}")
-                if measure and progress.disable:  # no terminal: tell now and then instead
-                    _logger.info("Step %d of %d: loss %.4g", state.step, config.steps, row["loss"])
+                _show(row, config, progress)
                 state.losses = []
-            stop, due = signalled.received, (time.perf_counter() - saved) / 60 >= config.checkpoint_minutes
-            if state.team.all.count > 1:  # clocks and signals differ; several processes agree when they pause
-                stop, due = _agreed(state.team.all, stop, due) if pause else (None, False)
-            due = due or state.step == config.steps or state.step % config.checkpoint_every == 0
+                cadence.logged(state.step)
             # after the measurement, which fails on a student that is not finite: such a state is not kept
-            if stop is not None or due:
+            if cadence.saves(state.step):
                 recorder.checkpoint(state)
-                saved = time.perf_counter()
-            if stop is not None:
+                cadence.saved()
+            if cadence.stop is not None:
                 break
-    progress.close()
-    if stop is not None:
-        recorder.leave(state, stop)
+    if cadence.stop is not None:
+        recorder.leave(state, cadence.stop)
 
 
-def _agreed(processes: Processes, stop: int | None, due: bool) -> tuple[int | None, bool]:
-    """Returns the signal that any process was sent, and whether the main process wants to save."""
-    told = processes.gather((stop, due))
-    return next((number for number, _ in told if number is not None), None), told[0][1]
+def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder) -> None:
+    """Trains the pool to staggered ages, and measures and saves what the first step starts from."""
+    with _precision(config, state.images.device):
+        state.pool.warm_up(state.images, state.representations)
+    state.initial = held_out_loss(state, held_out, config)
+    try:
+        recorder.log({"step": 0, **state.initial})
+    finally:  # a user's function or a tracker that fails on its first row does not cost the warm-up
+        recorder.checkpoint(state)
+
+
+def _progress(state: DistillState, config: DistillConfig) -> "tqdm[NoReturn]":
+    quiet = True if not state.team.all.main else None  # None: quiet without a terminal
+    return tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=quiet)
+
+
+def _show(row: dict[str, Any], config: DistillConfig, progress: "tqdm[NoReturn]") -> None:
+    progress.set_postfix(loss=f"{row['loss']:.4g}")
+    if "heldout_loss" in row and progress.disable:  # no terminal: a line now and then instead
+        _logger.info("Step %d of %d: loss %.4g", row["step"], config.steps, row["loss"])
 
 
 def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:
@@ -170,7 +159,7 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
 
 def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, config: DistillConfig) -> float:
     who = _named(f"Stopped at the measurement after step {state.step}", slot)
-    with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device)():
+    with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device):
         real_BF = features(slot.student, held_out.images, state.pool.chunk_size)
         syn_MF = features(slot.student, state.images, state.pool.chunk_size)
         require_finite({"features of the held-out images": real_BF, "features of the synthetic images": syn_MF})
@@ -193,7 +182,7 @@ def _named(when: str, slot: Slot) -> Iterator[None]:
         raise DistillError(f"{when}, student {slot.index} ({slot.name}, age {slot.age}): {error}") from error
 
 
-def _precision(config: DistillConfig, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+def _precision(config: DistillConfig, device: torch.device) -> AbstractContextManager[None]:
     enabled = config.precision == "bf16"
     # without the cache: it would keep bf16 copies of weights that the warm-up changes under the same context
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)

@@ -12,6 +12,8 @@ from lightly_distill.errors import DistillError
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.pool import StudentBuilder, StudentPool
 from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.start import initial
+from lightly_distill.method.step import RealBatch
 from lightly_distill.runtime.processes import ALONE, Processes, Team
 
 
@@ -50,10 +52,20 @@ class DistillState:
         students: Sequence[tuple[str, StudentBuilder]],
         config: DistillConfig,
         processes: Processes = ALONE,
+        *,
+        chosen: tuple[Tensor, RealBatch] | None = None,
     ) -> "DistillState":
-        """Makes the initial state: images and representations as `config.init` says, an untrained pool."""
+        """Makes the initial state, with an untrained pool.
+
+        Args:
+            real: Real images.
+            students: Name and builder of each architecture.
+            config: All settings.
+            processes: Of the run.
+            chosen: Indices and batch that the set starts from. Default: as `config.init` says, see `initial`.
+        """
         team = Team.of(processes, config.parallel)
-        index, batch = real.initial(config.num_images)
+        index, batch = chosen or initial(real, config)
         images, representations = batch.images.clone(), batch.representations.clone()
         processes.copy_from_main(images, representations)  # on a GPU, computed twice they need not be the same
         images, representations = images.requires_grad_(), representations.requires_grad_()

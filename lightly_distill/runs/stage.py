@@ -15,7 +15,8 @@ from lightly_distill.errors import UsageError
 from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
-from lightly_distill.method.real_images import RealImages, require_enough
+from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.split import require_enough
 from lightly_distill.method.state import DistillState
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import as_target, load_target
@@ -164,7 +165,7 @@ class DistillationStage:
         facts = run_facts(source, target, config, processes)
         run = RunFolder(folder, facts, log, processes, session)
         saved = run.load_checkpoint(strict=strict) if resume else None
-        real = RealImages(source, target, config, device, run.representations)
+        real = RealImages.of_target(source, target, config, device, run.representations)
         state = DistillState.start(real, students, config, processes)
         initial = state.images.detach().clone()
         if saved is not None:

@@ -18,18 +18,12 @@ from lightly_distill.data.pixels import normalise
 from lightly_distill.data.source import open_source
 from lightly_distill.evaluation import evaluate as evaluation
 from lightly_distill.evaluation.baselines.arms import LABELLED_ARMS
+from lightly_distill.evaluation.data_free import data_free_accuracy, make_teacher
 from lightly_distill.evaluation.evaluate import evaluate
-from lightly_distill.evaluation.probes import (
-    PROBES,
-    Transfer,
-    Trial,
-    data_free_accuracy,
-    features,
-    finetuned,
-    make_teacher,
-    pooled_features,
-)
+from lightly_distill.evaluation.finetune import finetuned
+from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.trial import Transfer, Trial, features, pooled_features
 from lightly_distill.models.students import student_builder
 from lightly_distill.runtime.seeding import global_seed
 

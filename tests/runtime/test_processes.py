@@ -151,7 +151,7 @@ def stage_gradients(tmp_path: Path, two: SyntheticSet) -> None:
     from lightly_distill.runtime.processes import Team
 
     config = make_config(**{**OPTIONS, "parallel": "pool", "steps": 1})
-    real = RealImages(open_source(tiny.images(50)), as_target(tiny.encoder()), config, torch.device("cpu"))
+    real = RealImages.of_target(open_source(tiny.images(50)), as_target(tiny.encoder()), config, torch.device("cpu"))
     state = DistillState.start(real, [("convnet_4_8", student_builder("convnet_4_8", 8))], config)
     state.pool.warm_up(state.images, state.representations)
     slots, gradients = [], []

@@ -39,7 +39,9 @@ def as_set(images: Tensor, index: Tensor | None = None) -> SyntheticSet:
 def start(real: RealSide, **options: Any) -> SyntheticSet:
     """The set as it is before the first step."""
     config = tiny.config(**options)
-    state = DistillState.start(RealImages(real.source, real.target, config, DEVICE), [("tiny", tiny.student)], config)
+    state = DistillState.start(
+        RealImages.of_target(real.source, real.target, config, DEVICE), [("tiny", tiny.student)], config
+    )
     return SyntheticSet(
         state.images,
         state.representations,

@@ -1,4 +1,4 @@
-"""What the distillers that need labels share: real images whose labels stand for the target's representations."""
+"""What the distillers that need labels share: real images with labels as what is true of them."""
 
 import time
 from collections.abc import Sequence
@@ -14,25 +14,50 @@ from lightly_distill.errors import UsageError
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.split import Split
 from lightly_distill.method.step import RealBatch
+from lightly_distill.method.views import Drawn, Views
 from lightly_distill.models.students import student_builder
-from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD, Target
+from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.settings import to_dict
 
 
-class LabelledImages(RealImages):
-    """Real images whose labels stand for the target's representations: one-hot vectors minus 1/C.
+class LabelTruth:
+    """A `Truth`: the vector of an image's label, whatever the view.
+
+    Args:
+        vectors: Of the labels of all images, float32, shape (n, D).
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        self._vectors = vectors
+
+    def of_images(self, indices: Tensor) -> Tensor:
+        """Returns the vectors of images as they are."""
+        return self._vectors[indices]
+
+    def of_views(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """Returns the vectors of a batch of views."""
+        return self._vectors[drawn.indices].to(images.device)
+
+
+class LabelledImages:
+    """Real images with their labels as one-hot vectors minus 1/C, and draws of as many of each class as can be.
 
     Args:
         source: Decoded real images.
         labels: int64 in 0..C-1, shape (n,).
-        config: As for `RealImages`.
+        config: For seed, views, batch size and held-out count.
         device: Where batches are delivered.
         mean: Of each channel in units of [0, 1].
         std: As `mean`.
-        dim: Numbers of a label at least.
-        scale: Factor of the labels.
+        dim: Numbers of a vector at least; zeros are added.
+        scale: Factor of the vectors.
+
+    Attributes:
+        real: The images with these vectors.
+        classes: C.
 
     Raises:
         UsageError: If there is not one label an image, there are fewer than 2 classes, or too few images.
@@ -54,11 +79,14 @@ class LabelledImages(RealImages):
         self.classes = int(labels.max()) + 1
         if self.classes < 2:
             raise UsageError(f"The images of {source.name} are all of one class: there are no labels to distil.")
-        self._labels = labels
         # Centred, as in KIP (Nguyen et al., arXiv:2107.13034) and FRePo (Zhou et al., arXiv:2206.00719).
         centred = F.one_hot(labels, self.classes).float() - 1 / self.classes
-        targets = F.pad(scale * centred, (0, max(0, dim - self.classes)))
-        super().__init__(source, Target(_no_model, name="labels", mean=mean, std=std), config, device, given=targets)
+        truth = LabelTruth(F.pad(scale * centred, (0, max(0, dim - self.classes))))
+        views = Views(config.source_views, len(source), config.seed)
+        self._labels, self._seed, self._device = labels, config.seed, device
+        self.real = RealImages(
+            source, Split.of(source, config), views, truth, config, device, mean=tuple(mean), std=tuple(std)
+        )
 
     def initial(self, count: int) -> tuple[Tensor, RealBatch]:
         """Draws as many images of each class as can be, as both papers do; ordered by class."""
@@ -76,15 +104,12 @@ class LabelledImages(RealImages):
         return self._labels[indices].to(self._device)
 
     def _shuffled(self, *draw: str | int) -> Tensor:
-        return self._train[torch.randperm(len(self._train), generator=seeding.generator(self._seed, *draw))]
+        train = self.real.split.train
+        return train[torch.randperm(len(train), generator=seeding.generator(self._seed, *draw))]
 
     def _by_class(self, chosen: Tensor) -> tuple[Tensor, RealBatch]:
         indices = chosen[torch.argsort(self._labels[chosen], stable=True)]
-        return indices, self._plain(indices)
-
-
-def _no_model(images: Tensor) -> Tensor:
-    raise AssertionError("labels are looked up, not computed")
+        return indices, self.real.plain(indices)
 
 
 def check_classes(num_images: int, labels: Tensor) -> None:

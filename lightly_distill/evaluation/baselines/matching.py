@@ -74,17 +74,18 @@ def distribution_matching(
     check_classes(config.num_images, labels)
     started, device = time.perf_counter(), resolve_device(config.device)
     students = students_of(config, source.image_size)
-    real = LabelledImages(source, labels, config, device, mean, std, dim, scale)
-    index, start = real.initial(config.num_images)
+    labelled = LabelledImages(source, labels, config, device, mean, std, dim, scale)
+    index, start = labelled.initial(config.num_images)
     images = start.images.clone().requires_grad_()
     optimizer = torch.optim.SGD([images], **MATCHING)
     distances: list[float] = []
     bar = trange(config.steps, desc="Matching distributions", unit="step", disable=None)
     for step in bar:
-        chosen, batch = real.of_each_class(REAL_PER_CLASS, step)
+        chosen, batch = labelled.of_each_class(REAL_PER_CLASS, step)
         with _random_student(students, config.seed, step, device) as student:
-            wanted = _class_means(student, batch.images, real.labels(chosen), real.classes, seed=config.seed, step=step)
-            means = _class_means(student, images, real.labels(index), real.classes, seed=config.seed, step=step)
+            draw: dict[str, Any] = {"seed": config.seed, "step": step}
+            wanted = class_means(student, batch.images, labelled.labels(chosen), labelled.classes, **draw)
+            means = class_means(student, images, labelled.labels(index), labelled.classes, **draw)
             distance = (means - wanted).square().sum()
         optimizer.zero_grad()
         torch.autograd.backward(distance)
@@ -106,7 +107,7 @@ def distribution_matching(
     )
 
 
-def _class_means(student: nn.Module, images: Tensor, labels: Tensor, classes: int, *, seed: int, step: int) -> Tensor:
+def class_means(student: nn.Module, images: Tensor, labels: Tensor, classes: int, *, seed: int, step: int) -> Tensor:
     """Returns the mean features of augmented images of each class, shape (C, p); both are ordered by class.
 
     The draw is that of the class and the step, so it is the same for real and synthetic images. Gradients flow to

@@ -50,10 +50,10 @@ def supervised_ridge(
     """
     started, device = time.perf_counter(), resolve_device(config.device)
     students = students_of(config, source.image_size)
-    real = LabelledImages(source, labels, config, device, mean, std, dim, scale)
-    state = DistillState.start(real, students, config)
+    labelled = LabelledImages(source, labels, config, device, mean, std, dim, scale)
+    state = DistillState.start(labelled.real, students, config, chosen=labelled.initial(config.num_images))
     run = RunFolder(None, {})
-    distill(state, real, config, run)
+    distill(state, labelled.real, config, run)
     losses = {"initial": state.initial["heldout_loss"], "final": run.last("heldout_loss")}
     return SyntheticSet(
         state.images.detach().cpu(),

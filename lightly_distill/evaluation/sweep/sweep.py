@@ -19,15 +19,16 @@ from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation.baselines.arms import ANY_SIZE, LABELLED_ARMS
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.plan import check_arms, check_recipe, check_task_names, open_tasks, seed_list
-from lightly_distill.evaluation.probes import FINETUNE_STEPS
 from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import Evaluation, write_results
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
 from lightly_distill.evaluation.tasks import Task, find_task
+from lightly_distill.evaluation.trial import FINETUNE_STEPS
 from lightly_distill.method.config import DistillConfig
-from lightly_distill.method.real_images import RealImages, require_enough
+from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.split import require_enough
 from lightly_distill.models.students import student_builder
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
@@ -186,7 +187,7 @@ def _search(plan: SearchPlan, stage: DistillationStage, source: Source, folder: 
     config, device = stage.config, resolve_device(stage.config.device)
     _logger.info("Searching %s at %d images: %d trials.", ", ".join(plan.names), plan.images, plan.trials)
     students = [(name, student_builder(name, source.image_size)) for name in config.students]
-    real = RealImages(source, stage.target.to(device), replace(config, num_images=plan.images), device)
+    real = RealImages.of_target(source, stage.target, replace(config, num_images=plan.images), device)
     found = run_search(plan, real, students, config, folder / "search.db")
     _logger.info("Found %s.", ", ".join(f"{name}={value:.4g}" for name, value in found.settings.items()))
     return found

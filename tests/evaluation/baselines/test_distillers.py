@@ -10,8 +10,9 @@ from lightly_distill import UsageError
 from lightly_distill.data.labels import source_labels
 from lightly_distill.data.locate import locate
 from lightly_distill.data.source import Source, open_source
+from lightly_distill.evaluation.baselines import matching
 from lightly_distill.evaluation.baselines.labelled import LabelledImages
-from lightly_distill.evaluation.baselines.matching import CHUNK, _class_means, distribution_matching
+from lightly_distill.evaluation.baselines.matching import class_means, distribution_matching
 from lightly_distill.evaluation.baselines.ridge import supervised_ridge
 from lightly_distill.method.config import DistillConfig, make_config
 from lightly_distill.models.students import student_builder
@@ -32,7 +33,7 @@ def coloured() -> Source:
     return open_source(images)
 
 
-def real(settings: DistillConfig) -> LabelledImages:
+def labelled(settings: DistillConfig) -> LabelledImages:
     return LabelledImages(coloured(), LABELS, settings, torch.device("cpu"))
 
 
@@ -42,31 +43,32 @@ def one_hot(labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("views", [0, 2, "random"])
 def test_labels_stand_for_the_representations_of_images_and_of_all_their_views(views: Any) -> None:
-    images = real(config(source_views=views))
-    indices = list(images._indices(range(5)))
-    for chosen, batch in zip(indices, images.batches(0, 5), strict=True):
-        torch.testing.assert_close(batch.representations, one_hot(LABELS[chosen]))
-    held = images.held_out()
+    real = labelled(config(source_views=views)).real
+    std = torch.tensor(real.std).view(1, 3, 1, 1)
+    mean = torch.tensor(real.mean).view(1, 3, 1, 1)
+    held = real.held_out()
     assert held is not None
-    torch.testing.assert_close(held.representations, one_hot(LABELS[images._held_out]))
+    for batch in [held, *real.batches(0, 5)]:
+        brightest = (batch.images * std + mean).mean((2, 3)).argmax(1)  # what the images tell of their class
+        torch.testing.assert_close(batch.representations, one_hot(brightest))
 
 
 def test_both_start_from_as_many_images_of_each_class_as_can_be() -> None:
-    images = real(config())
+    images = labelled(config())
     index, batch = images.initial(7)
     assert torch.bincount(LABELS[index]).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
-    assert torch.equal(batch.images, images.normalise(coloured().read(index)))
-    assert not set(index.tolist()) & set(images._held_out.tolist())
+    assert torch.equal(batch.images, images.real.normalise(coloured().read(index)))
+    assert not set(index.tolist()) & set(images.real.split.held_out.tolist())
 
 
 def test_a_step_of_matching_draws_as_many_of_each_class_or_all_there_are() -> None:
-    images = real(config())
+    images = labelled(config())
     first, _ = images.of_each_class(4, step=0)
     second, _ = images.of_each_class(4, step=1)
     assert LABELS[first].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert len(set(first.tolist())) == 12 and set(first.tolist()) != set(second.tolist())
     everything, _ = images.of_each_class(1000, step=0)
-    assert sorted(everything.tolist()) == images._train.tolist()
+    assert sorted(everything.tolist()) == images.real.split.train.tolist()
 
 
 def test_supervised_ridge_learns_to_predict_the_labels_of_held_out_images() -> None:
@@ -81,9 +83,9 @@ def test_supervised_ridge_learns_to_predict_the_labels_of_held_out_images() -> N
 
 def class_mean_distance(images: Tensor, labels: Tensor, settings: DistillConfig) -> float:
     """Of pixels, which no network is needed for."""
-    everything = real(settings)
-    batch = everything._plain(everything._train)
-    wanted = [batch.images[LABELS[everything._train] == label].mean(0) for label in range(CLASSES)]
+    real = labelled(settings).real
+    train = real.split.train
+    wanted = [real.plain(train[LABELS[train] == label]).images.mean(0) for label in range(CLASSES)]
     return sum(float((images[labels == c].mean(0) - wanted[c]).square().mean()) for c in range(CLASSES))
 
 
@@ -92,7 +94,7 @@ def test_matching_brings_the_class_means_together() -> None:
     made = distribution_matching(coloured(), LABELS, settings)
     labels = LABELS[made.source_index]
     torch.testing.assert_close(made.representations, one_hot(labels))
-    start = real(settings).normalise(coloured().read(made.source_index))
+    start = labelled(settings).real.normalise(coloured().read(made.source_index))
     assert class_mean_distance(made.images, labels, settings) < 0.8 * class_mean_distance(start, labels, settings)
     assert made.provenance["distance"]["final"] < made.provenance["distance"]["initial"]
 
@@ -100,13 +102,13 @@ def test_matching_brings_the_class_means_together() -> None:
 def test_class_means_are_those_of_each_class_in_one_pass_or_many(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = torch.randn(9, 3, 8, 8), torch.tensor([0, 0, 0, 0, 2, 2, 3, 3, 3])
     student = student_builder("convnet_4_4_in", 8)()  # instance norm: images do not see each other
-    means = _class_means(student, images, labels, 5, seed=1, step=2)
+    means = class_means(student, images, labels, 5, seed=1, step=2)
     assert means.shape == (5, 16) and not means[1].any() and not means[4].any()
-    alone = _class_means(student, images[4:6], labels[4:6], 5, seed=1, step=2)
+    alone = class_means(student, images[4:6], labels[4:6], 5, seed=1, step=2)
     torch.testing.assert_close(means[2], alone[2])  # the augmentation is that of the class, whatever else there is
-    assert CHUNK > 9
-    monkeypatch.setattr("lightly_distill.evaluation.baselines.matching.CHUNK", 4)
-    torch.testing.assert_close(_class_means(student, images, labels, 5, seed=1, step=2), means)
+    assert matching.CHUNK > 9
+    monkeypatch.setattr(matching, "CHUNK", 4)
+    torch.testing.assert_close(class_means(student, images, labels, 5, seed=1, step=2), means)
 
 
 @pytest.mark.parametrize("distiller", [supervised_ridge, distribution_matching])

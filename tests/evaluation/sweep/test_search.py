@@ -24,7 +24,7 @@ def config(**options: Any) -> DistillConfig:
 
 
 def real(settings: DistillConfig) -> RealImages:
-    return RealImages(open_source(tiny.images(60)), as_target(tiny.encoder()), settings, torch.device("cpu"))
+    return RealImages.of_target(open_source(tiny.images(60)), as_target(tiny.encoder()), settings, torch.device("cpu"))
 
 
 def found(folder: Path, trials: int = 4, names: tuple[str, ...] = ("lr",), **options: Any) -> search.Found:

@@ -1,0 +1,50 @@
+"""Which real images the outer steps see, and which are held out to measure the loss on."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightly_distill.data.source import Source
+from lightly_distill.errors import UsageError
+from lightly_distill.method.config import DistillConfig
+from lightly_distill.runtime import seeding
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts of a source, as increasing indices, int64.
+
+    Attributes:
+        train: Of the outer steps and of the start, shape (n - h,).
+        held_out: Of no step, shape (h,).
+    """
+
+    train: Tensor
+    held_out: Tensor
+
+    @classmethod
+    def of(cls, source: Source, config: DistillConfig) -> "Split":
+        """Draws the held-out images.
+
+        Raises:
+            UsageError: If the source has too few images for the synthetic set.
+        """
+        held = require_enough(source, config)
+        order = torch.randperm(len(source), generator=seeding.generator(config.seed, "holdout"))
+        return cls(train=order[held:].sort().values, held_out=order[:held].sort().values)
+
+
+def require_enough(source: Source, config: DistillConfig) -> int:
+    """Returns how many images are held out.
+
+    Raises:
+        UsageError: If the source has too few images for the synthetic set.
+    """
+    held = min(config.holdout, len(source) // 10)
+    if len(source) - held < config.num_images:
+        raise UsageError(
+            f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
+            f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
+        )
+    return held
