@@ -11,7 +11,8 @@ from lightly_distill.method.config import DistillConfig, OuterConfig, PoolConfig
 from lightly_distill.models.encoders import register_target
 from lightly_distill.models.targets import as_target
 from lightly_distill.runs.stage import DistillationStage
-from lightly_distill.synthetic.pretrain import pretrain
+from lightly_distill.synthetic.address import PublishOptions
+from lightly_distill.synthetic.pretrain import PretrainConfig, pretrain
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 __version__ = "0.1.0"
@@ -23,6 +24,8 @@ __all__ = [
     "DistillationStage",
     "OuterConfig",
     "PoolConfig",
+    "PretrainConfig",
+    "PublishOptions",
     "RidgeConfig",
     "SyntheticSet",
     "UsageError",
