@@ -28,6 +28,7 @@ __all__ = [
     "PublishOptions",
     "RidgeConfig",
     "SyntheticSet",
+    "TransferConfig",
     "UsageError",
     "as_target",
     "evaluate",
@@ -45,6 +46,10 @@ def __getattr__(name: str) -> Any:
         from lightly_distill.evaluation.evaluate import evaluate
 
         return evaluate
+    if name == "TransferConfig":
+        from lightly_distill.evaluation.plan import TransferConfig
+
+        return TransferConfig
     if name == "sweep":
         from lightly_distill.evaluation.sweep.sweep import sweep
 
