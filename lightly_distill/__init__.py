@@ -12,11 +12,13 @@ from lightly_distill.method.config import DistillConfig, OuterConfig, PoolConfig
 from lightly_distill.models.encoders import register_target
 from lightly_distill.models.targets import as_target
 from lightly_distill.runs.stage import DistillationStage
-from lightly_distill.synthetic.pretrain import pretrain
+from lightly_distill.synthetic.address import PublishOptions
+from lightly_distill.synthetic.pretrain import PretrainConfig, pretrain
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 if TYPE_CHECKING:  # what `__getattr__` brings, for type checkers and editors; the one place that names an adapter
     from lightly_distill.evaluation.evaluate import evaluate
+    from lightly_distill.evaluation.plan import TransferConfig
     from lightly_distill.evaluation.sweep.sweep import sweep
     from lightly_distill.sharing.publish import publish
     from lightly_distill_integrations.pytorch_lightning.callback import DistillationCallback
@@ -30,8 +32,11 @@ __all__ = [
     "DistillationStage",
     "OuterConfig",
     "PoolConfig",
+    "PretrainConfig",
+    "PublishOptions",
     "RidgeConfig",
     "SyntheticSet",
+    "TransferConfig",
     "UsageError",
     "as_target",
     "evaluate",
@@ -43,6 +48,7 @@ __all__ = [
 
 # Imported when asked for, since they take seconds: they need scikit-learn, matplotlib and scipy.
 _LAZY = {
+    "TransferConfig": "lightly_distill.evaluation.plan",
     "evaluate": "lightly_distill.evaluation.evaluate",
     "publish": "lightly_distill.sharing.publish",
     "sweep": "lightly_distill.evaluation.sweep.sweep",

@@ -136,8 +136,8 @@ class HubAdapter(Protocol):
         """Returns the folder of a set that was fetched and checked, and the commit it is of."""
         ...
 
-    def publish(self, synthetic: Any, repo_id: str, **options: Any) -> Any:
-        """Publishes a set; see `sharing/publish.py`."""
+    def publish(self, synthetic: Any, repo_id: str, options: Any) -> Any:
+        """Publishes a set by its `PublishOptions`; see `sharing/publish.py`."""
         ...
 
 

@@ -1,8 +1,8 @@
 """`lightly-distill evaluate`."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -10,11 +10,12 @@ from jsonargparse.typing import PositiveInt
 from lightly_distill.cli.options import SET_HELP, config_option, config_written, several, target_options
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation import findings
-from lightly_distill.evaluation.baselines.arms import BASELINES
+from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.evaluate import evaluate
+from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.models.targets import load_target
 
-PROBES_TOLD = {
+PROBE_WORDS = {
     "knn": "nearest neighbours",
     "linear": "logistic regression on the features",
     "linear-pooled": "on features averaged over positions",
@@ -22,6 +23,8 @@ PROBES_TOLD = {
     "data-free": "a fresh student that only sees a classifier's answers to the set's images",
 }
 ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
+_AS_TEXT = {"baselines", "probes", "labels", "seeds"}  # fields whose options take one text, or a checked number
+_ONLY_PYTHON = {"batch_size", "momentum", "weight_decay"}  # in a sweep --batch-size is that of the distillation
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -30,7 +33,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
     parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
-    transfer_options(parser, baselines="scratch,random,kmeans")
+    transfer_options(parser, TransferConfig(), BASELINES)
     parser.add_argument(
         "--arm",
         type=str,
@@ -47,15 +50,15 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def transfer_options(
-    parser: ArgumentParser, baselines: str, arms: Mapping[str, str] = BASELINES, skip: Collection[str] = ()
+    parser: ArgumentParser, default: TransferConfig, arms: Iterable[str], skip: Collection[str] = ()
 ) -> None:
     """Declares how students are tried on tasks.
 
     Args:
         parser: Of the command.
-        baselines: The default.
-        arms: What baselines there are, and what they are.
-        skip: Fields of `evaluate` that are declared elsewhere.
+        default: The settings without options.
+        arms: Names of the baselines that there are.
+        skip: Fields of `TransferConfig` that are declared elsewhere.
     """
     parser.add_argument(
         "--task",
@@ -69,16 +72,16 @@ def transfer_options(
     parser.add_argument(
         "--baselines",
         type=str,
-        default=baselines,
+        default=",".join(default.baselines),
         metavar="ARM[,ARM]",
-        help=f"What the set is compared with. {_explained(arms)}.",
+        help=f"What the set is compared with. {_explained({name: ARMS[name].words for name in arms})}.",
     )
     parser.add_argument(
         "--probe",
         type=str,
-        default="knn,linear",
+        default=",".join(default.probes),
         metavar="NAME[,NAME]",
-        help=f"How students are tried. {_explained(PROBES_TOLD)}.",
+        help=f"How students are tried. {_explained(PROBE_WORDS)}.",
     )
     parser.add_argument(
         "--labels",
@@ -88,38 +91,19 @@ def transfer_options(
         help="Labelled images that a task is learned from: a number, a share as 1% or 0.01, or all.",
     )
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="Repetitions, each with its own draws.")
-    parser.add_function_arguments(
-        evaluate,
-        nested_key=None,
-        skip={
-            "synthetic",
-            "student",
-            "tasks",
-            "data",
-            "target",
-            "baselines",
-            "others",
-            "probes",
-            "labels",
-            "seeds",
-            "out",
-            *skip,
-        },
+    parser.add_class_arguments(TransferConfig, nested_key=None, skip=_AS_TEXT | _ONLY_PYTHON | set(skip))
+
+
+def transfer_config(options: Namespace, skip: Collection[str] = ()) -> TransferConfig:
+    """Returns the settings that the options of `transfer_options` give."""
+    declared = {field.name for field in fields(TransferConfig)} - _AS_TEXT - _ONLY_PYTHON - set(skip)
+    return TransferConfig(
+        **{name: options[name] for name in declared},
+        baselines=listed(options.baselines),
+        probes=listed(options.probe),
+        labels=[_label_count(text) for text in listed(options.labels)],
+        seeds=options.seeds,
     )
-
-
-def transfer_settings(options: Namespace) -> dict[str, Any]:
-    """Returns the arguments of `evaluate` that the options of `transfer_options` give, without tasks and device."""
-    return {
-        "baselines": listed(options.baselines),
-        "probes": listed(options.probe),
-        "labels": [_label_count(text) for text in listed(options.labels)],
-        "seeds": options.seeds,
-        "epochs": options.epochs,
-        "full_epochs": options.full_epochs,
-        "lr": options.lr,
-        "finetune_steps": options.finetune_steps,
-    }
 
 
 def run(options: Namespace) -> None:
@@ -131,6 +115,7 @@ def run(options: Namespace) -> None:
             raise UsageError(f"--arm takes NAME=DIR, such as earlier=runs/earlier; got '{name}{folder}'.")
     if len(others) < len(pairs):
         raise UsageError(f"Two --arm have one name: {', '.join(name for name, _ in pairs)}.")
+    config = transfer_config(options)  # before the target, which may be a download
     target = options.target and load_target(options.target, options.target_encoder, options.target_class)
     with config_written(options, options.out):
         results = evaluate(
@@ -140,9 +125,8 @@ def run(options: Namespace) -> None:
             data=options.data,
             target=target,
             others=others,
-            device=options.device,
             out=options.out,
-            **transfer_settings(options),
+            config=config,
         )
     for line in findings.lead(results):
         print(line)

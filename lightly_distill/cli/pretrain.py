@@ -1,6 +1,7 @@
 """`lightly-distill pretrain`."""
 
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -9,11 +10,10 @@ from lightly_distill.cli.options import SET_HELP, config_option, config_written
 from lightly_distill.models.students import find_adapter
 from lightly_distill.sharing.publish_student import publish_student
 from lightly_distill.synthetic import address
-from lightly_distill.synthetic.pretrain import is_trained, pretrain
+from lightly_distill.synthetic.pretrain import PretrainConfig, is_trained, pretrain
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 ABOUT = "Pre-trains a timm backbone on a synthetic set."
-_NOT_SETTINGS = {"config", "set", "push", "private", "debug"}
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -31,21 +31,33 @@ def arguments(parser: ArgumentParser) -> None:
         "command completes it and trains nothing again.",
     )
     parser.add_argument("--private", action="store_true", help="Of a new model on the Hub: only you may see it.")
-    parser.add_function_arguments(pretrain, nested_key=None, skip={"student", "synthetic", "out", "progress"})
+    parser.add_class_arguments(PretrainConfig, nested_key=None)
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="Root of all random draws: initial weights, order of the images, dropout.",
+    )
+    parser.add_argument("--device", type=str, default="auto", help="`auto`, `cpu`, `cuda` or `cuda:N`.")
 
 
 def run(options: Namespace) -> None:
     """Runs the command."""
-    settings = {name: value for name, value in options.as_dict().items() if name not in _NOT_SETTINGS}
+    config = PretrainConfig(**{field.name: options[field.name] for field in fields(PretrainConfig)})
     if options.push is not None:
         address.check_repo_id(options.push)
         address.client().check_token()
         address.client().look_at(options.push, "model", None)
     synthetic = SyntheticSet.load(options.set)
     adapter, name = find_adapter(options.student)
-    if options.push is None or not is_trained(synthetic=synthetic, **settings):
+    trained = options.push is not None and is_trained(
+        options.student, synthetic, options.out, config=config, seed=options.seed
+    )
+    if not trained:
         with config_written(options, options.out):
-            backbone = pretrain(synthetic=synthetic, **settings)
+            backbone = pretrain(
+                options.student, synthetic, config=config, seed=options.seed, device=options.device, out=options.out
+            )
         print(f"Wrote {options.out}. To use it:")
         print(textwrap.indent(adapter.how_to_load(backbone, name, str(options.out)), "    "))
     if options.push is not None:

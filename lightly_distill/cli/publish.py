@@ -9,7 +9,7 @@ from lightly_distill.models.targets import load_target
 from lightly_distill.runtime.words import size_text
 from lightly_distill.sharing.publish import publish
 from lightly_distill.synthetic import artifact
-from lightly_distill.synthetic.address import check_repo_id
+from lightly_distill.synthetic.address import PublishOptions, check_repo_id
 
 ABOUT = (
     "Publishes a synthetic set as a dataset on the Hugging Face Hub, after a look for near copies of real images. "
@@ -49,10 +49,7 @@ def run(options: Namespace) -> None:
     """Runs the command."""
     check_repo_id(options.repo_id)  # before the target, which may be a download
     pairs = _pairs(Path(options.set))
-    target = options.target and load_target(options.target, options.target_encoder, options.target_class)
-    published = publish(
-        options.set,
-        options.repo_id,
+    chosen = PublishOptions(
         private=options.private or None,
         revision=options.revision,
         create_pr=options.pull_request,
@@ -61,11 +58,12 @@ def run(options: Namespace) -> None:
         source_license=options.source_license,
         evaluation=options.evaluation,
         data=options.data,
-        target=target,
+        target=options.target and load_target(options.target, options.target_encoder, options.target_class),
         pairs=pairs,
         accept_near_copies=options.yes,
         dry_run=options.dry_run,
     )
+    published = publish(options.set, options.repo_id, chosen)
     for name, size in published.files.items():
         print(f"{size:>12} bytes  {name}")
     total = size_text(sum(published.files.values()))

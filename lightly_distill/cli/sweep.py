@@ -5,14 +5,14 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill.cli.distill import stage_config, stage_options
-from lightly_distill.cli.evaluate import listed, transfer_options, transfer_settings
+from lightly_distill.cli.evaluate import listed, transfer_config, transfer_options
 from lightly_distill.cli.options import config_written, several
 from lightly_distill.data.locate import locate
 from lightly_distill.errors import UsageError
-from lightly_distill.evaluation.baselines.arms import BASELINES, LABELLED_ARMS
+from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.search import SEARCHABLE
-from lightly_distill.evaluation.sweep.sweep import sweep
+from lightly_distill.evaluation.sweep.sweep import TRANSFER, sweep
 from lightly_distill.models.targets import load_target
 from lightly_distill.runs.stage import DistillationStage
 
@@ -21,6 +21,7 @@ ABOUT = (
     "it saves. The same command again goes on where it stopped."
 )
 INTERRUPTED = "; the same command again goes on with the sweep"
+_OF_STAGE = ("device",)  # declared with the settings of the distillation
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -65,8 +66,8 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         help="Backbones that are tried on the tasks. Default: those of --student.",
     )
-    arms = {name: told for name, told in BASELINES.items() if name not in LABELLED_ARMS}
-    transfer_options(parser, baselines="scratch,random,full", arms=arms, skip=["device"])
+    arms = [name for name in BASELINES if "labels" not in ARMS[name].needs]
+    transfer_options(parser, TRANSFER, arms, skip=_OF_STAGE)
     stage_options(parser, skip=["num_images"])
 
 
@@ -74,7 +75,7 @@ def run(options: Namespace) -> None:
     """Runs the command."""
     sizes = [_size(text) for text in listed(options.sizes)]
     locate(options.data)  # before the target, which may be a download
-    config = stage_config(options)
+    config, transfer = stage_config(options), transfer_config(options, skip=_OF_STAGE)
     target = load_target(options.target, options.target_encoder, options.target_class)
     with config_written(options, options.out):
         done = sweep(
@@ -87,7 +88,7 @@ def run(options: Namespace) -> None:
             search=listed(options.search),
             trials=options.trials,
             search_size=options.search_size,
-            **transfer_settings(options),
+            config=transfer,
         )
     for line in sweep_report.lead(done):
         print(line)

@@ -4,13 +4,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lightly_distill.evaluation.results import Evaluation
-
-if TYPE_CHECKING:
-    from lightly_distill.evaluation.results import Evaluation
+from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH, Evaluation
 
 LEVEL = 0.05  # of p, below which a difference counts as more than noise
 
@@ -68,14 +63,14 @@ def percent(fraction: float) -> str:
     return f"{round(100 * fraction)}%"
 
 
-def measures(result: "Evaluation") -> list[str]:
+def measures(result: Evaluation) -> list[str]:
     """Returns what was measured, each once."""
     return list(dict.fromkeys(measure for arm in result.arms.values() for measure in arm.values))
 
 
-def compare(result: "Evaluation", measure: str) -> Comparison | None:
+def compare(result: Evaluation, measure: str) -> Comparison | None:
     """Compares distilled with random; None where one of them was not measured."""
-    distilled, random = _values(result, "distilled", measure), _values(result, "random", measure)
+    distilled, random = _values(result, DISTILLED, measure), _values(result, RANDOM, measure)
     if not distilled or not random:
         return None
     paired = result.paired(measure)
@@ -84,55 +79,55 @@ def compare(result: "Evaluation", measure: str) -> Comparison | None:
     return Comparison(100 * paired["difference"], 100 * paired["standard_error"], paired["p"], len(result.seeds))
 
 
-def lead(results: "Sequence[Evaluation]") -> list[str]:
+def lead(results: Sequence[Evaluation]) -> list[str]:
     """Returns the answer over all students and measures, a few sentences."""
     pairs = [(result, measure) for result in results for measure in measures(result)]
     gaps = sorted(gap for gap in (result.recovered_gap(measure) for result, measure in pairs) if gap is not None)
     if gaps:
         span = " to ".join(dict.fromkeys(percent(gap) for gap in (gaps[0], gaps[-1])))
         arms = next(result.arms for result, measure in pairs if result.recovered_gap(measure) is not None)
-        told = [
-            f"Recovered gap: {span}. This is the share that the {arms['distilled'].images:,} synthetic images give of "
-            f"what pre-training on all {arms['full'].images:,} real images gains over no pre-training."
+        lines = [
+            f"Recovered gap: {span}. This is the share that the {arms[DISTILLED].images:,} synthetic images give of "
+            f"what pre-training on all {arms[FULL].images:,} real images gains over no pre-training."
         ]
     else:
-        told = ["No recovered gap: it needs the arms scratch and full, and full to be better by more than noise."]
+        lines = ["No recovered gap: it needs the arms scratch and full, and full to be better by more than noise."]
     found = [comparison for comparison in (compare(result, measure) for result, measure in pairs) if comparison]
     if not found:
         return [
-            *told,
+            *lines,
             "Nothing was compared with random real images (the arm random), so it is open whether distilling helps.",
         ]
     if len(results[0].seeds) < 2:
-        return [*told, "One seed cannot tell whether distilled beats random real images: differences may be noise."]
+        return [*lines, "One seed cannot tell whether distilled beats random real images: differences may be noise."]
     verdicts = [comparison.verdict for comparison in found]
     words = {"better": "clearly better", "worse": "clearly worse", "unclear": "within noise"}
     counts = [f"{word} in {verdicts.count(name)}" for name, word in words.items() if name in verdicts]
     counts[0] += f" of {len(found)} comparison{'s' if len(found) > 1 else ''}"
-    return [*told, f"Distilled against as many random real images: {', '.join(counts)}."]
+    return [*lines, f"Distilled against as many random real images: {', '.join(counts)}."]
 
 
-def sentence(result: "Evaluation", measure: str) -> str:
+def sentence(result: Evaluation, measure: str) -> str:
     """Returns what one measure of one student shows; empty where there is nothing to compare."""
     gap, comparison = result.recovered_gap(measure), compare(result, measure)
-    told = []
+    parts = []
     if gap is not None:
-        told.append(
+        parts.append(
             f"{percent(gap)} of the gap recovered" if gap > 0 else f"nothing of the gap recovered ({percent(gap)})"
         )
-    elif _values(result, "scratch", measure) and _values(result, "full", measure):
-        told.append("there is no gap to recover, as full is not clearly better than scratch")
+    elif _values(result, SCRATCH, measure) and _values(result, FULL, measure):
+        parts.append("there is no gap to recover, as full is not clearly better than scratch")
     if comparison is not None:
-        told.append(comparison.sentence())
-    said = "; ".join(told)
+        parts.append(comparison.sentence())
+    said = "; ".join(parts)
     return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
-def _values(result: "Evaluation", arm: str, measure: str) -> list[float]:
+def _values(result: Evaluation, arm: str, measure: str) -> list[float]:
     return result.arms[arm].values.get(measure, []) if arm in result.arms else []
 
 
-def of_seeds(result: "Evaluation") -> str:
+def of_seeds(result: Evaluation) -> str:
     """Returns what values with a spread are, in words."""
     numbers = ", ".join(map(str, result.seeds))
     if len(result.seeds) == 1:

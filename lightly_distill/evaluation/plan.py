@@ -1,41 +1,105 @@
 """What an evaluation is asked to do, checked before anything is opened or trained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from lightly_distill.errors import UsageError, did_you_mean
-from lightly_distill.evaluation.baselines.arms import ARMS
+from lightly_distill.evaluation.baselines.arms import ARMS, Arm
 from lightly_distill.evaluation.probes import PROBES
+from lightly_distill.evaluation.results import DISTILLED
 from lightly_distill.evaluation.tasks import Task, open_task
+from lightly_distill.evaluation.trial import FINETUNE_STEPS
+from lightly_distill.runtime.settings import check_number
+from lightly_distill.synthetic.pretrain import PretrainConfig, PretrainOptions
 
 
-def check_recipe(probes: Sequence[str], labels: Sequence["int | float | None"], **numbers: float) -> None:
-    """Refuses probes, label counts and numbers of `evaluate` that cannot be, before anything is opened.
+@dataclass(frozen=True)
+class TransferConfig(PretrainConfig):
+    """How students are pre-trained on a set and on what it has to beat, and tried on labelled tasks.
 
-    Raises:
-        UsageError: If there are none, one is unknown, or a number is out of range.
+    The recipe of `PretrainConfig` is that of all arms.
     """
-    if not probes or not labels:
-        raise UsageError(f"Nothing would be measured: name {'a probe' if labels else 'a number of labels, or all'}.")
-    check_known("probe", probes, PROBES)
-    for count in labels:
-        if count is not None and not (0 < count < 1 or (count >= 1 and count % 1 == 0)):
-            raise UsageError(f"labels takes whole numbers, shares below 1, or None for all; got {count}.")
-    for name, value in numbers.items():
-        if not (value > 0 if name == "lr" else value >= 1):
-            raise UsageError(f"{name} must be {'above 0' if name == 'lr' else 'at least 1'}; got {value}.")
+
+    baselines: Sequence[str] = ("scratch", "random", "kmeans")
+    """Arms besides `distilled`, of `ARMS`, whose `words` say what each is."""
+    probes: Sequence[str] = ("knn", "linear")
+    """Of `PROBES`: `knn`, `linear`, `linear-pooled` (a last map averaged, not flattened), `finetune` (of all arms but
+    `target`, which stays frozen), `data-free` (of arms with images: a fresh student learns from them what a teacher
+    answers, and nothing else; see `data_free.data_free_accuracy`)."""
+    labels: Sequence[int | float | None] = (None,)
+    """How many labelled images a task is learned from, several times if several; a fraction, if below 1; None takes
+    all. They are drawn anew for each seed, as many of each class."""
+    seeds: int | Sequence[int] = 3
+    """Repetitions: of the weights, of the draws of images and labels. How many, or which."""
+    full_epochs: int = 20
+    """Of pre-training on all real images, which are many more steps an epoch."""
+    finetune_steps: int = FINETUNE_STEPS
+    """Steps of fine-tuning, and of data-free distillation."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("baselines", "probes", "labels"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        if not self.probes or not self.labels:
+            missing = "a probe" if self.labels else "a number of labels, or all"
+            raise UsageError(f"Nothing would be measured: name {missing}.")
+        _check_known("baseline", self.baselines, ARMS)
+        _check_known("probe", self.probes, PROBES)
+        for count in self.labels:
+            if count is not None and not (0 < count < 1 or (count >= 1 and count % 1 == 0)):
+                raise UsageError(f"labels takes whole numbers, shares below 1, or None for all; got {count}.")
+        if not self.seed_list:
+            raise UsageError(f"seeds is a number of repetitions, at least 1; got {self.seeds}.")
+        check_number(self, "full_epochs", "finetune_steps")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds, each once."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(dict.fromkeys(self.seeds))
+
+    @property
+    def arms(self) -> list[Arm]:
+        """`distilled` and the baselines, in the order of the tables."""
+        return [arm for name, arm in ARMS.items() if name == DISTILLED or name in self.baselines]
+
+    def recipe(self, arm: Arm) -> PretrainConfig:
+        """Returns how students are pre-trained on an arm."""
+        own = PretrainConfig(**{field.name: getattr(self, field.name) for field in fields(PretrainConfig)})
+        return own if arm.size_matters else replace(own, epochs=self.full_epochs)
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns as plain values what decides the numbers of an arm, but for its seed and device."""
+        apart = ("baselines", "seeds", "device")
+        plain = {name: value for name, value in asdict(self).items() if name not in apart}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def seed_list(seeds: int | Sequence[int]) -> list[int]:
-    """Returns the seeds of `evaluate`: so many, or these.
+class TransferOptions(PretrainOptions, total=False):
+    """The fields of `TransferConfig` as keywords."""
 
-    Raises:
-        UsageError: If there are none.
-    """
-    used = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not used:
-        raise UsageError(f"seeds is a number of repetitions, at least 1; got {seeds}.")
-    return used
+    baselines: Sequence[str]
+    probes: Sequence[str]
+    labels: Sequence[int | float | None]
+    seeds: int | Sequence[int]
+    full_epochs: int
+    finetune_steps: int
+    device: str
+
+
+def student_names(student: str | Sequence[str]) -> list[str]:
+    """Returns the names of students, each once, from a sequence or from one text with commas."""
+    names = student.split(",") if isinstance(student, str) else student
+    return list(dict.fromkeys(name.strip() for name in names))
+
+
+def check_other_names(names: Iterable[str]) -> None:
+    """Refuses another set that has the name of an arm."""
+    taken = sorted(set(names) & set(ARMS))
+    if taken:
+        raise UsageError(f"The name of another set cannot be that of an arm: {', '.join(taken)}.")
 
 
 def open_tasks(tasks: Sequence[Any], labels: Sequence["int | float | None"], *, image_size: int) -> list[Task]:
@@ -61,21 +125,7 @@ def check_task_names(names: Sequence[str]) -> None:
             raise UsageError(f"Two tasks are named {name}: give one of them another name, as (name, train, test).")
 
 
-def check_arms(baselines: Sequence[str], others: Mapping[str, Any]) -> list[str]:
-    """Returns the names of all arms, in the order of the tables.
-
-    Raises:
-        UsageError: If a baseline is unknown, or another set has the name of an arm.
-    """
-    check_known("baseline", baselines, ARMS)
-    taken = sorted(set(others) & set(ARMS))
-    if taken:
-        raise UsageError(f"The name of another set cannot be that of an arm: {', '.join(taken)}.")
-    # in the order of ARMS, which is that of the tables
-    return [name for name in ARMS if name == "distilled" or name in baselines] + list(others)
-
-
-def check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+def _check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Refuses a name that is not known, and suggests the nearest."""
     for name in names:
         if name not in known:

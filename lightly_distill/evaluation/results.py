@@ -18,9 +18,12 @@ from lightly_distill.errors import UsageError
 from lightly_distill.runtime.files import replacing
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
+# The arms that conclusions are drawn from; of all others only the numbers are shown.
+DISTILLED, RANDOM, SCRATCH, FULL = "distilled", "random", "scratch", "full"
+
 
 @dataclass
-class Arm:
+class ArmResult:
     """What was measured of one arm with one student.
 
     Attributes:
@@ -54,7 +57,7 @@ class Evaluation:
     student: str
     setting: dict[str, Any]
     seeds: list[int]
-    arms: dict[str, Arm]
+    arms: dict[str, ArmResult]
     failed: dict[str, str] = field(default_factory=dict)
 
     def recovered_gap(self, measure: str) -> float | None:
@@ -63,20 +66,20 @@ class Evaluation:
         None where one of the three is missing, or `full` is not better than `scratch` by two standard errors: there was
         nothing that could be recovered then, and the ratio would be noise.
         """
-        ceiling, own = self._differences(measure, "full", "scratch"), self._differences(measure, "distilled", "scratch")
+        ceiling, own = self._differences(measure, FULL, SCRATCH), self._differences(measure, DISTILLED, SCRATCH)
         if not ceiling or not own:
             return None
         gap = statistics.fmean(ceiling)
         return statistics.fmean(own) / gap if gap > 0 and gap >= 2 * _standard_error(ceiling) else None
 
-    def paired(self, measure: str, baseline: str = "random") -> dict[str, float] | None:
+    def paired(self, measure: str, baseline: str = RANDOM) -> dict[str, float] | None:
         """Compares distilled with a baseline, seed by seed.
 
         Returns:
             Mean difference, its standard error, and the p-value of a paired t-test, two-sided; None with fewer than two
             seeds or without one of the arms.
         """
-        differences = self._differences(measure, "distilled", baseline)
+        differences = self._differences(measure, DISTILLED, baseline)
         if len(differences) < 2:
             return None
         error = _standard_error(differences)
@@ -119,9 +122,9 @@ def _machine(device: str) -> str:
 
 def write_results(results: Sequence[Evaluation], folder: Path) -> None:
     """Writes `results.json`."""
-    told = [result.to_dict() for result in results]
+    written = [result.to_dict() for result in results]
     with replacing(folder / "results.json") as partial:
-        partial.write_text(json.dumps(told, indent=2) + "\n")
+        partial.write_text(json.dumps(written, indent=2) + "\n")
 
 
 def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any]]:
@@ -146,7 +149,7 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any
         ]
         measured = [result["setting"]["set"] for result in results]
         whole = all(
-            "distilled" in result["arms"]
+            DISTILLED in result["arms"]
             and all(len(seen) == len(result["seeds"]) for arm in result["arms"].values() for seen in arm.values())
             for result in results
         )

@@ -62,25 +62,43 @@ class RealSide:
         )
 
 
+def missing_origin(synthetic: Any, data: Any, target: Any) -> str:
+    """Returns which of `data` and `target` neither the user nor the set's run names, such as `data and target`."""
+    known = config_of_run(synthetic)
+    there = {
+        "data": data is not None or known.get("data") is not None,
+        "target": target is not None or _is_only_weights(known),
+    }
+    return " and ".join(name for name, is_there in there.items() if not is_there)
+
+
 def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
-    """Opens the real images and the target, which the configuration of a run names where the user does not."""
-    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
-    data = data if data is not None else named.get("data")
-    if target is None and is_only_weights(named.get("target")) and "target_class" not in named:
-        target = load_target(named["target"], named.get("target_encoder"))
-    if data is None or target is None:
-        missing = " and ".join(name for name, value in (("data", data), ("target", target)) if value is None)
-        raise UsageError(
-            "The arms random, kmeans, noise, full and target need the real images and the target model: give "
-            f"{missing}, or leave these arms out."
-        )
+    """Opens the real images and the target, which the configuration of a run names where the user does not.
+
+    Raises:
+        UsageError: If one of them is missing, or cannot be opened.
+    """
+    missing = missing_origin(synthetic, data, target)
+    if missing:
+        raise UsageError(f"The real images and the target model are needed: give {missing}.")
+    known = config_of_run(synthetic)
+    data = data if data is not None else known["data"]
+    if target is None:
+        target = load_target(known["target"], known.get("target_encoder"))
     model = load_target(target) if isinstance(target, str) else as_target(target)
     return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
 
 
-def is_only_weights(spec: Any) -> bool:
-    """Returns whether loading this target runs no code that a file names: a set may come from a stranger."""
-    return isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
+def config_of_run(synthetic: Any) -> dict[str, Any]:
+    """Returns the configuration of the run that a set, given as its folder, is of; empty for a set without one."""
+    return {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
+
+
+def _is_only_weights(config: dict[str, Any]) -> bool:
+    """Returns whether loading the target runs no code that the file names: a set may come from a stranger."""
+    spec = config.get("target")
+    weights = isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
+    return weights and "target_class" not in config
 
 
 def check_origin(own: SyntheticSet, real: RealSide) -> None:

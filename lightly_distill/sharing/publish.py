@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Unpack
+
 from lightly_distill.adapters import Repository
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation.results import read_evaluation
-from lightly_distill.runs.run_folder import run_config
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
+from lightly_distill.runtime.settings import choose
 from lightly_distill.synthetic import address, artifact, card, card_frame
-from lightly_distill.synthetic.address import Published
+from lightly_distill.synthetic.address import Published, PublishKeywords, PublishOptions
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 if TYPE_CHECKING:
@@ -28,19 +30,8 @@ _logger = logging.getLogger(__name__)
 def publish(
     synthetic: "SyntheticSet | str | Path",
     repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    license: str | None = None,
-    source_license: str | None = None,
-    evaluation: "str | Path | None" = None,
-    data: Any = None,
-    target: Any = None,
-    pairs: "str | Path | None" = None,
-    accept_near_copies: bool = False,
-    dry_run: "str | Path | None" = None,
+    options: PublishOptions | None = None,
+    **keywords: Unpack[PublishKeywords],
 ) -> Published:
     """Publishes a set as a dataset repository on the Hugging Face Hub, in one commit.
 
@@ -49,55 +40,33 @@ def publish(
     Args:
         synthetic: The set, its folder, or that of the run that made it, whose configuration names data and target.
         repo_id: `OWNER/NAME`; made if it is not there.
-        private: Of a new repository. None leaves it to the user's settings on the Hub.
-        revision: Branch to send to, made if it is not there.
-        create_pr: Open a pull request.
-        commit_message: Default: what is sent.
-        license: Of the set: an identifier that the Hub knows, such as `cc-by-4.0`.
-        source_license: Of the real images, in words, for the card.
-        evaluation: Folder that `evaluate` wrote, whose results go into the card and the set's metrics.
-        data: The real images, for the search for near copies. Default: what the run's configuration says.
-        target: The target model or its specification. Default: as `data`.
-        pairs: PNG to write, of the pairs that are nearest to each other. It shows real images, and is never sent.
-        accept_near_copies: Publish all the same if images are near copies of real ones.
-        dry_run: Empty folder, gets exactly what would be sent, and nothing is sent.
+        options: All options at once, instead of keywords.
+        keywords: Fields of `PublishOptions`, such as `license="cc-by-4.0"`.
 
     Raises:
         UsageError: If an argument is wrong, or images are near copies of real ones and that is not accepted.
         DistillError: If the Hub refuses or fails.
     """
+    chosen = choose(options, PublishOptions(), keywords)
     address.check_repo_id(repo_id)
-    if create_pr and revision is not None:
-        raise UsageError("A pull request is opened against the main branch: give a revision or create_pr, not both.")
-    out = None if dry_run is None else empty_folder(Path(dry_run))
+    out = None if chosen.dry_run is None else empty_folder(Path(chosen.dry_run))
     folder, own = _opened(synthetic)
     metrics = dict(own.metrics)
-    if evaluation is not None:
-        metrics["transfer"] = read_evaluation(Path(evaluation), own)
+    if chosen.evaluation is not None:
+        metrics["transfer"] = read_evaluation(Path(chosen.evaluation), own)
     client = address.client()
     if out is None:
         client.check_token()
-    before = _before(client, repo_id, revision, dry=out is not None)
+    before = _before(client, repo_id, chosen.revision, dry=out is not None)
 
-    real = _real_side(own, synthetic, data, target)
+    real = _real_side(own, synthetic, chosen.data, chosen.target)
     if real is not None:
-        metrics["near_copies"] = _near_copies(own, real, None if pairs is None else Path(pairs))
-        if metrics["near_copies"]["near"] and not (accept_near_copies or out is not None):
-            seen = f" {pairs} shows the nearest pairs." if pairs else ""
-            raise UsageError(
-                f"{metrics['near_copies']['near']} of {len(own)} synthetic images are near copies of real ones.{seen} "
-                "Distil longer, or from noise (init=noise); to publish them all the same, say --yes "
-                "(accept_near_copies=True)."
-            )
+        metrics["near_copies"] = _near_copies(own, real, chosen)
     full = copy.copy(own)
     full.metrics, full.provenance = metrics, address.without_folders(own.provenance)
     there = _kept_card(before.card, folder)
     with _folder(out) as place:
-        full.save(place)
-        size = sum(bytes for name, bytes in _files(place).items() if name != artifact.CARD)
-        text = card.text(full, repo_id=repo_id, license=license, source_license=source_license, size=size, before=there)
-        (place / artifact.CARD).write_text(text, encoding="utf-8")
-        files = _files(place)
+        files = _written(full, place, repo_id, chosen, there)
         if out is not None:
             return Published(str(out), files, True, metrics.get("near_copies"))
         sent = client.send(
@@ -105,10 +74,10 @@ def publish(
             repo_id,
             "dataset",
             before,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            message=commit_message or f"A synthetic set of {len(own)} images",
+            private=chosen.private,
+            revision=chosen.revision,
+            create_pr=chosen.create_pr,
+            message=chosen.commit_message or f"A synthetic set of {len(own)} images",
         )
     return Published(sent.url, files, sent.changed, metrics.get("near_copies"))
 
@@ -118,6 +87,24 @@ def _opened(synthetic: "SyntheticSet | str | Path") -> tuple[Path | None, Synthe
         return None, synthetic
     folder, _ = address.local_folder(synthetic)
     return artifact.find(folder), SyntheticSet.load(folder)
+
+
+def _written(
+    synthetic: SyntheticSet, place: Path, repo_id: str, options: PublishOptions, card_there: str | None
+) -> dict[str, int]:
+    """Writes the set and its card as they are sent; returns the bytes of each file."""
+    synthetic.save(place)
+    size = sum(bytes for name, bytes in _files(place).items() if name != artifact.CARD)
+    text = card.text(
+        synthetic,
+        repo_id=repo_id,
+        license=options.license,
+        source_license=options.source_license,
+        size=size,
+        before=card_there,
+    )
+    (place / artifact.CARD).write_text(text, encoding="utf-8")
+    return _files(place)
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -142,12 +129,7 @@ def _real_side(own: SyntheticSet, named: Any, data: Any, target: Any) -> "RealSi
     """Opens the real images and the target, or says why that cannot be."""
     from lightly_distill.runs import origin  # here: it brings what only measures
 
-    known = {} if isinstance(named, SyntheticSet) else run_config(Path(named))
-    there = {
-        "data": data is not None or "data" in known,
-        "target": target is not None or origin.is_only_weights(known.get("target")),
-    }
-    missing = " and ".join(name for name, is_there in there.items() if not is_there)
+    missing = origin.missing_origin(named, data, target)
     try:
         if missing:
             raise UsageError(f"it is not known which they are; give {missing}.")
@@ -161,15 +143,22 @@ def _real_side(own: SyntheticSet, named: Any, data: Any, target: Any) -> "RealSi
     return real
 
 
-def _near_copies(own: SyntheticSet, real: "RealSide", pairs: Path | None) -> dict[str, Any]:
+def _near_copies(own: SyntheticSet, real: "RealSide", options: PublishOptions) -> dict[str, Any]:
+    """Looks for near copies; refuses them where they are neither accepted nor only written to a folder."""
     from lightly_distill.sharing import near_copies
 
     found = near_copies.find_near_copies(own, real)
-    if pairs is not None:
-        near_copies.draw_pairs(found, own, real, pairs)
+    if options.pairs is not None:
+        near_copies.draw_pairs(found, own, real, Path(options.pairs))
     facts = found.facts()
-    tell = _logger.warning if facts["near"] else _logger.info
-    tell("%s%s", card.near_copies_sentence(facts), f" Nearest pairs: {pairs}" if pairs else "")
+    log = _logger.warning if facts["near"] else _logger.info
+    log("%s%s", card.near_copies_sentence(facts), f" Nearest pairs: {options.pairs}" if options.pairs else "")
+    if facts["near"] and not (options.accept_near_copies or options.dry_run is not None):
+        seen = f" {options.pairs} shows the nearest pairs." if options.pairs else ""
+        raise UsageError(
+            f"{facts['near']} of {len(own)} synthetic images are near copies of real ones.{seen} Distil longer, or "
+            "from noise (init=noise); to publish them all the same, say --yes (accept_near_copies=True)."
+        )
     return facts
 
 

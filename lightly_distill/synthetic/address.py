@@ -4,7 +4,7 @@ import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lightly_distill import adapters
 from lightly_distill.adapters import HubAdapter
@@ -32,6 +32,59 @@ class Published:
     files: dict[str, int]
     changed: bool
     near_copies: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """How a set is published on the Hugging Face Hub."""
+
+    private: bool | None = None
+    """Of a new repository. None leaves it to the user's settings on the Hub."""
+    revision: str | None = None
+    """Branch to send to, made if it is not there."""
+    create_pr: bool = False
+    """Open a pull request."""
+    commit_message: str | None = None
+    """Default: what is sent."""
+    license: str | None = None
+    """Of the set: an identifier that the Hub knows, such as `cc-by-4.0`."""
+    source_license: str | None = None
+    """Of the real images, in words, for the card."""
+    evaluation: str | Path | None = None
+    """Folder that `evaluate` wrote, whose results go into the card and the set's metrics."""
+    data: Any = None
+    """The real images, for the search for near copies. Default: what the run's configuration says."""
+    target: Any = None
+    """The target model or its specification. Default: as `data`."""
+    pairs: str | Path | None = None
+    """PNG to write, of the pairs that are nearest to each other. It shows real images, and is never sent."""
+    accept_near_copies: bool = False
+    """Publish all the same if images are near copies of real ones."""
+    dry_run: str | Path | None = None
+    """Empty folder, gets exactly what would be sent, and nothing is sent."""
+
+    def __post_init__(self) -> None:
+        if self.create_pr and self.revision is not None:
+            raise UsageError(
+                "A pull request is opened against the main branch: give a revision or create_pr, not both."
+            )
+
+
+class PublishKeywords(TypedDict, total=False):
+    """The fields of `PublishOptions` as keywords."""
+
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    commit_message: str | None
+    license: str | None
+    source_license: str | None
+    evaluation: str | Path | None
+    data: Any
+    target: Any
+    pairs: str | Path | None
+    accept_near_copies: bool
+    dry_run: str | Path | None
 
 
 def client() -> HubAdapter:

@@ -1,11 +1,13 @@
 """The result: synthetic images, a target representation of each, and where they come from."""
 
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.runtime.settings import choose
 from lightly_distill.synthetic import address, artifact
-from lightly_distill.synthetic.address import Published
+from lightly_distill.synthetic.address import Published, PublishKeywords, PublishOptions
 from lightly_distill.synthetic.contents import Contents
 
 
@@ -74,23 +76,14 @@ class SyntheticSet(Contents):
         return loaded
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-        license: str | None = None,
-        source_license: str | None = None,
-        evaluation: str | Path | None = None,
-        data: Any = None,
-        target: Any = None,
-        pairs: str | Path | None = None,
-        accept_near_copies: bool = False,
-        dry_run: str | Path | None = None,
+        self, repo_id: str, options: PublishOptions | None = None, **keywords: Unpack[PublishKeywords]
     ) -> Published:
-        """Publishes the set as a dataset repository on the Hugging Face Hub; `sharing/publish.py` tells each argument.
+        """Publishes the set as a dataset repository on the Hugging Face Hub, in one commit; see `sharing/publish.py`.
+
+        Args:
+            repo_id: `OWNER/NAME`; made if it is not there.
+            options: All options at once, instead of keywords.
+            keywords: Fields of `PublishOptions`, such as `license="cc-by-4.0"`.
 
         Example:
             >>> synthetic = stage.run(dataset)
@@ -100,20 +93,6 @@ class SyntheticSet(Contents):
             UsageError: If an argument is wrong, or images are near copies of real ones and that is not accepted.
             DistillError: If the Hub refuses or fails, in one line that says what to do.
         """
-        published: Published = address.client().publish(
-            self,
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-            license=license,
-            source_license=source_license,
-            evaluation=evaluation,
-            data=data,
-            target=target,
-            pairs=pairs,
-            accept_near_copies=accept_near_copies,
-            dry_run=dry_run,
-        )
+        chosen = choose(options, PublishOptions(), keywords)
+        published: Published = address.client().publish(self, repo_id, chosen)
         return published

@@ -13,8 +13,9 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import SyntheticSet
-from lightly_distill.cli.evaluate import PROBES_TOLD
+from lightly_distill.cli.evaluate import PROBE_WORDS
 from lightly_distill.cli.main import main
+from lightly_distill.evaluation import measure
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.evaluation.results import read_evaluation
@@ -427,9 +428,16 @@ def test_a_wrong_sweep_is_told_in_one_line(
     assert len(lines) == 1 and message in lines[0] and not Path("sizes").exists()
 
 
-def test_help_knows_every_arm_and_probe() -> None:
-    assert [*BASELINES] == [name for name in ARMS if name != "distilled"]
-    assert [*PROBES_TOLD] == [*PROBES]
+def test_help_knows_every_arm_and_probe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [*PROBE_WORDS] == [*PROBES]
+
+    def explained(command: str) -> set[str]:
+        assert main([command, "--help"]) == 0
+        shown = "".join(capsys.readouterr().out.split())  # a line may end within a word
+        return {name for name, arm in ARMS.items() if f"{name}:{arm.words}".replace(" ", "") in shown}
+
+    assert explained("evaluate") == {*BASELINES}
+    assert explained("sweep") == {*BASELINES} - {"krr-labels", "dm"}
 
 
 def test_a_folder_in_which_nothing_was_made_can_be_given_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,8 +449,6 @@ def test_a_folder_in_which_nothing_was_made_can_be_given_again(place: Path, monk
     command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "1"]
     command += ["--seeds", "1", "--probe", "knn", "--baselines", "scratch", "--out", "results"]
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "lightly_distill.evaluation.evaluate.pretrain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patched.setattr(measure, "pretrain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(command) == 130
     assert main(command) == 0

@@ -13,16 +13,25 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
-from lightly_distill import DistillationStage, DistillError, SyntheticSet, UsageError, as_target
+from lightly_distill import (
+    DistillationStage,
+    DistillError,
+    PretrainConfig,
+    SyntheticSet,
+    TransferConfig,
+    UsageError,
+    as_target,
+)
 from lightly_distill.data.pixels import normalise
 from lightly_distill.data.source import open_source
-from lightly_distill.evaluation import evaluate as evaluation
-from lightly_distill.evaluation.baselines.arms import LABELLED_ARMS
+from lightly_distill.evaluation import measure
+from lightly_distill.evaluation.baselines import arms
+from lightly_distill.evaluation.baselines.arms import ARMS
 from lightly_distill.evaluation.data_free import data_free_accuracy, make_teacher
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.finetune import finetuned
 from lightly_distill.evaluation.probes import PROBES
-from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.evaluation.trial import Transfer, Trial, features, pooled_features
 from lightly_distill.models.students import student_builder
 from lightly_distill.runtime.seeding import global_seed
@@ -103,29 +112,28 @@ def labelled(count: int = 40) -> Any:
 def test_other_distillers_run_once_a_seed_with_the_settings_of_the_set(
     synthetic: SyntheticSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[str, Any, SyntheticSet]] = []
+    made: list[tuple[str, int, SyntheticSet]] = []
 
-    def counted(name: str) -> Any:
-        distiller = LABELLED_ARMS[name]
-
-        def run(*arguments: Any, **options: Any) -> SyntheticSet:
-            made.append((name, arguments[2], distiller(*arguments, **options)))
+    def counted(arm: arms.Arm) -> arms.Arm:
+        def make(inputs: arms.Inputs, seed: int) -> Any:
+            made.append((arm.name, seed, arm.make(inputs, seed)))
             return made[-1][2]
 
-        return run
+        return dataclasses.replace(arm, make=make)
 
-    for name in ("krr-labels", "dm"):
-        monkeypatch.setitem(LABELLED_ARMS, name, counted(name))
-    arms, students = ["dm", "krr-labels", "scratch"], f"{STUDENT},convnet_8_8"
+    baselines, students = ["dm", "krr-labels", "scratch"], [STUDENT, "convnet_8_8"]
+    for name in baselines[:2]:
+        monkeypatch.setitem(ARMS, name, counted(ARMS[name]))
     # without a target: labels stand for its representations
-    results = evaluate(synthetic, students, [task()], data=labelled(), baselines=arms, probes=["knn"], **QUICK)
-    assert [(name, config.seed) for name, config, _ in made] == [
+    results = evaluate(synthetic, students, [task()], data=labelled(), baselines=baselines, probes=["knn"], **QUICK)
+    assert [(name, seed) for name, seed, _ in made] == [
         ("krr-labels", 0), ("dm", 0), ("krr-labels", 1), ("dm", 1)
     ]  # fmt: skip
     own = synthetic.provenance["config"]
-    for _, config, arm_set in made:
-        assert (config.num_images, config.steps, config.student) == (8, 4, STUDENT)
-        assert dataclasses.asdict(config) == {**own, "seed": config.seed, "device": "cpu"}
+    for name, seed, arm_set in made:
+        config = arm_set.provenance["config"]
+        assert (config["num_images"], config["steps"], config["student"]) == (8, 4, STUDENT)
+        assert config == {**own, "seed": seed, "device": "cpu"} and arm_set.provenance["distiller"] == name
         assert arm_set.dim == synthetic.dim and arm_set.mean == synthetic.mean
     spread = synthetic.representations.var(0, correction=0).sum()
     labels = made[1][2].representations[:, :3] + made[1][2].representations[:, :3].min().abs()  # one-hot times scale
@@ -156,9 +164,10 @@ def unrecorded() -> SyntheticSet:
 def test_other_distillers_without_what_they_need_are_told_before_any_work(
     synthetic: SyntheticSet, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightly_distill.evaluation.evaluate.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
-    for name in LABELLED_ARMS:
-        monkeypatch.setitem(LABELLED_ARMS, name, lambda *_, **__: pytest.fail("distilled"))
+    monkeypatch.setattr(measure, "pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    for name in ("krr-labels", "dm"):
+        unmade = dataclasses.replace(ARMS[name], make=lambda *_: pytest.fail("distilled"))
+        monkeypatch.setitem(ARMS, name, unmade)
     arguments = {"synthetic": synthetic, "baselines": ["krr-labels", "dm"], **QUICK, **changes}
     with pytest.raises(UsageError, match=message) as caught:
         evaluate(student=STUDENT, tasks=[task()], **arguments)
@@ -166,9 +175,12 @@ def test_other_distillers_without_what_they_need_are_told_before_any_work(
 
 
 def test_several_students_are_measured_each_for_itself(synthetic: SyntheticSet) -> None:
-    results = evaluate(synthetic, "convnet_4_4, convnet_8_8", [task()], baselines=["scratch"], **QUICK)
+    config = TransferConfig(baselines=["scratch"], **QUICK)
+    results = evaluate(synthetic, ["convnet_4_4", "convnet_8_8"], [task()], config=config)
     assert [result.student for result in results] == ["convnet_4_4", "convnet_8_8"]
     assert all(set(result.arms) == {"scratch", "distilled"} for result in results)
+    again = evaluate(synthetic, "convnet_4_4, convnet_8_8", [task()], config=config)  # as the command line has them
+    assert [result.to_dict()["arms"] for result in again] == [result.to_dict()["arms"] for result in results]
 
 
 def test_scratch_starts_from_the_weights_that_pretraining_starts_from(synthetic: SyntheticSet) -> None:
@@ -214,16 +226,18 @@ def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monk
         ({"labels": []}, "Nothing would be measured: name a number of labels, or all"),
         ({"labels": [float("nan")]}, "labels takes whole numbers, shares below 1, or None for all; got nan"),
         ({"labels": [7.5]}, "labels takes whole numbers, .* got 7.5"),
-        ({"epochs": 0}, "epochs must be at least 1; got 0"),
-        ({"full_epochs": 0}, "full_epochs must be at least 1; got 0"),
-        ({"finetune_steps": -1}, "finetune_steps must be at least 1; got -1"),
-        ({"lr": 0}, "lr must be above 0; got 0"),
+        ({"epochs": 0}, "epochs must be a positive whole number; got 0"),
+        ({"full_epochs": 0}, "full_epochs must be a positive whole number; got 0"),
+        ({"finetune_steps": -1}, "finetune_steps must be a positive whole number; got -1"),
+        ({"epoch": 3}, r"Unknown option 'epoch'\. Did you mean 'epochs'"),
+        ({"config": TransferConfig()}, "Give either config or single options, here baselines, device, epochs"),
+        ({"lr": 0}, "lr must be a positive number; got 0"),
     ],
 )
 def test_what_does_not_fit_is_told_before_any_training(
     synthetic: SyntheticSet, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightly_distill.evaluation.evaluate.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    monkeypatch.setattr(measure, "pretrain", lambda *_, **__: pytest.fail("pre-trained"))
     arguments = {"student": STUDENT, "tasks": [task()], "baselines": ["scratch"], **QUICK, **changes}
     with pytest.raises(UsageError, match=message) as caught:
         evaluate(synthetic, **arguments)
@@ -233,8 +247,8 @@ def test_what_does_not_fit_is_told_before_any_training(
 def test_the_whole_source_is_refused_before_any_training_where_it_does_not_fit(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightly_distill.evaluation.evaluate.pretrain", lambda *_, **__: pytest.fail("pre-trained"))
-    monkeypatch.setattr("lightly_distill.evaluation.evaluate.free_memory", lambda _device: 40 * 3 * 8 * 8 * 8 - 1)
+    monkeypatch.setattr(measure, "pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    monkeypatch.setattr(arms, "free_memory", lambda _device: 40 * 3 * 8 * 8 * 8 - 1)
     with pytest.raises(UsageError, match=r"The arm full needs 0\.0 GiB .* for all 40 real images, .* leave it out"):
         evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=target, baselines=["full"], **QUICK)
 
@@ -260,29 +274,47 @@ def test_a_distiller_that_diverges_is_left_out_too_and_not_run_again(
 ) -> None:
     seeds: list[int] = []
 
-    def diverges(_source: Any, _labels: Any, config: Any, **_: Any) -> SyntheticSet:
-        seeds.append(config.seed)
+    def diverges(_inputs: arms.Inputs, seed: int) -> SyntheticSet:
+        seeds.append(seed)
         raise DistillError("too fast")
 
-    monkeypatch.setitem(LABELLED_ARMS, "dm", diverges)
+    monkeypatch.setitem(ARMS, "dm", dataclasses.replace(ARMS["dm"], make=diverges))
     (result,) = evaluate(synthetic, STUDENT, [task()], data=labelled(), baselines=["dm"], probes=["knn"], **QUICK)
     assert list(result.arms) == ["distilled"] and result.failed == {"dm": "seed 0: too fast"} and seeds == [0]
 
 
-def test_the_rate_of_pre_training_is_that_of_all_arms(
+def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_the_epochs_of_full(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates: list[float] = []
-    own = evaluation.pretrain
+    recipes: list[PretrainConfig] = []
+    own = measure.pretrain
 
-    def counted(*arguments: Any, **options: Any) -> Any:
-        rates.append(options["lr"])
-        return own(*arguments, **options)
+    def counted(student: str, synthetic: SyntheticSet, *, config: Any = None, **options: Any) -> Any:
+        if config is None:  # no arm: the first training, which loads libraries
+            return own(student, synthetic, **options)
+        recipes.append(config)
+        return own(student, synthetic, config=config, **options)
 
-    monkeypatch.setattr(evaluation, "pretrain", counted)
+    monkeypatch.setattr(measure, "pretrain", counted)
     options = {"data": tiny.images(40), "target": target, "baselines": ["random", "full"], "probes": ["knn"]}
-    (result,) = evaluate(synthetic, STUDENT, [task()], lr=0.03, **options, **QUICK)
-    assert rates[1:] == [0.03] * 6 and result.setting["lr"] == 0.03  # the first is no arm
+    (result,) = evaluate(synthetic, STUDENT, [task()], lr=0.03, batch_size=5, **options, **QUICK)
+    usual, whole = (PretrainConfig(epochs=epochs, lr=0.03, batch_size=5) for epochs in (3, 1))
+    assert recipes == [usual, usual, whole] * 2  # random, distilled and full with two seeds
+    assert (result.setting["lr"], result.setting["batch_size"]) == (0.03, 5)
+
+
+def test_another_arm_is_one_entry_of_the_table(
+    synthetic: SyntheticSet, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(inputs: arms.Inputs, _seed: int) -> SyntheticSet:
+        return inputs.real.chosen(torch.arange(4))
+
+    monkeypatch.setitem(ARMS, "first", arms.Arm("first", "the first four real images", ("real",), make=first))
+    options = {"data": tiny.images(40), "target": target, "baselines": ["first"], "probes": ["knn"]}
+    (result,) = evaluate(synthetic, STUDENT, [task()], out=tmp_path / "out", **options, **QUICK)
+    assert list(result.arms) == ["distilled", "first"] and len(result.arms["first"].values["TensorDataset/knn"]) == 2
+    assert (result.arms["first"].images, result.arms["first"].bytes) == (4, 4 * (3 * 8 * 8 + 4 * synthetic.dim))
+    assert "the first four real images" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_set_of_another_shape_or_another_normalisation_is_told(synthetic: SyntheticSet, target: Any) -> None:
@@ -336,7 +368,7 @@ def test_a_strangers_configuration_runs_no_code(
 
 
 def result_of(**values: list[float]) -> Evaluation:
-    arms = {name: Arm(8, 100, [1.0] * len(scores), {"t/linear": scores}) for name, scores in values.items()}
+    arms = {name: ArmResult(8, 100, [1.0] * len(scores), {"t/linear": scores}) for name, scores in values.items()}
     return Evaluation("s", {}, list(range(len(next(iter(values.values()))))), arms)
 
 

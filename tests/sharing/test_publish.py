@@ -1,6 +1,7 @@
 """What of publishing needs no Hub; the rest is in integrations/huggingface/test_hub.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightly_distill import SyntheticSet, UsageError, pretrain
+from lightly_distill import PretrainConfig, PublishOptions, SyntheticSet, UsageError, pretrain
 from lightly_distill.evaluation.results import read_evaluation
 from lightly_distill.sharing.publish_student import card_text, publish_student
 from lightly_distill.synthetic import address
@@ -93,7 +94,7 @@ def test_no_folder_of_the_users_is_published(
     monkeypatch.setattr("lightly_distill.sharing.publish._before", lambda *args, **options: SimpleNamespace(card=None))
     ours = make_set()
     ours.provenance |= {"source": {"name": name, "images": 60}, "target": {"name": name, "encoder": "e"}}
-    ours.push_to_hub("me/photos", dry_run=tmp_path / "dry")
+    ours.push_to_hub("me/photos", PublishOptions(dry_run=tmp_path / "dry"))
     sent = SyntheticSet.load(tmp_path / "dry").provenance
     assert (sent["source"], sent["target"]["name"]) == ({"name": public, "images": 60}, public)
     card = (tmp_path / "dry" / "README.md").read_text()
@@ -123,20 +124,14 @@ def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monk
 def test_a_student_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
     ours = make_set()
     ours.images.clamp_(-3, 3)
-    settings: dict[str, Any] = {
-        "epochs": 1,
-        "batch_size": 4,
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "seed": 0,
-    }
-    given: dict[str, Any] = {"student": "convnet_4_4", "synthetic": ours, "device": "cpu", **settings}
+    recipe = PretrainConfig(epochs=1, batch_size=4, weight_decay=0.0)
+    given: dict[str, Any] = {"student": "convnet_4_4", "synthetic": ours, "config": recipe}
     out = tmp_path / "student"
     assert not is_trained(out=out, **given)
-    pretrain(out=out, **given)
-    assert is_trained(out=out, **given) and is_trained(out=out, **{**given, "device": "auto"})
-    assert not is_trained(out=out, **{**given, "epochs": 2})
+    pretrain(out=out, device="cpu", **given)
+    assert is_trained(out=out, **given)
+    assert not is_trained(out=out, **{**given, "config": replace(recipe, epochs=2)})
+    assert not is_trained(out=out, **given, seed=1)
     assert not is_trained(out=out, **{**given, "student": "convnet_8_8"})
     other = make_set()
     other.provenance["steps"] = 8

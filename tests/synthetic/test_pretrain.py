@@ -117,11 +117,13 @@ def test_a_loss_that_is_not_finite_names_epoch_student_and_cure(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs of at least 1, got 0"),
-        ({"batch_size": 1}, "batch_size of at least 2, got 1"),
+        ({"epochs": 0}, "epochs must be a positive whole number; got 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, a whole number; got 1"),
         ({"synthetic": synthetic(count=1)}, "number of images of at least 2, got 1"),
-        ({"lr": 0.0}, "lr above 0, got 0.0"),
-        ({"lr": float("nan")}, "lr above 0, got nan"),
+        ({"lr": 0.0}, r"lr must be a positive number; got 0\.0"),
+        ({"lr": float("nan")}, "lr must be a positive number; got nan"),
+        ({"momentum": -1.0}, "momentum must be at least 0, a number; got -1"),
+        ({"epoch": 3}, r"Unknown option 'epoch'\. Did you mean 'epochs'"),
         ({"student": "convnet"}, "timm knows no model 'convnet'"),
         ({"device": "gpu"}, "Unknown device 'gpu'. Expected auto, cpu, cuda or cuda:N."),
     ],

@@ -27,7 +27,7 @@ from lightly_distill.adapters import Repository, Sent
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.sharing import publish as sharing
 from lightly_distill.synthetic import artifact
-from lightly_distill.synthetic.address import Published
+from lightly_distill.synthetic.address import Published, PublishOptions
 from lightly_distill_integrations.huggingface import hub_errors
 
 Kind = Literal["dataset", "model"]
@@ -132,9 +132,9 @@ def send(
     return Sent(commit.pr_url or url, commit.oid, commit.oid != before.commit)
 
 
-def publish(synthetic: Any, repo_id: str, **options: Any) -> Published:
+def publish(synthetic: Any, repo_id: str, options: PublishOptions) -> Published:
     """Publishes a set, with its card and after a look for near copies; see `sharing/publish.py`."""
-    return sharing.publish(synthetic, repo_id, **options)
+    return sharing.publish(synthetic, repo_id, options)
 
 
 def fetch_set(repo_id: str, revision: str | None) -> tuple[Path, str]:

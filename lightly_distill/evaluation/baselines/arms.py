@@ -1,175 +1,247 @@
-"""What a student is pre-trained on, to be compared: the synthetic set and what it has to beat.
+"""The table of arms: what a student is pre-trained on, the synthetic set and all that it is compared with.
 
-Shapes: m images of a set, n real images, d numbers of a representation.
+Another arm is another entry of `ARMS`. Help, report, evaluation and sweep read all that they know of it there.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightly_distill.data.labels import source_labels
-from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.baselines.labelled import check_classes
+from lightly_distill.evaluation.baselines.labelled_side import LabelledSide, labelled_side
 from lightly_distill.evaluation.baselines.matching import distribution_matching
 from lightly_distill.evaluation.baselines.ridge import supervised_ridge
-from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH
 from lightly_distill.method.kmeans import nearest_to_centroids
-from lightly_distill.models.students import student_builder
-from lightly_distill.runs.origin import RealSide, check_recorded
-from lightly_distill.runs.run_folder import run_config
+from lightly_distill.models.targets import Target
+from lightly_distill.runs.origin import RealSide, check_origin, missing_origin, real_side
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.device import free_memory
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
-
-def random_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
-    """Draws real images: the baseline to beat."""
-    order = torch.randperm(len(real.source), generator=seeding.generator(seed, "arm", "random"))
-    return real.chosen(order[:count])
+Need = Literal["real", "labels"]  # the real images and the target; the real images and their labels
+Made = SyntheticSet | nn.Module | None  # to pre-train on; a model that is ready; None: a student is not pre-trained
 
 
-def kmeans_images(real: RealSide, count: int, seed: int) -> SyntheticSet:
-    """Takes the real image nearest to each of `count` centroids of the representations, each image once."""
-    return real.chosen(nearest_to_centroids(real.representations, count, seed))
-
-
-# Arms that need the real images and the target; each gets them, m and a seed.
-REAL_ARMS: dict[str, Callable[[RealSide, int, int], SyntheticSet]] = {
-    "random": random_images,
-    "kmeans": kmeans_images,
-    "noise": lambda real, count, seed: real.noise(count, seed),
-    "full": lambda real, _count, _seed: real.chosen(torch.arange(len(real.source))),
-}
-
-
-# Arms that need labels of the real images: other distillers, with the settings of the set that they are compared with.
-LABELLED_ARMS: dict[str, Callable[..., SyntheticSet]] = {"krr-labels": supervised_ridge, "dm": distribution_matching}
-
-
-@dataclass
-class LabelledSide:
-    """The real images with their labels, and how a set is distilled from them.
+@dataclass(frozen=True)
+class Inputs:
+    """What arms are made of, opened once for all of them.
 
     Args:
-        source: Real images.
-        labels: Of these, int64 in 0..C-1, shape (n,).
-        config: Settings of the set that is compared; the seed is each arm's own.
-        own: That set; labels are made as long and as large as its representations, as one recipe is to suit both.
+        own: The synthetic set.
+        real_side: The real images and the target, where an arm needs "real".
+        labelled_side: The real images and their labels, where an arm needs "labels".
     """
 
-    source: Source
-    labels: Tensor
-    config: DistillConfig
     own: SyntheticSet
+    real_side: RealSide | None = None
+    labelled_side: LabelledSide | None = None
 
-    def check(self, arms: Collection[str]) -> None:
-        """Refuses arms that these labels and settings do not allow.
+    @property
+    def real(self) -> RealSide:
+        """The real images and the target, of arms that need "real"."""
+        assert self.real_side is not None, 'the arm lacks "real" in `needs`'
+        return self.real_side
 
-        Raises:
-            UsageError: If there are fewer images than classes for distribution matching, or a student does not fit.
-        """
-        if "dm" in arms:
-            check_classes(self.config.num_images, self.labels)
-        for name in self.config.students:
-            student_builder(name, self.source.image_size)
-
-    def distil(self, arm: str, seed: int) -> SyntheticSet:
-        """Runs another distiller of `LABELLED_ARMS`."""
-        own, classes = self.own, int(self.labels.max()) + 1
-        spread = own.representations.var(0, correction=0).sum().item()  # of centred one-hot labels: 1 - 1/C
-        return LABELLED_ARMS[arm](
-            self.source,
-            self.labels,
-            replace(self.config, seed=seed),
-            mean=own.mean,
-            std=own.std,
-            dim=own.dim,
-            scale=(spread / (1 - 1 / classes)) ** 0.5,
-        )
+    @property
+    def labelled(self) -> LabelledSide:
+        """The real images and their labels, of arms that need "labels"."""
+        assert self.labelled_side is not None, 'the arm lacks "labels" in `needs`'
+        return self.labelled_side
 
 
-CEILINGS = ("full", "target")  # never in bold: what they need is what a synthetic set saves
+def _fits(_inputs: Inputs) -> None:
+    """Refuses nothing."""
 
 
-_ARMS = {
-    "scratch": "not pre-trained: random weights",
-    "random": "pre-trained on as many real images, drawn at random, with the target model's representations",
-    "kmeans": "as random, but the real images nearest to the centres of as many clusters",
-    "noise": "as random, but images of noise",
-    "krr-labels": "pre-trained on as many images that the same stage distilled from the real images with their labels "
-    "instead of the target model's representations, to predict the learned labels by mean squared error: supervised "
-    "kernel ridge, after KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022). Labels are one-hot minus 1/C, made "
-    "as long, with zeros, and as large as the representations of the set, as one recipe is to suit all arms",
-    "dm": "pre-trained on as many images that distribution matching (Zhao & Bilen, WACV 2023) distilled from the real "
-    "images and their labels in as many steps, to predict their labels, those of krr-labels, by mean squared error",
-    "distilled": "pre-trained on the synthetic set",
-    "full": "pre-trained on all real images, a ceiling",
-    "target": "the target model itself, a ceiling",
-}
+@dataclass(frozen=True)
+class Arm:
+    """One kind of pre-training that is measured.
+
+    Attributes:
+        name: What a user asks for, and the row of the tables.
+        words: What students are pre-trained on, for --help and the report.
+        needs: What has to be opened for it.
+        is_ceiling: Whether it needs what a synthetic set saves, so that it is never called the best.
+        size_matters: Whether the number of synthetic images changes it. An arm that no size changes is measured once by
+            a sweep; if it has images, they are the whole source, and students see them for `full_epochs`.
+        make: From the inputs and a seed to what students are pre-trained on.
+        check: Refuses inputs that `make` cannot take, before any long work.
+    """
+
+    name: str
+    words: str
+    needs: tuple[Need, ...] = ()
+    is_ceiling: bool = False
+    size_matters: bool = True
+    make: Callable[[Inputs, int], Made] = field(kw_only=True)
+    check: Callable[[Inputs], None] = field(default=_fits, kw_only=True)
 
 
-def labelled_side(
-    synthetic: Any, data: Any, own: SyntheticSet, real: RealSide | None, device: torch.device
-) -> LabelledSide:
-    """Opens the real images with their labels, and finds the settings that the set was distilled with."""
-    named = {} if isinstance(synthetic, SyntheticSet) else run_config(Path(synthetic))
-    data = data if data is not None else named.get("data")
-    if data is None:
+def _random(inputs: Inputs, seed: int) -> SyntheticSet:
+    order = torch.randperm(len(inputs.real.source), generator=seeding.generator(seed, "arm", "random"))
+    return inputs.real.chosen(order[: len(inputs.own)])
+
+
+def _kmeans(inputs: Inputs, seed: int) -> SyntheticSet:
+    return inputs.real.chosen(nearest_to_centroids(inputs.real.representations, len(inputs.own), seed))
+
+
+def _full(inputs: Inputs, _seed: int) -> SyntheticSet:
+    return inputs.real.chosen(torch.arange(len(inputs.real.source)))
+
+
+def _check_memory(inputs: Inputs) -> None:
+    """Refuses `full` where the real images do not fit as float32, twice while they are made."""
+    count, size = len(inputs.real.source), inputs.real.source.image_size
+    need, free = count * 3 * size * size * 4 * 2, free_memory(torch.device("cpu"))
+    if need > free:
         raise UsageError(
-            "The arms krr-labels and dm need the real images that the set was distilled from, with labels: give data, "
-            "or leave these arms out."
+            f"The arm full needs {need / 2**30:.1f} GiB of memory for all {count:,} real images, "
+            f"{free / 2**30:.1f} are free: leave it out."
         )
-    recorded = own.provenance.get("config")
-    if not isinstance(recorded, dict):
+
+
+def _check_classes(inputs: Inputs) -> None:
+    check_classes(inputs.labelled.config.num_images, inputs.labelled.labels)
+
+
+class _TargetBackbone(nn.Module):
+    """The target as a backbone: takes normalised images, as students do."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.target = target
+
+    def forward(self, images: Tensor) -> Tensor:
+        target = self.target
+        representation: Tensor = target(images * target._std + target._mean)
+        return representation
+
+
+_TABLE = (
+    Arm(SCRATCH, "no pre-training: random weights", size_matters=False, make=lambda _inputs, _seed: None),
+    Arm(
+        RANDOM,
+        "as many real images, drawn at random, with the target model's representations",
+        ("real",),
+        make=_random,
+    ),
+    Arm(
+        "kmeans",
+        "as random, but the real images nearest to the centres of as many clusters of the representations",
+        ("real",),
+        make=_kmeans,
+    ),
+    Arm(
+        "noise",
+        "as random, but images of noise",
+        ("real",),
+        make=lambda inputs, seed: inputs.real.noise(len(inputs.own), seed),
+    ),
+    Arm(
+        "krr-labels",
+        "supervised kernel ridge, after KIP (Nguyen et al., 2021) and FRePo (Zhou et al., 2022): as many images that "
+        "the same stage distils from real images and their labels, to predict the learned labels by mean squared "
+        "error. Labels are one-hot minus 1/C, made as long, with zeros, and as large as the set's representations",
+        ("labels",),
+        make=lambda inputs, seed: inputs.labelled.distil(supervised_ridge, seed),
+    ),
+    Arm(
+        "dm",
+        "distribution matching (Zhao & Bilen, WACV 2023): as many images, distilled from real images and their labels "
+        "in as many steps, to predict their labels, those of krr-labels, by mean squared error",
+        ("labels",),
+        make=lambda inputs, seed: inputs.labelled.distil(distribution_matching, seed),
+        check=_check_classes,
+    ),
+    Arm(DISTILLED, "the synthetic set", make=lambda inputs, _seed: inputs.own),
+    Arm(
+        FULL,
+        "all real images, a ceiling",
+        ("real",),
+        is_ceiling=True,
+        size_matters=False,
+        make=_full,
+        check=_check_memory,
+    ),
+    Arm(
+        "target",
+        "the target model itself, a ceiling",
+        ("real",),
+        is_ceiling=True,
+        size_matters=False,
+        make=lambda inputs, _seed: _TargetBackbone(inputs.real.target),
+    ),
+)
+ARMS = {arm.name: arm for arm in _TABLE}  # in the order of the tables
+BASELINES = tuple(name for name in ARMS if name != DISTILLED)
+GIVEN = "another set that was given"
+
+
+def given_arm(name: str, synthetic: SyntheticSet, own: SyntheticSet) -> Arm:
+    """Makes an arm of a set that the user compares with.
+
+    Raises:
+        UsageError: If its images are not of the shape and normalisation of the distilled ones.
+    """
+    if synthetic.images.shape[1:] != own.images.shape[1:]:
         raise UsageError(
-            "The set has no record of how it was distilled, which the arms krr-labels and dm repeat with labels: leave "
-            "these arms out."
+            f"The set '{name}' has images of {_shape(synthetic)}, the distilled one of {_shape(own)}: one student "
+            "cannot be tried on both."
         )
-    config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
-    source = open_source(find_images(data, image_size=own.images.shape[-1])) if real is None else real.source
-    check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
-    return LabelledSide(source, source_labels(data, source.kept), config, own)
+    if (synthetic.mean, synthetic.std) != (own.mean, own.std):
+        raise UsageError(
+            f"The set '{name}' is normalised with mean {synthetic.mean} and std {synthetic.std}, the distilled one "
+            f"with {own.mean} and {own.std}: they are of different targets."
+        )
+    return Arm(name, GIVEN, make=lambda _inputs, _seed: synthetic)
 
 
-ARMS = ("scratch", "random", "kmeans", "noise", "krr-labels", "dm", "distilled", "full", "target")
+def open_inputs(
+    arms: Iterable[Arm], synthetic: Any, own: SyntheticSet, data: Any, target: Any, device: torch.device
+) -> Inputs:
+    """Opens what the arms need, and has each of them check it.
+
+    Args:
+        arms: That are asked for.
+        synthetic: The set, its folder, or that of the run that made it, whose configuration names data and target.
+        own: The set.
+        data: The real images, or None.
+        target: The target model or its specification, or None.
+        device: Where the target computes.
+
+    Raises:
+        UsageError: If something is missing, is not what the set was distilled from, or an arm cannot take it.
+    """
+    arms = list(arms)
+    needs = {need for arm in arms for need in arm.needs}
+    real = labelled = None
+    if "real" in needs:
+        missing = missing_origin(synthetic, data, target)
+        if missing:
+            raise UsageError(
+                f"The arms {_that_need('real')} need the real images and the target model: give {missing}, or leave "
+                "these arms out."
+            )
+        real = real_side(synthetic, data, target, own.images.shape[-1], device)
+        check_origin(own, real)
+    if "labels" in needs:
+        labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"))
+    inputs = Inputs(own, real, labelled)
+    for arm in arms:
+        arm.check(inputs)
+    return inputs
 
 
-def set_of(
-    name: str,
-    own: SyntheticSet,
-    given: Mapping[str, SyntheticSet],
-    real: RealSide | None,
-    labelled: LabelledSide | None,
-    seed: int,
-) -> SyntheticSet | None:
-    """Returns what an arm is pre-trained on, None for one that is not."""
-    if name == "distilled":
-        return own
-    if name in given:
-        return given[name]
-    if name in REAL_ARMS:
-        assert real is not None
-        return REAL_ARMS[name](real, len(own), seed)
-    if name in LABELLED_ARMS:
-        assert labelled is not None
-        return labelled.distil(name, seed)
-    return None
+def _that_need(need: Need) -> str:
+    *names, last = (arm.name for arm in ARMS.values() if need in arm.needs)
+    return f"{', '.join(names)} and {last}"
 
 
-ANY_SIZE = ("scratch", "full", "target")  # arms that no size changes: measured once
-
-
-BASELINES = {
-    "scratch": "no pre-training",
-    "random": "as many real images, drawn at random, with the target's representations",
-    "kmeans": "the real images nearest to as many centroids",
-    "noise": "as many images of noise",
-    "krr-labels": "supervised kernel ridge, the same stage with labels, of a labelled source",
-    "dm": "distribution matching, of a labelled source",
-    "full": "all real images, the ceiling",
-    "target": "the target model itself",
-}
+def _shape(synthetic: SyntheticSet) -> str:
+    return "x".join(map(str, synthetic.images.shape[1:]))

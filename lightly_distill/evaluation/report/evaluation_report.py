@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightly_distill.evaluation import findings
-from lightly_distill.evaluation.baselines.arms import _ARMS, CEILINGS
+from lightly_distill.evaluation.baselines.arms import ARMS, GIVEN
 from lightly_distill.evaluation.findings import of_seeds
 from lightly_distill.evaluation.report import charts
 from lightly_distill.evaluation.report.charts import draw_chart, synthetic_images
@@ -101,7 +101,7 @@ def _accuracies(result: "Evaluation") -> Table:
         means = {
             row: statistics.fmean(arm.values[measure])
             for row, (name, arm) in enumerate(result.arms.items())
-            if name not in CEILINGS and arm.values.get(measure)
+            if not (name in ARMS and ARMS[name].is_ceiling) and arm.values.get(measure)
         }
         table.bold |= {(row, column) for row, mean in means.items() if mean == max(means.values())}
     gaps = [result.recovered_gap(measure) for measure in measures]
@@ -138,7 +138,7 @@ def _settings(results: "Sequence[Evaluation]") -> Table:
 
 def _definitions(results: "Sequence[Evaluation]") -> list[tuple[str, str]]:
     arms = dict.fromkeys(arm for result in results for arm in result.arms)
-    return [(arm, _ARMS.get(arm, "pre-trained on another set that was given")) for arm in arms]
+    return [(arm, ARMS[arm].words if arm in ARMS else GIVEN) for arm in arms]
 
 
 def _student(result: "Evaluation") -> dict[str, Any]:

@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from lightly_distill.errors import DistillError, UsageError
-from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.plan import TransferConfig
+from lightly_distill.evaluation.results import DISTILLED, ArmResult, Evaluation
 from lightly_distill.evaluation.sweep import tradeoff
 from lightly_distill.evaluation.sweep.search import Found
 from lightly_distill.runs.run_folder import FREE_TO_CHANGE, RunFolder
@@ -57,7 +58,7 @@ class Sweep:
         """The probe that the recommendation looks at."""
         return tradeoff.deciding_probe(next(iter(self.sizes.values())).results)
 
-    def accuracies(self, arm: str = "distilled") -> dict[int, list[float]]:
+    def accuracies(self, arm: str = DISTILLED) -> dict[int, list[float]]:
         """Returns by size the accuracies of an arm by that probe, the mean over tasks and students, for each seed."""
         found = {size: tradeoff.mean_accuracies(done.results, arm, self.probe) for size, done in self.sizes.items()}
         return {size: values for size, values in found.items() if values}
@@ -116,7 +117,7 @@ def read_record(folder: Path) -> Sweep | None:
 
 def _size_result(fields: Mapping[str, Any]) -> SizeResult:
     results = [
-        Evaluation(**{**result, "arms": {name: Arm(**arm) for name, arm in result["arms"].items()}})
+        Evaluation(**{**result, "arms": {name: ArmResult(**arm) for name, arm in result["arms"].items()}})
         for result in fields["results"]
     ]
     return SizeResult(fields["seconds"], fields["heldout_loss"], results)
@@ -130,6 +131,8 @@ def go_on(begun: Sweep, settings: dict[str, Any], folder: Path) -> Sweep:
             change as long as no size is finished.
     """
     before, now = (json.loads(json.dumps(each)) for each in (begun.settings, settings))
+    # an older version had fewer settings
+    before["evaluate"] = {**TransferConfig().recorded(), **before["evaluate"]}
     for each in (before, now):
         for name in FREE_TO_CHANGE:
             each["distill"].pop(name, None)

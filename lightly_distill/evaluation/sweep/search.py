@@ -154,9 +154,9 @@ def run_search(
     best = min(range(len(trials)), key=lambda number: float(trials[number].value))
     if not math.isfinite(trials[best].value):
         raise DistillError(f"The distillation diverged in all {len(trials)} trials: start from lower learning rates.")
-    told = [{"settings": trial.params, "heldout_loss": _finite(trial.value)} for trial in trials]
+    tried = [{"settings": trial.params, "heldout_loss": _finite(trial.value)} for trial in trials]
     seconds = sum(trial.user_attrs["seconds"] for trial in trials)
-    return Found(dict(trials[best].params), told, best, round(seconds, 1))
+    return Found(dict(trials[best].params), tried, best, round(seconds, 1))
 
 
 def with_settings(config: DistillConfig, settings: Mapping[str, float]) -> DistillConfig:

@@ -14,18 +14,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from lightly_distill.data.source import Source, open_source
 from lightly_distill.errors import DistillError, UsageError
-from lightly_distill.evaluation.baselines.arms import ANY_SIZE, LABELLED_ARMS
+from lightly_distill.evaluation.baselines.arms import ARMS
 from lightly_distill.evaluation.evaluate import evaluate
-from lightly_distill.evaluation.plan import check_arms, check_recipe, check_task_names, open_tasks, seed_list
+from lightly_distill.evaluation.plan import (
+    TransferConfig,
+    TransferOptions,
+    check_task_names,
+    open_tasks,
+    student_names,
+)
 from lightly_distill.evaluation.report import evaluation_report
-from lightly_distill.evaluation.results import Evaluation, write_results
+from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH, Evaluation, write_results
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
 from lightly_distill.evaluation.tasks import Task, find_task
-from lightly_distill.evaluation.trial import FINETUNE_STEPS
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.split import require_enough
@@ -33,11 +40,15 @@ from lightly_distill.models.students import student_builder
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runtime.device import resolve_device
-from lightly_distill.runtime.settings import to_dict
+from lightly_distill.runtime.settings import choose, to_dict
 from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 _logger = logging.getLogger(__name__)
+
+
+# Those of `evaluate`, but for `full`, without which the cost is open.
+TRANSFER = TransferConfig(baselines=(SCRATCH, RANDOM, FULL))
 
 
 def sweep(
@@ -47,18 +58,12 @@ def sweep(
     tasks: Sequence[Any],
     *,
     out: str | Path,
-    student: str | None = None,
-    baselines: Sequence[str] = ("scratch", "random", "full"),
-    probes: Sequence[str] = ("knn", "linear"),
-    labels: Sequence["int | float | None"] = (None,),
-    seeds: int | Sequence[int] = 3,
-    epochs: int = 500,
-    full_epochs: int = 20,
-    lr: float = 0.1,
-    finetune_steps: int = FINETUNE_STEPS,
+    student: str | Sequence[str] | None = None,
     search: Sequence[str] = (),
     trials: int | None = None,
     search_size: int | None = None,
+    config: TransferConfig | None = None,
+    **options: Unpack[TransferOptions],
 ) -> Sweep:
     """Distils and evaluates sets of several sizes, and tells the smallest that is good enough, and what it costs.
 
@@ -71,20 +76,16 @@ def sweep(
         sizes: Numbers of synthetic images, increasing.
         tasks: As for `evaluate`. They are not read before a search is over.
         out: New folder, or that of a sweep with the same settings.
-        student: Backbones that are tried on the tasks, comma separated. Default: those of the stage.
-        baselines: As for `evaluate`, but `krr-labels` and `dm`. Without `full`, the cost cannot be told. `scratch`,
-            `full` and `target` are measured once, as no size changes them.
-        probes: As for `evaluate`. The recommendation looks at `linear`, or else at the first.
-        labels: As for `evaluate`.
-        seeds: As for `evaluate`.
-        epochs: As for `evaluate`.
-        full_epochs: As for `evaluate`.
-        lr: As for `evaluate`: of pre-training students, not of the images.
-        finetune_steps: As for `evaluate`.
+        student: Backbones that are tried on the tasks, one or several. Default: those of the stage.
         search: What to search before the sizes are distilled, of `lr` (of images and of representations, apart),
             `ridge` and `steps`; see `search.py`. The best settings are used for all sizes.
         trials: Distillations that the search tries, the first with the stage's own settings.
         search_size: Which of the sizes the search distils. Default: the smallest.
+        config: How students are tried, all settings at once. Baselines that need labels of the source are refused,
+            those that no size changes are measured once, and without `full` the cost cannot be told. The device is the
+            stage's. The recommendation looks at the probe `linear`, or else at the first.
+        options: Fields of `TransferConfig` instead, such as `epochs=100`; the baselines are scratch, random and full by
+            default.
 
     Returns:
         The results, of all sizes that were ever finished in `out`.
@@ -92,31 +93,16 @@ def sweep(
     Raises:
         UsageError: If anything does not fit together, or the sweep in `out` had other settings; before any long work.
     """
+    transfer = _fitted(choose(config, TRANSFER, options), stage)
     folder, wanted = Path(out), _increasing(sizes)
     plan = plan_search(search, trials, search_size, wanted, stage.config)
-    students = list(dict.fromkeys(name.strip() for name in (student or stage.config.student).split(",")))
-    transfer: dict[str, Any] = {
-        "probes": list(dict.fromkeys(probes)),
-        "labels": list(dict.fromkeys(labels)),
-        "seeds": seed_list(seeds),
-        "epochs": epochs,
-        "full_epochs": full_epochs,
-        "lr": lr,
-        "finetune_steps": finetune_steps,
-    }
-    names = _check_transfer(transfer, baselines)
+    students = student_names(student or stage.config.students)
     task_names = [find_task(task)[0] for task in tasks]
     check_task_names(task_names)
     begun = read_record(folder)
     stage.check(data)
     source = _open(data, stage.config, wanted[-1], students, plan)
-    settings = {
-        "distill": {name: value for name, value in to_dict(stage.config).items() if name != "num_images"},
-        "source": {"name": source.name, "fingerprint": source.fingerprint, "images": len(source)},
-        "target": {"name": stage.target.name, "sha256": stage.target.weights_sha256()},
-        "evaluate": {"student": students, "arms": names, "tasks": task_names, **transfer},
-        "search": asdict(plan) if plan else None,
-    }
+    settings = _settings(stage, source, plan, students, task_names, transfer)
     state = go_on(begun, settings, folder) if begun else Sweep(settings, None, {})
     searching = plan is not None and state.found is None
     opened = [] if searching else _opened(tasks, state, source.image_size)
@@ -126,11 +112,12 @@ def sweep(
         write_record(state, folder)
         opened = _opened(tasks, state, source.image_size)
     for number, size in enumerate(wanted, start=1):
-        told = f"Size {size:,} ({number} of {len(wanted)})"
+        which = f"Size {size:,} ({number} of {len(wanted)})"
         if size in state.sizes:
-            _logger.info("%s is finished already.", told)
+            _logger.info("%s is finished already.", which)
             continue
-        state.sizes[size] = _one_size(state, stage, source, opened, size, folder / f"size-{size}", told)
+        _logger.info("%s: distilling and evaluating.", which)
+        state.sizes[size] = _one_size(state, stage, source, opened, transfer, size, folder / f"size-{size}")
         state.sizes = dict(sorted(state.sizes.items()))
         write_record(state, folder)
     sweep_report.write(state, SyntheticSet.load(folder / f"size-{state.recommended}" / "run"), folder)
@@ -148,15 +135,38 @@ def _increasing(sizes: Sequence[int]) -> list[int]:
     return list(sizes)
 
 
-def _check_transfer(transfer: dict[str, Any], baselines: Sequence[str]) -> list[str]:
-    """Returns the names of the arms."""
-    check_recipe(**{name: value for name, value in transfer.items() if name != "seeds"})
-    labelled = sorted(set(baselines) & set(LABELLED_ARMS))
+def _settings(
+    stage: DistillationStage,
+    source: Source,
+    plan: SearchPlan | None,
+    students: Sequence[str],
+    tasks: Sequence[str],
+    transfer: TransferConfig,
+) -> dict[str, Any]:
+    """Returns all that decides a sweep, but for its sizes, as plain values."""
+    tried = {"student": students, "arms": [arm.name for arm in transfer.arms], "tasks": tasks}
+    return {
+        "distill": {name: value for name, value in to_dict(stage.config).items() if name != "num_images"},
+        "source": {"name": source.name, "fingerprint": source.fingerprint, "images": len(source)},
+        "target": {"name": stage.target.name, "sha256": stage.target.weights_sha256()},
+        "evaluate": {**tried, "seeds": transfer.seed_list, **transfer.recorded()},
+        "search": asdict(plan) if plan else None,
+    }
+
+
+def _fitted(config: TransferConfig, stage: DistillationStage) -> TransferConfig:
+    """Refuses what a sweep cannot do, and returns the settings with the stage's device."""
+    labelled = sorted(name for name in config.baselines if "labels" in ARMS[name].needs)
     if labelled:
         raise UsageError(
             f"A sweep has no arms that need labels of the source: try {', '.join(labelled)} in `evaluate`."
         )
-    return check_arms(baselines, {})
+    device = stage.config.device
+    if config.device not in (TRANSFER.device, device):
+        raise UsageError(
+            f"A sweep tries students where it distils, on the stage's device, {device}; got device={config.device!r}."
+        )
+    return replace(config, device=device)
 
 
 def _opened(tasks: Sequence[Any], state: Sweep, image_size: int) -> list[Task]:
@@ -198,35 +208,29 @@ def _one_size(
     stage: DistillationStage,
     source: Source,
     tasks: Sequence[Task],
+    transfer: TransferConfig,
     size: int,
     place: Path,
-    told: str,
 ) -> SizeResult:
     config = replace(with_settings(stage.config, state.found.settings if state.found else {}), num_images=size)
-    _logger.info("%s: distilling.", told)
     synthetic = _distilled(DistillationStage(stage.target, config=config), source, place / "run")
-    _logger.info("%s: evaluating.", told)
     known = next(iter(state.sizes.values())).results if state.sizes else []
-    transfer = dict(state.settings["evaluate"])
-    students, names, _ = (transfer.pop(name) for name in ("student", "arms", "tasks"))
-    missing = [name for name in names if name != "distilled" and not (known and name in ANY_SIZE)]
+    missing = [arm.name for arm in transfer.arms if arm.size_matters or not known]
     results = evaluate(
         synthetic,
-        ",".join(students),
+        state.settings["evaluate"]["student"],
         tasks,
         data=source,
         target=stage.target,
-        baselines=missing,
-        device=config.device,
-        **transfer,
+        config=replace(transfer, baselines=missing),
     )
     for result in results:
-        if "distilled" in result.failed:
+        if DISTILLED in result.failed:
             raise DistillError(
-                f"Student {result.student} cannot be pre-trained on the set of {size}: {result.failed['distilled']} "
+                f"Student {result.student} cannot be pre-trained on the set of {size}: {result.failed[DISTILLED]} "
                 f"The sets stay in {place.parent}; a sweep with other settings of pre-training needs another --out."
             )
-    _complete(results, known, names)
+    _complete(results, known, transfer)
     folder = place / "evaluation"
     folder.mkdir(exist_ok=True)
     write_results(results, folder)
@@ -243,11 +247,12 @@ def _distilled(stage: DistillationStage, source: Source, place: Path) -> Synthet
     return stage.run(source, out=place, resume=begun, overwrite=not begun)
 
 
-def _complete(results: Sequence[Evaluation], known: Sequence[Evaluation], names: Sequence[str]) -> None:
+def _complete(results: Sequence[Evaluation], known: Sequence[Evaluation], transfer: TransferConfig) -> None:
     """Adds the arms that another size has measured already, in the order of the tables."""
+    any_size = [arm.name for arm in transfer.arms if not arm.size_matters]
     for result in results:
         for other in known:
             if other.student == result.student:
-                result.arms |= {name: other.arms[name] for name in ANY_SIZE if name in other.arms}
-                result.failed |= {name: why for name, why in other.failed.items() if name in ANY_SIZE}
-        result.arms = {name: result.arms[name] for name in names if name in result.arms}
+                result.arms |= {name: other.arms[name] for name in any_size if name in other.arms}
+                result.failed |= {name: why for name, why in other.failed.items() if name in any_size}
+        result.arms = {arm.name: result.arms[arm.name] for arm in transfer.arms if arm.name in result.arms}

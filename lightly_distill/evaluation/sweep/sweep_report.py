@@ -6,12 +6,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from lightly_distill.evaluation import findings
+from lightly_distill.evaluation.baselines.arms import ARMS
 from lightly_distill.evaluation.findings import of_seeds
 from lightly_distill.evaluation.report import charts
 from lightly_distill.evaluation.report.charts import draw_chart, synthetic_images
 from lightly_distill.evaluation.report.evaluation_report import left_out
 from lightly_distill.evaluation.report.page import Figure, Table
-from lightly_distill.evaluation.results import Arm
+from lightly_distill.evaluation.results import DISTILLED, RANDOM, ArmResult
 from lightly_distill.evaluation.sweep import tradeoff
 from lightly_distill.evaluation.sweep.tradeoff import WITHIN
 from lightly_distill.runtime import templates, words
@@ -71,7 +72,7 @@ def lead(sweep: "Sweep") -> list[str]:
     told[0] += f" By {sweep.probe}, the mean over {over}: {_percent(curve[size])}"
     told[0] += "." if best == size else f"; the best, {best:,} images, {_percent(curve[best])}."
     told[0] += _doubts(curve, size, best)
-    random = sweep.accuracies("random").get(size)
+    random = sweep.accuracies(RANDOM).get(size)
     if random:
         verdict = ", so distilling gains nothing here" if fmean(random) >= fmean(curve[size]) else ""
         told.append(f"As many random real images: {_percent(random)}{verdict}.")
@@ -136,14 +137,14 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
     )
     for size, result in results.items():
         for name in curves:
-            arm = result.arms.get(name, Arm(0, 0))  # left out at this size
-            gaps = [result.recovered_gap(measure) for measure in deciding] if name == "distilled" else []
+            arm = result.arms.get(name, ArmResult(0, 0))  # left out at this size
+            gaps = [result.recovered_gap(measure) for measure in deciding] if name == DISTILLED else []
             gap = "-" if not gaps or None in gaps else findings.percent(fmean(gap for gap in gaps if gap is not None))
             cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
             table.rows.append([f"{size:,} {name}", *cells, gap, words.size_text(arm.bytes)])
-    rows = {size: number * len(curves) + list(curves).index("distilled") for number, size in enumerate(results)}
+    rows = {size: number * len(curves) + list(curves).index(DISTILLED) for number, size in enumerate(results)}
     for column, measure in enumerate(measures, start=1):
-        means = {rows[size]: fmean(result.arms["distilled"].values[measure]) for size, result in results.items()}
+        means = {rows[size]: fmean(result.arms[DISTILLED].values[measure]) for size, result in results.items()}
         table.bold |= {(row, column) for row, mean in means.items() if mean == max(means.values())}
     for name in levels:
         arm = some.arms[name]
@@ -155,7 +156,7 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
 def _arms(results: "Mapping[int, Evaluation]") -> tuple[list[str], list[str]]:
     """Returns the arms that the size changes, and those that it does not."""
     names = dict.fromkeys(name for result in results.values() for name in result.arms)
-    curves = [name for name in names if name not in ("scratch", "full", "target")]
+    curves = [name for name in names if name not in ARMS or ARMS[name].size_matters]
     return curves, [name for name in names if name not in curves]
 
 

@@ -4,12 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from lightly_distill.evaluation import findings
-
-if TYPE_CHECKING:
-    from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.results import DISTILLED, FULL, ArmResult, Evaluation
 
 WITHIN = 0.01  # of accuracy: what a smaller set may lose
 
@@ -70,7 +67,7 @@ def recommend(accuracies: Mapping[int, float], within: float = WITHIN) -> int:
     return min(size for size, accuracy in accuracies.items() if best - accuracy <= within + 1e-9)
 
 
-def deciding_probe(results: "Sequence[Evaluation]") -> str:
+def deciding_probe(results: Sequence[Evaluation]) -> str:
     """Returns the probe that the recommendation looks at, with its labels: `linear` where it was tried, else the first.
 
     Args:
@@ -80,7 +77,7 @@ def deciding_probe(results: "Sequence[Evaluation]") -> str:
     return next((probe for probe in probes if probe.split("@")[0] == "linear"), probes[0])
 
 
-def mean_accuracies(results: "Sequence[Evaluation]", arm: str, probe: str) -> list[float]:
+def mean_accuracies(results: Sequence[Evaluation], arm: str, probe: str) -> list[float]:
     """Returns the accuracies of an arm by one probe, one for each seed: the mean over tasks and students.
 
     Args:
@@ -96,16 +93,16 @@ def mean_accuracies(results: "Sequence[Evaluation]", arm: str, probe: str) -> li
     return [fmean(values) for values in zip(*columns, strict=True)]
 
 
-def cost_of(results: "Sequence[Evaluation]", making: float) -> Cost | None:
+def cost_of(results: Sequence[Evaluation], making: float) -> Cost | None:
     """Returns what a set costs and saves, for the mean of the students and seeds; None without the arm `full`.
 
     Args:
         results: Of each student.
         making: Seconds that the set took to make.
     """
-    if not all("full" in result.arms for result in results):
+    if not all(FULL in result.arms for result in results):
         return None
-    small, full = ([result.arms[name] for result in results] for name in ("distilled", "full"))
+    small, full = ([result.arms[name] for result in results] for name in (DISTILLED, FULL))
     return Cost(making, _seconds(small), _seconds(full), small[0].bytes, full[0].bytes)
 
 
@@ -114,5 +111,5 @@ def probe_of(measure: str) -> str:
     return measure.rpartition("/")[2]  # a task's name may hold a slash
 
 
-def _seconds(arms: "Sequence[Arm]") -> float:
+def _seconds(arms: Sequence[ArmResult]) -> float:
     return fmean(fmean(arm.seconds) for arm in arms)

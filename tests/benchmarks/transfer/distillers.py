@@ -17,7 +17,8 @@ from settings import distil, labelled_images, of_all_seeds, real_images, task, t
 
 from lightly_distill import SyntheticSet
 from lightly_distill.data.labels import source_labels
-from lightly_distill.evaluation.baselines.arms import LabelledSide
+from lightly_distill.evaluation.baselines.arms import ARMS, Inputs
+from lightly_distill.evaluation.baselines.labelled_side import LabelledSide
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.method.config import make_config
 
@@ -46,7 +47,7 @@ def main() -> None:
             if not place.exists():
                 steps = options.matching_steps if arm == "dm" else config.steps
                 side = LabelledSide(source, labels, dataclasses.replace(config, steps=steps), own)
-                side.distil(arm, seed).save(place)
+                ARMS[arm].make(Inputs(own, labelled_side=side), seed).save(place)
             sets[name] = SyntheticSet.load(place)
         (result,) = evaluate(
             run / "run",

@@ -25,7 +25,7 @@ from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.baselines.arms import ARMS
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.report import evaluation_report
-from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.evaluation.tasks import Task, open_task
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime.seeding import global_seed
@@ -203,7 +203,9 @@ def from_dict(told: dict[str, Any]) -> Evaluation:
     """Returns what `Evaluation.to_dict` was made of."""
     setting = dict(told["setting"])
     arms = {
-        name: Arm(told["images"][name], told["bytes"][name], told["seconds"][name], values, told["peak_memory"][name])
+        name: ArmResult(
+            told["images"][name], told["bytes"][name], told["seconds"][name], values, told["peak_memory"][name]
+        )
         for name, values in told["arms"].items()
     }
     return Evaluation(setting.pop("student"), setting, told["seeds"], arms)
@@ -212,7 +214,7 @@ def from_dict(told: dict[str, Any]) -> Evaluation:
 def joined(first: Evaluation, second: Evaluation) -> Evaluation:
     """Adds arms to an evaluation of the same seeds."""
     arms = {**first.arms, **second.arms}
-    names = sorted(arms, key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS))
+    names = sorted(arms, key=lambda name: [*ARMS].index(name) if name in ARMS else len(ARMS))
     return Evaluation(first.student, second.setting, first.seeds, {name: arms[name] for name in names})
 
 

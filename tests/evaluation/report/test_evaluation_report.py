@@ -11,7 +11,7 @@ from PIL import Image
 from lightly_distill import SyntheticSet
 from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.report import evaluation_report
-from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.synthetic import pictures
 from pages import NASTY, Parser, browser, markdown_rows, opened
 from synthetic_sets import make_set
@@ -39,9 +39,9 @@ def made_up(
         images, size = BYTES.get(name, (0, 0))
         values = {measure: [mean + step for step in steps] for measure in measures}
         memory = [int(2e6 + 1e8 * step) for step in steps] if images else []
-        found[name] = Arm(images, size, [1.5 + 100 * step for step in steps], values, memory)
+        found[name] = ArmResult(images, size, [1.5 + 100 * step for step in steps], values, memory)
     if other is not None:
-        found[other] = Arm(3, 999, [1.0] * seeds, {measures[0]: [0.3] * seeds})
+        found[other] = ArmResult(3, 999, [1.0] * seeds, {measures[0]: [0.3] * seeds})
     setting = {"tasks": ["digits"], "labels": [None, 10], "epochs": 7, "set": {"source": "x"}}
     return Evaluation(student, setting, list(range(seeds)), found)
 

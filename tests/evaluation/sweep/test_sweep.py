@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import tiny
 from lightly_distill import DistillationStage, DistillError, SyntheticSet, UsageError, evaluate, sweep
-from lightly_distill.evaluation import evaluate as evaluation
+from lightly_distill.evaluation import measure
 from lightly_distill.evaluation.sweep import sweep as size_sweep
 from lightly_distill.evaluation.sweep.record import Sweep
 from lightly_distill.method.state import DistillState
@@ -188,6 +189,17 @@ def test_other_settings_are_refused_by_name_and_more_sizes_are_not(straight: tup
     assert list(json.loads((out / "sweep.json").read_text())["sizes"]) == ["4", "6", "8"]
 
 
+def test_a_sweep_of_a_version_with_fewer_settings_goes_on(straight: tuple[Path, Sweep], tmp_path: Path) -> None:
+    shutil.copytree(straight[0], tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    for name in ("batch_size", "momentum", "weight_decay"):
+        del record["settings"]["evaluate"][name]
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"had other settings \(evaluate\.batch_size: 256 -> 4\)"):
+        run(tmp_path / "out", batch_size=4)
+    assert {4, 8} <= set(run(tmp_path / "out").sizes)
+
+
 def test_the_tasks_may_be_corrected_as_long_as_no_size_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +262,9 @@ def test_without_full_no_cost_is_told(tmp_path: Path) -> None:
 
 def test_several_students_and_tasks_are_averaged(tmp_path: Path) -> None:
     tasks = [task(), ("others", *task()[1:])]
-    done = run(tmp_path / "out", sizes=(4,), student="convnet_4_4, convnet_4_8", tasks=tasks, probes=["knn"], seeds=1)
+    done = run(
+        tmp_path / "out", sizes=(4,), student=["convnet_4_4", "convnet_4_8"], tasks=tasks, probes=["knn"], seeds=1
+    )
     results = done.sizes[4].results
     each = [values[0] for result in results for values in result.arms["distilled"].values.values()]
     assert len(each) == 4 and done.accuracies() == {4: [pytest.approx(sum(each) / 4)]} and done.probe == "knn"
@@ -274,11 +288,12 @@ def test_several_students_and_tasks_are_averaged(tmp_path: Path) -> None:
         ({"labels": [2]}, r"has 3 classes and 30 labelled images"),
         ({"baselines": ["ful"]}, r"Unknown baseline 'ful'\. Did you mean 'full'"),
         ({"probes": ["lin"]}, r"Unknown probe 'lin'\. Did you mean 'linear'"),
+        ({"device": "cuda:7"}, r"where it distils, on the stage's device, auto; got device='cuda:7'"),
         ({"seeds": 0}, r"seeds is a number of repetitions"),
         ({"probes": []}, r"Nothing would be measured: name a probe"),
         ({"baselines": ["scratch", "krr-labels"]}, r"A sweep has no arms that need labels of the source.*krr-labels"),
-        ({"epochs": 0}, r"epochs must be at least 1; got 0"),
-        ({"full_epochs": 0}, r"full_epochs must be at least 1; got 0"),
+        ({"epochs": 0}, r"epochs must be a positive whole number; got 0"),
+        ({"full_epochs": 0}, r"full_epochs must be a positive whole number; got 0"),
         ({"student": "convnet_4_4_4_4"}, r"4 blocks need images of 16x16"),
     ],
 )
@@ -302,7 +317,7 @@ def test_a_task_of_the_same_name_with_other_images_is_told(tmp_path: Path) -> No
 
 
 def test_an_arm_that_diverges_at_one_size_is_left_out_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = evaluation.pretrain
+    own = measure.pretrain
 
     def sometimes(student: str, synthetic: SyntheticSet, **options: Any) -> Any:
         if len(synthetic) == 8 and bool((synthetic.source_index == broken).all()):
@@ -311,7 +326,7 @@ def test_an_arm_that_diverges_at_one_size_is_left_out_there(tmp_path: Path, monk
 
     drawn = torch.randperm(60, generator=seeding.generator(0, "arm", "random"))[:8]
     broken = drawn
-    monkeypatch.setattr(evaluation, "pretrain", sometimes)
+    monkeypatch.setattr(measure, "pretrain", sometimes)
     done = run(tmp_path / "out", probes=("knn",))
     assert "random" in done.sizes[4].results[0].arms and "random" not in done.sizes[8].results[0].arms
     assert "8 images, convnet_4_4, random: left out: seed 0: too fast" in (tmp_path / "out" / "sweep.md").read_text()
@@ -320,10 +335,14 @@ def test_an_arm_that_diverges_at_one_size_is_left_out_there(tmp_path: Path, monk
 def test_a_student_that_diverges_on_the_set_ends_the_sweep_and_keeps_the_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
+    own = measure.pretrain
+
+    def fails(student: str, synthetic: SyntheticSet, **options: Any) -> Any:
+        if len(synthetic) == 2:  # the first training, which loads libraries
+            return own(student, synthetic, **options)
         raise DistillError("too fast.")
 
-    monkeypatch.setattr(evaluation, "_pretrained", fails)
+    monkeypatch.setattr(measure, "pretrain", fails)
     with pytest.raises(
         DistillError, match=r"convnet_4_4 cannot be pre-trained on the set of 4: seed 0: too fast\. The"
     ):

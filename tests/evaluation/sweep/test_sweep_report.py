@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep
 from lightly_distill.evaluation.sweep.search import Found
@@ -29,8 +29,8 @@ def made_up(
     """Seeds spread by a point; random is ten points below distilled."""
     steps = [0.01 * (seed - (seeds - 1) / 2) for seed in range(seeds)]
 
-    def arm(mean: float, images: int, seconds: float) -> Arm:
-        return Arm(
+    def arm(mean: float, images: int, seconds: float) -> ArmResult:
+        return ArmResult(
             images, 1000 * images, [seconds] * seeds, {name: [mean + step for step in steps] for name in measures}
         )
 

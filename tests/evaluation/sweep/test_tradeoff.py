@@ -1,6 +1,6 @@
 import pytest
 
-from lightly_distill.evaluation.results import Arm, Evaluation
+from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.evaluation.sweep import tradeoff
 
 
@@ -36,8 +36,8 @@ def test_a_cost_is_paid_back_by_so_many_savings(cost: float, saved: float, times
 
 def made(student: str, seconds: tuple[float, float], **values: list[float]) -> Evaluation:
     arms = {
-        "distilled": Arm(10, 400, [seconds[0]] * 2, values),
-        "full": Arm(100, 900, [seconds[1]] * 2, values),
+        "distilled": ArmResult(10, 400, [seconds[0]] * 2, values),
+        "full": ArmResult(100, 900, [seconds[1]] * 2, values),
     }
     return Evaluation(student, {}, [0, 1], arms)
 

@@ -1,0 +1,135 @@
+"""One arm with one student and one seed: the student is pre-trained, then tried on each task by each probe."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+from torch import nn
+
+from lightly_distill.data.pixels import normalise
+from lightly_distill.evaluation.baselines.arms import Arm, Inputs, Made
+from lightly_distill.evaluation.data_free import make_teacher
+from lightly_distill.evaluation.plan import TransferConfig
+from lightly_distill.evaluation.probes import PROBES
+from lightly_distill.evaluation.tasks import Task
+from lightly_distill.evaluation.trial import Transfer, Trial
+from lightly_distill.method.pool import StudentBuilder
+from lightly_distill.runtime import seeding
+from lightly_distill.runtime.usage import Cost, measured
+from lightly_distill.synthetic.pretrain import pretrain
+from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms are tried with, opened and checked.
+
+    Attributes:
+        config: How.
+        device: Where students are trained.
+        arms: In the order of the tables.
+        inputs: Of the arms.
+        students: By name, and how each is built.
+        tasks: Labelled.
+    """
+
+    config: TransferConfig
+    device: torch.device
+    arms: list[Arm]
+    inputs: Inputs
+    students: dict[str, StudentBuilder]
+    tasks: list[Task]
+
+    def warm_up(self) -> None:
+        """Trains each student a little: the first training loads libraries, which no arm is to pay for."""
+        own = self.inputs.own
+        two = SyntheticSet(own.images[:2], own.representations[:2], mean=own.mean, std=own.std)
+        for name in self.students:
+            pretrain(name, two, epochs=1, batch_size=2, lr=1e-6, device=str(self.device), progress=False)
+
+
+@dataclass
+class Attempt:
+    """One arm with one seed.
+
+    Attributes:
+        bench: What it is tried with.
+        arm: Which.
+        made: By the arm with this seed, for all students.
+        seed: Of all draws.
+        teachers: Of data-free distillation with this seed, by student, task and number of labels: one for all arms.
+    """
+
+    bench: Bench
+    arm: Arm
+    made: Made
+    seed: int
+    teachers: dict[tuple[str, str, "int | float | None"], nn.Module] = field(default_factory=dict)
+
+    def pretrained(self, student: str) -> tuple[nn.Module, Cost]:
+        """Returns the backbone and what its pre-training cost.
+
+        Raises:
+            DistillError: If it diverges.
+        """
+        made, device = self.made, self.bench.device
+        if isinstance(made, nn.Module):
+            return made, Cost()
+        with measured(device) as cost:
+            if made is None:
+                with seeding.global_seed(self.seed, "pretrain", "init"):  # the weights that `pretrain` starts from
+                    backbone = self.bench.students[student]().to(device)
+            else:
+                recipe = self.bench.config.recipe(self.arm)
+                backbone = pretrain(student, made, config=recipe, seed=self.seed, device=str(device), progress=False)
+        if made is not None and device.type == "cpu":  # a GPU was given a copy of it inside
+            cost.bytes += made.images.nbytes + made.representations.nbytes
+        return backbone, cost
+
+    def accuracies(self, student: str, backbone: nn.Module) -> dict[str, float]:
+        """Tries a backbone on all tasks.
+
+        Returns:
+            Accuracy in [0, 1] by `task/probe`, of the probes that fit the arm.
+        """
+        found, bench = {}, self.bench
+        for task, count in product(bench.tasks, bench.config.labels):
+            trial = self._trial(task, count, backbone)
+            for probe in self._probes():
+                if probe == "data-free":
+                    trial.transfer = self._transfer(student, task, count, trial)
+                found[f"{task.name}/{_measure(probe, count)}"] = PROBES[probe](trial)
+        return found
+
+    def _probes(self) -> Iterable[str]:
+        for probe in self.bench.config.probes:
+            if probe == "data-free" and not isinstance(self.made, SyntheticSet):
+                continue  # there are no images to learn from
+            if probe == "finetune" and isinstance(self.made, nn.Module):
+                continue  # it is frozen: that would be a linear probe
+            yield probe
+
+    def _transfer(self, student: str, task: Task, labels: "int | float | None", trial: Trial) -> Transfer:
+        assert isinstance(self.made, SyntheticSet)
+        which, build = (student, task.name, labels), self.bench.students[student]
+        if which not in self.teachers:
+            self.teachers[which] = make_teacher(trial, build)
+        return Transfer(self.made.images, self.teachers[which], build)
+
+    def _trial(self, task: Task, labels: "int | float | None", backbone: nn.Module) -> Trial:
+        chosen, own = task.few(labels, self.seed), self.bench.inputs.own
+        return Trial(
+            backbone,
+            normalise(task.images[chosen], own.mean, own.std),
+            task.labels[chosen],
+            normalise(task.test_images, own.mean, own.std),
+            task.test_labels,
+            len(task.classes),
+            self.seed,
+            self.bench.config.finetune_steps,
+        )
+
+
+def _measure(probe: str, labels: "int | float | None") -> str:
+    return probe if labels is None else f"{probe}@{int(labels) if labels >= 1 else labels}"
