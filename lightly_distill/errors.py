@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user sees, each told in one line."""
+"""The two kinds of failure that a user sees, each in one line."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The command line: `lightly-distill COMMAND --help` tells what each does."""
+"""The command line: `lightly-distill COMMAND --help` explains each."""
 
 import logging
 import sys
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         wrong_use = isinstance(error, UsageError)
-        if is_main() or not wrong_use:  # which all processes find; the main one tells
+        if is_main() or not wrong_use:  # which all processes find; the main one says so
             text = " ".join(str(error).split()) or type(error).__name__
             print(f"{PROGRAM}: error: {text}", file=sys.stderr)
         return 2 if wrong_use else 1

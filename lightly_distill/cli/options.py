@@ -69,8 +69,8 @@ def target_options(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         metavar="CLASS",
-        help="pkg.module:Class of the model in a checkpoint, or a function that returns it, where the weights do not "
-        "tell: those of ResNets do.",
+        help="pkg.module:Class of the model in a checkpoint, or a function that returns it. Not needed for a ResNet, "
+        "whose weights show its class.",
     )
     parser.add_argument(
         "--target-encoder",

@@ -17,7 +17,7 @@ from lightly_distill.models.targets import load_target
 from lightly_distill.runs.stage import DistillationStage
 
 ABOUT = (
-    "Distils and evaluates sets of several sizes, and tells the smallest that is good enough, what it costs and what "
+    "Distils and evaluates sets of several sizes, and names the smallest that is good enough, what it costs and what "
     "it saves. The same command again goes on where it stopped."
 )
 INTERRUPTED = "; the same command again goes on with the sweep"

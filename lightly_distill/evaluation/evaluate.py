@@ -62,7 +62,7 @@ def evaluate(
         options: Fields of `TransferConfig`, such as `baselines=["random"]`, `probes=["linear"]`, `epochs=100`.
 
     Returns:
-        The results of each student. An arm whose pre-training diverges is left out, and `failed` tells so.
+        The results of each student. An arm whose pre-training diverges is left out, and named in `failed`.
 
     Raises:
         UsageError: If set, tasks, students, arms or folder do not fit together; before any long work.

@@ -121,7 +121,7 @@ class StudentPool:
         return features
 
     def fit_memory(self, images: Tensor, batch_size: int, chunk_size: int | str | None, *, steps: int) -> None:
-        """Decides how many synthetic images a student is given at a time, and tells what the steps will need.
+        """Decides how many synthetic images a student is given at a time, and logs what the steps will need.
 
         Args:
             images: Synthetic images, shape (M, C, H, W).

@@ -1,7 +1,7 @@
 """The target's representations of all real images, computed once: kept in memory, or in shards on disk.
 
 A shard is the file `FIRST-SHA256.npy` of SHARD images: float32, shape (V, N, D), written aside, renamed, memory-mapped.
-Its name tells the first image and the hash of its numbers, so that one that is not whole is noticed and computed again.
+Its name holds the first image and the hash of its numbers, so that one that is not whole is noticed and computed again.
 A run that goes on computes the missing ones only.
 
 Shapes: n real images, V views of each, N images of a shard, B images of a batch, D numbers of a representation.
@@ -61,7 +61,7 @@ class RepresentationCache:
 
     Args:
         folder: Holds a folder for each key; None keeps representations in memory only.
-        facts: JSON-able; tells real images and target apart from others.
+        facts: JSON-able; by it real images and target differ from others.
         processes: That share the work and the folder.
     """
 

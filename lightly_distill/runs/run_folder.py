@@ -251,6 +251,6 @@ def _remove_unfinished(folder: Path) -> None:
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
     plain["config"] = {name: value for name, value in plain["config"].items() if name not in FREE_TO_CHANGE}
-    plain["source"].pop("name")  # how it was written; the fingerprint tells what it is
+    plain["source"].pop("name")  # how it was written; the fingerprint says what it is
     plain["target"] = {"sha256": plain["target"]["sha256"]}
     return plain

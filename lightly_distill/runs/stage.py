@@ -41,7 +41,7 @@ class DistillationStage:
         target: The self-supervised model of the script (its encoder is found, see `as_target`; the model itself is not
             changed), a `Target`, a function from images to representations, or a specification such as
             `timm:resnet18@weights.safetensors`.
-        encoder: The encoder inside the model or its attribute path, where it cannot be told or is to be another; with a
+        encoder: The encoder inside the model or its attribute path, where it cannot be found or is to be another; with a
             specification, the path.
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
         config: All settings at once, instead of preset and options.

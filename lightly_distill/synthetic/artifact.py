@@ -6,7 +6,7 @@
     preview.png                       the grid of images
 
 A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read. From the
-Hub nothing is fetched before that JSON has been read and its claims compared with the sizes that the Hub tells.
+Hub nothing is fetched before that JSON has been read and its claims compared with the sizes that the Hub reports.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def write(synthetic: Contents, folder: Path, *, overwrite: bool) -> Path:
             os.replace(new, place)
         finally:
             if old.exists() and not place.exists():
-                os.replace(old, place)  # if even this fails, its message tells where the old set is
+                os.replace(old, place)  # if even this fails, its message says where the old set is
             shutil.rmtree(workspace, ignore_errors=True)
         sync(place.parent)
     except OSError as error:

@@ -96,15 +96,15 @@ def near_copies_sentence(found: dict[str, Any]) -> str:
     """Returns in a sentence or two what `NearCopies.facts` says."""
     count, near, traced = found["images"], found["near"], found["traced"]
     among_real = max(found[space]["near_share_of_real"] for space in ("pixels", "representations"))
-    told = (
+    sentence = (
         f"{near or 'None'} of {count} synthetic images {'is a near copy' if near == 1 else 'are near copies'} of a "
         f"real one: nearer to it, in pixels or in the target's representation, than {found['share']:.0%} of the usual "
         f"distance between a real image and its nearest other one. Of real images, {among_real:.1%} are that near to "
         "another."
     )
     if traced is not None:
-        told += f" For {traced} of {count}, the nearest real image in pixels is the one that they started from."
-    return told
+        sentence += f" For {traced} of {count}, the nearest real image in pixels is the one that they started from."
+    return sentence
 
 
 def _header(count: int, before: Mapping[str, Any], license: str | None) -> dict[str, Any]:

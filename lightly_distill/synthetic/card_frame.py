@@ -44,7 +44,7 @@ def put_together(header: Mapping[str, Any], around: tuple[str, str], body: str) 
     """Returns a card.
 
     Args:
-        header: What the Hub and `datasets` are told.
+        header: What the Hub and `datasets` read.
         around: The user's text before and after ours.
         body: Ours.
     """

@@ -65,11 +65,11 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
     # The settings are the longest and the least asked for.
     origin = dict(sorted(origin.items(), key=lambda item: item[0].startswith("config")))
     column = min(max(map(len, (*lines, *origin))), WIDTH // 4)
-    told = [f"{name:<{column}}  {text}" for name, text in lines.items()]
+    head = [f"{name:<{column}}  {text}" for name, text in lines.items()]
     more = [line for name, text in origin.items() for line in _wrap(name, text, column)]
     if len(more) > MAX_ORIGIN:
         more = [*more[:MAX_ORIGIN], f"{'':<{column}}  ... all of it is in {artifact.FACTS}"]
-    return "\n".join([*told, *more])
+    return "\n".join([*head, *more])
 
 
 def _statistics(values: Tensor) -> str:

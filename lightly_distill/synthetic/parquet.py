@@ -97,7 +97,7 @@ def _png(image: Tensor) -> bytes:
 
 
 def _announced(metadata: pq.FileMetaData) -> dict[str, int]:
-    """Counts the numbers of each column as the end of the file tells them."""
+    """Counts the numbers of each column as the end of the file lists them."""
     counts: dict[str, int] = {}
     for group in range(metadata.num_row_groups):
         for place in range(metadata.num_columns):

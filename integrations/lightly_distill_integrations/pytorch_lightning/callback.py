@@ -35,7 +35,7 @@ class DistillationCallback(Callback):
             Default: `distilled` in the trainer's `log_dir`, or in `default_root_dir` if it has none.
         every_n_epochs: Run after each so many epochs too, not only after `fit`.
         dataset: Real images, where they are not those of the trainer's training data; see `DistillationStage.run`.
-        encoder: The encoder inside the model or its attribute path, where it cannot be told.
+        encoder: The encoder inside the model or its attribute path, where it cannot be found.
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
         options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`; see `DistillationStage`.
 

@@ -137,7 +137,7 @@ def go_on(begun: Sweep, settings: dict[str, Any], folder: Path) -> Sweep:
         for name in FREE_TO_CHANGE:
             each["distill"].pop(name, None)
         for part in ("source", "target"):
-            each[part].pop("name")  # how it was written; the hash tells what it is
+            each[part].pop("name")  # how it was written; the hash says what it is
         if not begun.sizes:
             each.pop("evaluate")
     changed = differences(before, now)

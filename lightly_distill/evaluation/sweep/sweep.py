@@ -65,7 +65,7 @@ def sweep(
     config: TransferConfig | None = None,
     **options: Unpack[TransferOptions],
 ) -> Sweep:
-    """Distils and evaluates sets of several sizes, and tells the smallest that is good enough, and what it costs.
+    """Distils and evaluates sets of several sizes, and finds the smallest that is good enough, and what it costs.
 
     Called again with the same arguments, it goes on where it stopped: a size that is finished is not made again, a
     distillation goes on from its newest checkpoint. Other sizes may be given then.
@@ -82,7 +82,7 @@ def sweep(
         trials: Distillations that the search tries, the first with the stage's own settings.
         search_size: Which of the sizes the search distils. Default: the smallest.
         config: How students are tried, all settings at once. Baselines that need labels of the source are refused,
-            those that no size changes are measured once, and without `full` the cost cannot be told. The device is the
+            those that no size changes are measured once, and without `full` the cost stays open. The device is the
             stage's. The recommendation looks at the probe `linear`, or else at the first.
         options: Fields of `TransferConfig` instead, such as `epochs=100`; the baselines are scratch, random and full by
             default.

@@ -68,18 +68,18 @@ def lead(sweep: "Sweep") -> list[str]:
     best = max(curve, key=lambda each: fmean(curve[each]))
     settings = sweep.settings["evaluate"]
     over = f"{_count(settings['tasks'], 'task')} and {_count(settings['student'], 'student')}"
-    told = [f"Smallest set within {100 * WITHIN:g} point of the best: {size:,} images."]
-    told[0] += f" By {sweep.probe}, the mean over {over}: {_percent(curve[size])}"
-    told[0] += "." if best == size else f"; the best, {best:,} images, {_percent(curve[best])}."
-    told[0] += _doubts(curve, size, best)
+    sentences = [f"Smallest set within {100 * WITHIN:g} point of the best: {size:,} images."]
+    sentences[0] += f" By {sweep.probe}, the mean over {over}: {_percent(curve[size])}"
+    sentences[0] += "." if best == size else f"; the best, {best:,} images, {_percent(curve[best])}."
+    sentences[0] += _doubts(curve, size, best)
     random = sweep.accuracies(RANDOM).get(size)
     if random:
         verdict = ", so distilling gains nothing here" if fmean(random) >= fmean(curve[size]) else ""
-        told.append(f"As many random real images: {_percent(random)}{verdict}.")
+        sentences.append(f"As many random real images: {_percent(random)}{verdict}.")
     cost = sweep.cost(size)
     searching = " and searching its settings" if sweep.found else ""
     if cost is None:
-        told.append("What it saves is open: it needs the arm full, pre-training on the whole source.")
+        sentences.append("What it saves is open: it needs the arm full, pre-training on the whole source.")
     else:
         makes = f"Distilling it{searching} took {duration(cost.making)}. Pre-training a student takes"
         makes += f" {duration(cost.small)} on it and {duration(cost.full)} on the whole source; "
@@ -87,12 +87,12 @@ def lead(sweep: "Sweep") -> list[str]:
         paid = "It never pays for itself in time, as pre-training on it is not faster."
         if cost.pays_after is not None:
             paid = f"It has paid for itself after {cost.pays_after:,} student{'s' if cost.pays_after > 1 else ''}."
-        told.append(makes + paid)
+        sentences.append(makes + paid)
     if sweep.found:
-        told.append(_search_sentence(sweep.found))
+        sentences.append(_search_sentence(sweep.found))
     for each, done in sweep.sizes.items():
-        told += [f"{each:,} images, {what}: {why}" for what, why in left_out(done.results)]
-    return told
+        sentences += [f"{each:,} images, {what}: {why}" for what, why in left_out(done.results)]
+    return sentences
 
 
 def _doubts(curve: Mapping[int, list[float]], size: int, best: int) -> str:
