@@ -41,8 +41,8 @@ class DistillationStage:
         target: The self-supervised model of the script (its encoder is found, see `as_target`; the model itself is not
             changed), a `Target`, a function from images to representations, or a specification such as
             `timm:resnet18@weights.safetensors`.
-        encoder: The encoder inside the model or its attribute path, where it cannot be found or is to be another; with a
-            specification, the path.
+        encoder: The encoder inside the model or its attribute path, where it cannot be found or is to be another; with
+            a specification, the path.
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
         config: All settings at once, instead of preset and options.
         options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`, `steps=5000`, `seed=0`;
