@@ -274,7 +274,8 @@ def test_alone_there_is_no_process_group() -> None:
 
 def test_the_processes_of_a_machine_share_its_memory() -> None:
     told = """
-from lightly_distill import pool, stage
+from lightly_distill.method import pool
+from lightly_distill.runs import stage
 for module in (stage, pool):
     module.free_memory = lambda device: 1_000_000
 open_source, estimate = stage.open_source, pool.estimate
