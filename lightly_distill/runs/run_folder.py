@@ -199,7 +199,7 @@ class RunFolder:
         if not before:  # older versions recorded none
             return [own]
         changed = differences({**before[-1], "from_step": step}, own)
-        if not changed:
+        if not changed or step == self._settings["config"]["steps"]:  # of a finished run, no step is to come
             return before
         if self._processes.main:
             _logger.warning(

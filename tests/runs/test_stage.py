@@ -432,6 +432,19 @@ def test_a_resume_under_other_conditions_warns_of_each_and_the_set_tells_it(
     assert again.provenance["sessions"] == known["sessions"] and len(caplog.messages) == 1
 
 
+def test_a_finished_run_keeps_its_conditions_when_it_is_resumed_under_others(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage, threads = DistillationStage(target=SSLModel(), **OPTIONS), torch.get_num_threads()
+    stage.run(folder, out=tmp_path / "run")
+    torch.set_num_threads(threads + 1)
+    try:
+        known = stage.run(folder, out=tmp_path / "run", resume=True).provenance
+    finally:
+        torch.set_num_threads(threads)
+    assert not caplog.messages and known["threads"] == threads and "sessions" not in known
+
+
 def test_a_checkpoint_that_records_no_conditions_is_resumed_without_a_warning(
     folder: Path, interrupted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
