@@ -1,6 +1,9 @@
 """Distils a large unlabelled image set into a small synthetic one, from any Lightly SSL model.
 
 Importing this imports no adapter, nothing that is slow to import besides torch, and starts no download.
+
+The folders stand on floors, and each imports only from those below its own: cli > sharing > evaluation > runs >
+method | synthetic > data | models > runtime | adapters > errors. What lives in each is said in its `__init__.py`.
 """
 
 from importlib import import_module

@@ -1,1 +1,5 @@
-"""Adapters between lightly_distill and the libraries of its users, found through entry points."""
+"""Where the world plugs in: a folder of adapters for each ecosystem, found by entry point, never imported by the core.
+
+Beside them, what several adapters share: `checkpoints.py` reads the weights of other people's models, `convnets.py` and
+`small_stems.py` are networks under timm names (cards of published sets name these two paths), `demo.py` is the demo.
+"""

@@ -13,15 +13,9 @@ from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.plan import TransferConfig
+from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.models.targets import load_target
 
-PROBE_WORDS = {
-    "knn": "nearest neighbours",
-    "linear": "logistic regression on the features",
-    "linear-pooled": "on features averaged over positions",
-    "finetune": "all weights trained on the labels",
-    "data-free": "a fresh student that only sees a classifier's answers to the set's images",
-}
 ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
 _AS_TEXT = {"baselines", "probes", "labels", "seeds"}  # fields whose options take one text, or a checked number
 _ONLY_PYTHON = {"batch_size", "momentum", "weight_decay"}  # in a sweep --batch-size is that of the distillation
@@ -81,7 +75,7 @@ def transfer_options(
         type=str,
         default=",".join(default.probes),
         metavar="NAME[,NAME]",
-        help=f"How students are tried. {_explained(PROBE_WORDS)}.",
+        help=f"How students are tried. {_explained({name: probe.words for name, probe in PROBES.items()})}.",
     )
     parser.add_argument(
         "--labels",

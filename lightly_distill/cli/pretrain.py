@@ -45,9 +45,9 @@ def run(options: Namespace) -> None:
     """Runs the command."""
     config = PretrainConfig(**{field.name: options[field.name] for field in fields(PretrainConfig)})
     if options.push is not None:
-        address.check_repo_id(options.push)
-        address.client().check_token()
-        address.client().look_at(options.push, "model", None)
+        hub, repo_id = address.find_hub(options.push)
+        hub.check_token()
+        hub.look_at(repo_id, "model", None)
     synthetic = SyntheticSet.load(options.set)
     adapter, name = find_adapter(options.student)
     trained = options.push is not None and is_trained(

@@ -9,7 +9,7 @@ from lightly_distill.models.targets import load_target
 from lightly_distill.runtime.words import size_text
 from lightly_distill.sharing.publish import publish
 from lightly_distill.synthetic import artifact
-from lightly_distill.synthetic.address import PublishOptions, check_repo_id
+from lightly_distill.synthetic.address import PublishOptions, find_hub
 
 ABOUT = (
     "Publishes a synthetic set as a dataset on the Hugging Face Hub, after a look for near copies of real images. "
@@ -47,7 +47,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Runs the command."""
-    check_repo_id(options.repo_id)  # before the target, which may be a download
+    find_hub(options.repo_id)  # before the target, which may be a download
     pairs = _pairs(Path(options.set))
     chosen = PublishOptions(
         private=options.private or None,

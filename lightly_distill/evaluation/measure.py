@@ -1,6 +1,5 @@
 """One arm with one student and one seed: the student is pre-trained, then tried on each task by each probe."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -11,7 +10,7 @@ from lightly_distill.data.pixels import normalise
 from lightly_distill.evaluation.baselines.arms import Arm, Inputs, Made
 from lightly_distill.evaluation.data_free import make_teacher
 from lightly_distill.evaluation.plan import TransferConfig
-from lightly_distill.evaluation.probes import PROBES
+from lightly_distill.evaluation.probes import PROBES, Probe
 from lightly_distill.evaluation.tasks import Task
 from lightly_distill.evaluation.trial import Transfer, Trial
 from lightly_distill.method.pool import StudentBuilder
@@ -96,19 +95,21 @@ class Attempt:
         found, bench = {}, self.bench
         for task, count in product(bench.tasks, bench.config.labels):
             trial = self._trial(task, count, backbone)
-            for probe in self._probes():
-                if probe == "data-free":
+            for name, probe in self._probes().items():
+                if probe.needs_images:
                     trial.transfer = self._transfer(student, task, count, trial)
-                found[f"{task.name}/{_measure(probe, count)}"] = PROBES[probe](trial)
+                found[f"{task.name}/{_measure(name, count)}"] = probe.accuracy(trial)
         return found
 
-    def _probes(self) -> Iterable[str]:
-        for probe in self.bench.config.probes:
-            if probe == "data-free" and not isinstance(self.made, SyntheticSet):
-                continue  # there are no images to learn from
-            if probe == "finetune" and isinstance(self.made, nn.Module):
-                continue  # it is frozen: that would be a linear probe
-            yield probe
+    def _probes(self) -> dict[str, Probe]:
+        """Returns the probes that fit what the arm made."""
+        has_images, frozen = isinstance(self.made, SyntheticSet), isinstance(self.made, nn.Module)
+        asked = {name: PROBES[name] for name in self.bench.config.probes}
+        return {
+            name: probe
+            for name, probe in asked.items()
+            if (has_images or not probe.needs_images) and not (frozen and probe.trains)
+        }
 
     def _transfer(self, student: str, task: Task, labels: "int | float | None", trial: Trial) -> Transfer:
         assert isinstance(self.made, SyntheticSet)

@@ -1,11 +1,12 @@
 """How much a backbone knows of a labelled task: neighbours, a linear classifier, fine-tuning; and the table of probes.
 
-Another probe is a function of a `Trial` and an entry of `PROBES`.
+Another probe is an entry of `PROBES`. Help, checks and evaluation read all that they know of it there.
 
 Shapes: n labelled images for training, k for testing, p features.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,7 +22,22 @@ from lightly_distill.evaluation.trial import Trial
 
 REGULARISATION = 0.1  # scikit-learn's C; fixed, so that nothing is chosen by looking at test images
 
-Probe = Callable[[Trial], float]
+
+@dataclass(frozen=True)
+class Probe:
+    """One way to try a pre-trained backbone on a labelled task.
+
+    Attributes:
+        words: How, for --help.
+        accuracy: From a trial to the accuracy in [0, 1].
+        trains: Whether it trains the backbone, which the target, being frozen, is not for.
+        needs_images: Whether it looks at the images of the arm, `Trial.transfer`; an arm without images is left out.
+    """
+
+    words: str
+    accuracy: Callable[[Trial], float]
+    trains: bool = False
+    needs_images: bool = False
 
 
 def knn_accuracy(
@@ -53,11 +69,15 @@ def _linear_pooled(trial: Trial) -> float:
 
 
 PROBES: dict[str, Probe] = {
-    "knn": _knn,
-    "linear": _linear,
-    "linear-pooled": _linear_pooled,
-    "finetune": finetune_accuracy,
-    "data-free": data_free_accuracy,
+    "knn": Probe("nearest neighbours", _knn),
+    "linear": Probe("logistic regression on the features", _linear),
+    "linear-pooled": Probe("on features averaged over positions", _linear_pooled),
+    "finetune": Probe("all weights trained on the labels", finetune_accuracy, trains=True),
+    "data-free": Probe(
+        "a fresh student that only sees a classifier's answers to the set's images",
+        data_free_accuracy,
+        needs_images=True,
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """KRR-ST, and nothing of files that a run keeps: the method with its settings, pool, real batches and memory.
 
 Imports `models`, `data`, `runtime` and `errors`. Read `distill.py` first, it is the algorithm top to bottom; the
-gradient of the images is in `step.py`, the ridge solve in `krr.py`, all settings in `config.py`. Real batches are put
-together in `real_images.py`; what students are to predict of an image is in `truth.py`.
+gradient of the images is in `step.py`, the ridge solve in `krr.py`, all settings in `config.py`, when to log and save
+in `cadence.py`, and what a checkpoint holds in `state.py`. Real batches are put together in `real_images.py`; what
+students are to predict of an image is in `truth.py`.
 """

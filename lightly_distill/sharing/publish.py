@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
-from lightly_distill.adapters import Repository
+from lightly_distill.adapters import HubAdapter, Repository
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation.results import read_evaluation
 from lightly_distill.runtime.device import resolve_device
@@ -39,7 +39,7 @@ def publish(
 
     Args:
         synthetic: The set, its folder, or that of the run that made it, whose configuration names data and target.
-        repo_id: `OWNER/NAME`; made if it is not there.
+        repo_id: `OWNER/NAME`, or `HUB:OWNER/NAME` of another installed hub; made if it is not there.
         options: All options at once, instead of keywords.
         keywords: Fields of `PublishOptions`, such as `license="cc-by-4.0"`.
 
@@ -48,16 +48,15 @@ def publish(
         DistillError: If the Hub refuses or fails.
     """
     chosen = choose(options, PublishOptions(), keywords)
-    address.check_repo_id(repo_id)
+    client, repository = address.find_hub(repo_id)
     out = None if chosen.dry_run is None else empty_folder(Path(chosen.dry_run))
     folder, own = _opened(synthetic)
     metrics = dict(own.metrics)
     if chosen.evaluation is not None:
         metrics["transfer"] = read_evaluation(Path(chosen.evaluation), own)
-    client = address.client()
     if out is None:
         client.check_token()
-    before = _before(client, repo_id, chosen.revision, dry=out is not None)
+    before = _before(client, repository, chosen.revision, dry=out is not None)
 
     real = _real_side(own, synthetic, chosen.data, chosen.target)
     if real is not None:
@@ -71,7 +70,7 @@ def publish(
             return Published(str(out), files, True, metrics.get("near_copies"))
         sent = client.send(
             place,
-            repo_id,
+            repository,
             "dataset",
             before,
             private=chosen.private,
@@ -112,7 +111,7 @@ def _files(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
-def _before(client: Any, repo_id: str, revision: str | None, *, dry: bool) -> Any:
+def _before(client: HubAdapter, repo_id: str, revision: str | None, *, dry: bool) -> Repository:
     """Returns what stands there; a dry run goes on without the Hub."""
     try:
         return client.look_at(repo_id, "dataset", revision)

@@ -33,7 +33,7 @@ def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None 
         UsageError: If the folder holds no student, or the repository is of something else.
         DistillError: If the Hub refuses or fails.
     """
-    address.check_repo_id(repo_id)
+    client, repository = address.find_hub(repo_id)
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -42,17 +42,16 @@ def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None 
         adapter, name = find_adapter(facts["student"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder} holds no student of `pretrain`: {type(error).__name__}: {error}") from error
-    client = address.client()
     client.check_token()
-    before = client.look_at(repo_id, "model", None)
+    before = client.look_at(repository, "model", None)
     workspace = Path(tempfile.mkdtemp(prefix="lightly-distill-"))
     try:
         (workspace / "config.json").write_text(json.dumps(config, indent=2))
         shutil.copyfile(folder / "model.safetensors", workspace / "model.safetensors")
-        load = adapter.how_to_load_from_hub(name, repo_id)
+        load = adapter.how_to_load_from_hub(name, repository)
         (workspace / artifact.CARD).write_text(card_text(facts, load, before.card), encoding="utf-8")
         message = f"{facts['student']}, pre-trained on a synthetic set"
-        sent = client.send(workspace, repo_id, "model", before, private=private, message=message)
+        sent = client.send(workspace, repository, "model", before, private=private, message=message)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return str(sent.url)

@@ -1,5 +1,7 @@
 """The result, and what somebody who receives it needs: its tensors, its folder, its card, and pre-training on it.
 
 Knows nothing of how sets are made; imports `models`, `runtime`, `adapters` and `errors`. Start with `contents.py` and
-`synthetic_set.py`; `artifact.py` is the format on disk, and `parquet.py` how images and numbers are stored in it.
+`synthetic_set.py`. On disk, `artifact.py` is the folder, its version and its checks; another way to store images or
+numbers is a change of `parquet.py` and of that version. `address.py` finds a set by name, in a folder or on a hub;
+`pictures.py` draws previews.
 """

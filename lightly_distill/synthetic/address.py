@@ -10,6 +10,8 @@ from lightly_distill import adapters
 from lightly_distill.adapters import HubAdapter
 from lightly_distill.errors import UsageError
 
+DEFAULT_HUB = "huggingface"
+
 _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*"
 _REPO_ID = re.compile(_NAME, re.ASCII)
 # what comes before the last part of an absolute path, which is all of a name or stands in it after `:` or `@`
@@ -87,24 +89,23 @@ class PublishKeywords(TypedDict, total=False):
     dry_run: str | Path | None
 
 
-def client() -> HubAdapter:
-    """Imports the adapter of the Hub's client.
+def find_hub(repo_id: str) -> tuple[HubAdapter, str]:
+    """Splits the name of a repository, `[HUB:]OWNER/NAME`, into the adapter of its hub and its name there.
 
     Raises:
-        DistillError: If it is not installed or cannot be imported.
+        UsageError: If it is no such name.
+        DistillError: If the hub's client cannot be imported.
     """
-    found: HubAdapter = adapters.get("hubs", "huggingface")
-    return found
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuses what is no name of a repository.
-
-    Raises:
-        UsageError: If it is not `OWNER/NAME`.
-    """
-    if not _REPO_ID.fullmatch(repo_id):
+    hub, plain = _split_hub(repo_id)
+    if not _REPO_ID.fullmatch(plain):
         raise UsageError(f"A repository on the Hugging Face Hub is OWNER/NAME, such as me/cifar10-1k; got '{repo_id}'.")
+    found: HubAdapter = adapters.get("hubs", hub)
+    return found, plain
+
+
+def _split_hub(place: str) -> tuple[str, str]:
+    hub, colon, rest = place.partition(":")
+    return (hub, rest) if colon and hub in adapters.available("hubs") else (DEFAULT_HUB, place)
 
 
 def without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +121,8 @@ def local_folder(place: "str | Path", revision: str | None = None) -> tuple[Path
     """Returns the folder of a set, fetched from the Hub where there is no folder of that name.
 
     Args:
-        place: A folder, or `OWNER/NAME` or `OWNER/NAME@REVISION` on the Hub. A folder that exists wins.
+        place: A folder, or `OWNER/NAME` or `OWNER/NAME@REVISION` on the Hub; of another installed hub, with its name
+            before it, `HUB:OWNER/NAME`. A folder that exists wins.
         revision: Branch, tag or commit on the Hub.
 
     Returns:
@@ -131,12 +133,14 @@ def local_folder(place: "str | Path", revision: str | None = None) -> tuple[Path
         DistillError: If the repository holds no set, or one that must not be trusted, or the Hub cannot be reached and
             the set is not in its cache.
     """
-    folder, match = Path(place), _WITH_REVISION.fullmatch(str(place))
+    folder, (hub, plain) = Path(place), _split_hub(str(place))
+    match = _WITH_REVISION.fullmatch(plain)
     if folder.exists() or match is None:
         if revision is not None:
             raise UsageError(f"A revision is of a set on the Hugging Face Hub; {place} is a folder.")
         return folder, ""
     if revision is not None and match["revision"] is not None and revision != match["revision"]:
         raise UsageError(f"Two revisions are asked for: {match['revision']} in '{place}', and {revision}.")
-    fetched, commit = client().fetch_set(match["repo"], revision or match["revision"])
-    return fetched, f"{match['repo']}@{commit}"
+    client: HubAdapter = adapters.get("hubs", hub)
+    fetched, commit = client.fetch_set(match["repo"], revision or match["revision"])
+    return fetched, f"{'' if hub == DEFAULT_HUB else f'{hub}:'}{match['repo']}@{commit}"

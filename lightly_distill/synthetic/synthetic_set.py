@@ -94,5 +94,6 @@ class SyntheticSet(Contents):
             DistillError: If the Hub refuses or fails, in one line that says what to do.
         """
         chosen = choose(options, PublishOptions(), keywords)
-        published: Published = address.client().publish(self, repo_id, chosen)
+        hub, _ = address.find_hub(repo_id)
+        published: Published = hub.publish(self, repo_id, chosen)
         return published

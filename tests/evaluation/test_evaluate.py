@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_scratch_starts_from_the_weights_that_pretraining_starts_from(synthetic:
         synthetic.std
     ).view(3, 1, 1)
     labels = torch.arange(30) % 3
-    expected = PROBES["linear"](Trial(backbone, images, labels, images[:12], labels[:12], 3))
+    expected = PROBES["linear"].accuracy(Trial(backbone, images, labels, images[:12], labels[:12], 3))
     assert result.arms["scratch"].values["TensorDataset/linear"][1] == expected
 
 
@@ -413,7 +414,7 @@ def test_fine_tuning_learns_and_leaves_the_backbone_as_it_was() -> None:
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     labels = torch.arange(40) % 2
     images = torch.randn(40, 3, 8, 8) * 0.1 + labels.view(-1, 1, 1, 1)
-    accuracy = PROBES["finetune"](Trial(backbone, images, labels, images, labels, 2, finetune_steps=30))
+    accuracy = PROBES["finetune"].accuracy(Trial(backbone, images, labels, images, labels, 2, finetune_steps=30))
     assert accuracy > 0.95
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
@@ -478,7 +479,8 @@ def test_data_free_compares_images_alone_with_one_teacher_a_seed(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Trial] = []
-    monkeypatch.setitem(PROBES, "data-free", lambda trial: seen.append(trial) or 0.5)
+    spy = replace(PROBES["data-free"], accuracy=lambda trial: seen.append(trial) or 0.5)
+    monkeypatch.setitem(PROBES, "data-free", spy)
     # the same images with other representations: another backbone, the same answer
     other = SyntheticSet(synthetic.images, synthetic.representations + 1, mean=synthetic.mean, std=synthetic.std)
     options = {"baselines": ["scratch", "random", "target"], "others": {"other": other}, "labels": (None, 6)}

@@ -115,7 +115,7 @@ def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monk
 
     nothing = SimpleNamespace(card=None)
     client = SimpleNamespace(check_token=lambda: None, look_at=lambda *args: nothing, send=send)
-    monkeypatch.setattr(address, "client", lambda: client)
+    monkeypatch.setattr(address, "find_hub", lambda repo_id: (client, repo_id))
     assert publish_student(tmp_path / "student", "me/student") == "there"
     assert json.loads(sent["config.json"])["lightly_distill"]["synthetic_set"]["source"]["name"] == "patients"
     assert "| distilled from | patients |" in sent["README.md"] and "alice" not in "".join(sent.values())

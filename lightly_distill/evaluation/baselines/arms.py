@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightly_distill.errors import UsageError
-from lightly_distill.evaluation.baselines.labelled import check_classes
-from lightly_distill.evaluation.baselines.labelled_side import LabelledSide, labelled_side
+from lightly_distill.evaluation.baselines.labelled import LabelledSide, check_classes, labelled_side
 from lightly_distill.evaluation.baselines.matching import distribution_matching
 from lightly_distill.evaluation.baselines.ridge import supervised_ridge
 from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH

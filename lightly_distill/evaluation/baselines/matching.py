@@ -1,12 +1,6 @@
-"""Other distillers, as baselines: supervised kernel ridge and distribution matching.
+"""Distribution matching of labelled images, a baseline.
 
-Both need labels of the real images. They take the size, student and number of steps of the set that they are compared
-with. A student is pre-trained on what they make as on any other set, by the mean squared error; what it predicts are
-labels then: one-hot vectors minus 1/C, learned ones of supervised kernel ridge, fixed ones of distribution matching.
-
-The error is a mean over the numbers of a vector, so a learning rate that suits representations of 256 numbers is 25
-times too high for 10 classes: a student of seed 0 diverged on 100 real images of cifar10. Labels may therefore be made
-as long, with zeros, and as large as representations (`dim` and `scale`), and all of the recipe stays as it is.
+It takes the size, student and number of steps of the set that it is compared with.
 
 Shapes: n real images, m synthetic ones, C classes, p features, d the larger of C and `dim`.
 """

@@ -18,7 +18,7 @@ from settings import distil, labelled_images, of_all_seeds, real_images, task, t
 from lightly_distill import SyntheticSet
 from lightly_distill.data.labels import source_labels
 from lightly_distill.evaluation.baselines.arms import ARMS, Inputs
-from lightly_distill.evaluation.baselines.labelled_side import LabelledSide
+from lightly_distill.evaluation.baselines.labelled import LabelledSide
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.method.config import make_config
 
