@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lightly_distill.data.labels import source_labels
-from lightly_distill.data.source import Source, find_images, open_source
+from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.config import DistillConfig, make_config
 from lightly_distill.models.students import student_builder
-from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run
+from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run, open_recorded
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 
@@ -77,7 +77,7 @@ def labelled_side(
             "arms out."
         )
     config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
-    source = open_source(find_images(data, image_size=own.images.shape[-1])) if real is None else real.source
+    source = open_recorded(data, own) if real is None else real.source
     check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
     side = LabelledSide(source, source_labels(data, source.kept), config, own)
     for name in config.students:
