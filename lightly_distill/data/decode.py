@@ -2,9 +2,10 @@
 
 import errno
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -124,14 +125,38 @@ def strict_pillow() -> Iterator[None]:
 
     Its warnings of damaged EXIF, which it reads as a TIFF file, are silenced: with `python -W error` they would raise.
     """
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    _strict.enter()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
-            yield
+        yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        _strict.leave()
+
+
+class _Strict:
+    """Both settings are the process's: the first thread that comes sets them, the last one puts them back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before = ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+_strict = _Strict()
 
 
 def why_unusable(error: Exception) -> UnusableImage:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightly_distill.data.decode import Frame, UnusableImage
+from lightly_distill.data.decode import Frame, UnusableImage, strict_pillow
 from lightly_distill.data.items import Items
 from lightly_distill.errors import UsageError
 
@@ -121,7 +121,8 @@ def decode_ahead(decoder: Decoder, batches: Iterable[list[int]]) -> Iterator[Dec
     """
     threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) - 1)) if decoder.items.are_files else 1
     waiting: deque[Future[Decoded]] = deque()
-    with ThreadPoolExecutor(threads, "decode") as pool:
+    # here too: what is set for the process is then set and put back by this thread, around its own warnings
+    with strict_pillow(), ThreadPoolExecutor(threads, "decode") as pool:
         for numbers in batches:
             waiting.append(pool.submit(lambda wanted: decoder.__getitems__(decoder.items.keys(wanted)), numbers))
             if len(waiting) >= threads + _AHEAD:

@@ -1,13 +1,14 @@
 """A source decodes its images again, at another size."""
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -187,6 +188,19 @@ def test_a_users_dataset_is_read_by_one_thread_of_this_process() -> None:
     readers.clear()
     again(source, batch=2)
     assert len(readers) == 1
+
+
+def test_what_pillow_and_python_were_set_to_is_so_again_after_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    folder = write(tmp_path, [pictures.numbered(i) for i in range(N)])
+    source, before = open_source(folder, image_size=S), list(warnings.filters)
+    (folder / "029.png").write_bytes((folder / "029.png").read_bytes()[:60])
+    with pytest.raises(DistillError, match="truncated"):
+        again(source, batch=1)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES and list(warnings.filters) == before
 
 
 def test_several_threads_give_files_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
