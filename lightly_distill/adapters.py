@@ -20,7 +20,8 @@ class FoundEncoder(NamedTuple):
     Attributes:
         encoder: Maps images to `(B, d)`, a map `(B, d, H, W)` or tokens `(B, N, d)`. Attributes `mean`, `std`
             (sequences of 3 floats) and `input_size` (pixels), if any, are the normalisation and the only size that it
-            expects.
+            expects; where it takes any size, `own_size` is the one that it was made for. `crop` (a fraction of an
+            image's shorter side) and `interpolation` (`bicubic` or `bilinear`) say how images were shown to it.
         path: Attribute path inside the model, such as `teacher.backbone`; empty for the model itself.
         reason: Why it is this one, in a few words.
     """

@@ -1,12 +1,15 @@
 """Any image to 8-bit RGB of one size; what cannot be shown faithfully is refused with a short reason."""
 
 import errno
+import math
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +31,39 @@ _OUR_OWN_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the file's: s
 _WITH_ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")  # P: its palette may have alpha
 
 
+Interpolation = Literal["bicubic", "bilinear"]
+_METHODS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
 class UnusableImage(Exception):
     """An image that is skipped and counted. Its text is the reason, in a few words."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image of any shape becomes a square one.
+
+    Attributes:
+        size: Height and width, in pixels.
+        crop: Side of the region in the middle that is shown, as a fraction of the image's shorter side.
+        interpolation: How the region is resized; what makes it smaller is antialiased.
+    """
+
+    size: int
+    crop: float = 1.0
+    interpolation: Interpolation = "bicubic"
+
+
+class Picture(NamedTuple):
+    """One decoded image.
+
+    Attributes:
+        pixels: uint8, shape (3, S, S).
+        side: Shorter side of the image before it was resized, in pixels.
+    """
+
+    pixels: Tensor
+    side: int
 
 
 def decode(value: Any, size: int | None = None) -> Tensor:
@@ -50,16 +84,32 @@ def decode(value: Any, size: int | None = None) -> Tensor:
         UnusableImage: If the image is damaged, too large, too small, or invisible.
         UsageError: If `value` is no image, or a tensor or array whose shape, type or range is wrong.
     """
+    return picture(value, None if size is None else Frame(size)).pixels
+
+
+def picture(value: Any, frame: Frame | None = None) -> Picture:
+    """Decodes one image as `decode` does, into a frame.
+
+    Args:
+        value: As for `decode`.
+        frame: What to show of it. Default: as `decode` without a size.
+
+    Raises:
+        UnusableImage: As `decode`.
+        UsageError: As `decode`.
+    """
     with strict_pillow():
         if isinstance(value, (Tensor, np.ndarray)):
             image = _from_array(value)
+            side = min(image.size)
         else:
-            image = _load(value, size or LARGEST_DEFAULT_SIZE)
+            image, side = _load(value, LARGEST_DEFAULT_SIZE if frame is None else math.ceil(frame.size / frame.crop))
         if min(image.size) < SMALLEST_SIDE:
             raise UnusableImage(f"smaller than {SMALLEST_SIDE} pixels")
-        size = size or min(*image.size, LARGEST_DEFAULT_SIZE)
-        image = ImageOps.fit(_rgb(image), (size, size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        frame = frame or Frame(min(side, LARGEST_DEFAULT_SIZE))
+        shown = (frame.size, frame.size)
+        image = ImageOps.fit(_rgb(image), shown, _METHODS[frame.interpolation], bleed=(1 - frame.crop) / 2)
+    return Picture(torch.from_numpy(np.array(image)).permute(2, 0, 1), side)
 
 
 def is_image(value: Any) -> bool:
@@ -75,14 +125,38 @@ def strict_pillow() -> Iterator[None]:
 
     Its warnings of damaged EXIF, which it reads as a TIFF file, are silenced: with `python -W error` they would raise.
     """
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    _strict.enter()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
-            yield
+        yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        _strict.leave()
+
+
+class _Strict:
+    """Both settings are the process's: the first thread that comes sets them, the last one puts them back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before = ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+_strict = _Strict()
 
 
 def why_unusable(error: Exception) -> UnusableImage:
@@ -104,8 +178,8 @@ def why_unusable(error: Exception) -> UnusableImage:
     return UnusableImage("truncated" if "truncated" in str(error).lower() else "damaged")
 
 
-def _load(value: Any, size: int) -> Image.Image:
-    """Returns the decoded image, upright."""
+def _load(value: Any, size: int) -> tuple[Image.Image, int]:
+    """Returns the decoded image, upright, and the shorter side that it has in full."""
     if isinstance(value, Mapping):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if value is None:
@@ -113,23 +187,24 @@ def _load(value: Any, size: int) -> Image.Image:
     if not isinstance(value, (str, Path, bytes, Image.Image)):
         raise UsageError(f"expected an image, got {type(value).__name__}")
     try:
-        image = value.copy() if isinstance(value, Image.Image) else _open(value, size)  # the user's stays as it is
+        image = value.copy() if isinstance(value, Image.Image) else _open(value)  # the user's stays as it is
+        side = min(image.size)
+        if not isinstance(value, Image.Image) and side >= SMALLEST_SIDE:
+            image.draft(None, (2 * size, 2 * size))  # a JPEG far larger than we need: decode less
         image.load()
         _turn_upright(image)
-        return image
+        return image, side
     except Exception as error:  # each format is broken in its own way
         raise why_unusable(error) from error
 
 
-def _open(file: str | Path | bytes, size: int) -> Image.Image:
+def _open(file: str | Path | bytes) -> Image.Image:
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     if not content:
         raise UnusableImage("empty")
     image = Image.open(BytesIO(content))
     if image.format == "EPS":  # a program, which Pillow would hand to Ghostscript
         raise UnusableImage("not an image")
-    if min(image.size) >= SMALLEST_SIDE:
-        image.draft(None, (2 * size, 2 * size))  # a JPEG far larger than we need: decode less
     return image
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightly_distill import adapters
-from lightly_distill.data.decode import UnusableImage, decode, is_image, strict_pillow, why_unusable
+from lightly_distill.data.decode import Frame, Picture, UnusableImage, is_image, picture, strict_pillow, why_unusable
 from lightly_distill.errors import UsageError
 
 _PROBED = 8  # first items that are read twice; a flip at random is missed once in 256 datasets
@@ -69,19 +69,40 @@ class Items:
         """Returns the index of the item that a key is for."""
         return int(key)
 
-    def decode(self, key: Any, size: int | None) -> Tensor:
-        """Decodes the image of one item to uint8 (3, S, S); see `images.decode`.
+    @property
+    def in_any_order(self) -> bool:
+        """Whether one item can be read without all those before it."""
+        return True
+
+    @property
+    def are_files(self) -> bool:
+        """Whether the items are paths, which any thread or process may read."""
+        return isinstance(self.data, list) and all(isinstance(item, (str, Path)) for item in self.data)
+
+    def keys(self, numbers: list[int]) -> list[Any]:
+        """Returns the keys of items by their index.
+
+        Args:
+            numbers: Increasing where items cannot be read in any order.
+
+        Raises:
+            DistillError: If a stream breaks, or no longer has them.
+        """
+        return numbers
+
+    def decode(self, key: Any, frame: Frame | None) -> Picture:
+        """Decodes the image of one item; see `decode.picture`.
 
         Args:
             key: One of `each_key`.
-            size: S, or None for the image's own.
+            frame: What to show of it, or None for the image's own size.
 
         Raises:
             UnusableImage: If the image is to be skipped.
             UsageError: If the item is no image, naming its index.
         """
         try:
-            return decode(self._image(key), size)
+            return picture(self._image(key), frame)
         except UsageError as error:
             raise UsageError(f"Item {self.number(key)} of {self.name}: {error}.") from error
 
@@ -174,7 +195,7 @@ def first_problem(items: Items) -> UsageError | None:
     twice = [list(islice(items.each_key(), _PROBED)) for _ in range(2)]
     for key, again in zip(*twice, strict=False):
         try:
-            first, second = items.decode(key, None), items.decode(again, None)
+            first, second = items.decode(key, None).pixels, items.decode(again, None).pixels
         except UnusableImage:
             continue
         except UsageError as error:

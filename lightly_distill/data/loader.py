@@ -1,7 +1,11 @@
-"""Decodes items by lists of keys, here or in worker processes. What a key is, the items define."""
+"""Decodes items by lists of keys, here, in worker processes or in threads. What a key is, the items define."""
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -9,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightly_distill.data.decode import UnusableImage
+from lightly_distill.data.decode import Frame, UnusableImage, strict_pillow
 from lightly_distill.data.items import Items
 from lightly_distill.errors import UsageError
+
+_MOST_THREADS = 8  # that decode; more of them wait for each other
+_AHEAD = 2  # lists of items decoded before they are asked for, beyond those that threads work on
 
 
 @dataclass
@@ -23,19 +30,41 @@ class Decoded:
         kept: Their indices in the dataset.
         skipped: Why not, by index.
         fault: Text of the error that ended it. Not an exception: a worker's comes back as its whole traceback.
+        sides: Shorter side, in pixels, of each of the images before it was resized.
     """
 
     images: Tensor
     kept: list[int]
     skipped: dict[int, str]
     fault: str | None = None
+    sides: list[int] = field(default_factory=list)
 
 
 class Decoder:
-    """Decodes lists of items to images of `image_size` pixels a side; what a `DataLoader` takes for a dataset."""
+    """Decodes lists of items into a frame; what a `DataLoader` takes for a dataset."""
 
-    def __init__(self, items: Items, image_size: int) -> None:
-        self.items, self.image_size = items, image_size
+    def __init__(self, items: Items, frame: Frame) -> None:
+        self.items, self.frame = items, frame
+
+    @property
+    def image_size(self) -> int:
+        """S, in pixels."""
+        return self.frame.size
+
+    @property
+    def in_any_order(self) -> bool:
+        """Whether one item can be read without all those before it."""
+        return self.items.in_any_order
+
+    @cached_property
+    def original_side(self) -> int:
+        """Shorter side of the first usable image, in pixels; 0 if there is none."""
+        for key in self.items.each_key():
+            try:
+                return self.items.decode(key, None).side
+            except UnusableImage:
+                continue
+        return 0
 
     def chunks(self, size: int) -> Iterator[list[Any]]:
         """Yields the keys of all items in lists of `size`; the last one may be shorter."""
@@ -48,8 +77,11 @@ class Decoder:
         decoded = Decoded(images, [], {})
         for key in keys:
             try:
-                images[len(decoded.kept)] = self.items.decode(key, self.image_size)
+                pixels, side = self.items.decode(key, self.frame)
+                # through numpy: torch would wake all its threads for each small copy
+                images.numpy()[len(decoded.kept)] = pixels.numpy()
                 decoded.kept.append(self.items.number(key))
+                decoded.sides.append(side)
             except UnusableImage as reason:
                 decoded.skipped[self.items.number(key)] = str(reason)
             except UsageError as error:
@@ -76,6 +108,27 @@ def decode_batches(decoder: Decoder, batches: Iterable[list[Any]], num_workers: 
             generator=torch.Generator(),  # its own: else the seeds of workers come from the global one
         )
     )
+
+
+def decode_ahead(decoder: Decoder, batches: Iterable[list[int]]) -> Iterator[Decoded]:
+    """Yields what came of the items of each list of indices, in order; the next ones are decoded meanwhile.
+
+    Files are decoded by a few threads. Any other dataset, which need not allow that, is read by one.
+
+    Args:
+        decoder: What decodes.
+        batches: Lists of indices, all increasing where items cannot be read in any order.
+    """
+    threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) - 1)) if decoder.items.are_files else 1
+    waiting: deque[Future[Decoded]] = deque()
+    # here too: what is set for the process is then set and put back by this thread, around its own warnings
+    with strict_pillow(), ThreadPoolExecutor(threads, "decode") as pool:
+        for numbers in batches:
+            waiting.append(pool.submit(lambda wanted: decoder.__getitems__(decoder.items.keys(wanted)), numbers))
+            if len(waiting) >= threads + _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _as_it_is(decoded: Decoded) -> Decoded:

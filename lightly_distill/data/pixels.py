@@ -1,5 +1,6 @@
 """Arithmetic on batches of pixels: normalisation, and the padded crops and flips of the paper's authors."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,13 +21,15 @@ def draw_crops(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.cat([corners, torch.randint(2, (*shape, 1), generator=generator)], dim=-1)
 
 
-def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
+def crop_and_flip(images: Tensor, crops: Tensor, scale: float = 1.0) -> Tensor:
     """Pads images by PAD black pixels, crops them back to their size, and mirrors some.
 
     Args:
         images: uint8, shape (B, C, H, W).
         crops: int64, shape (B, 3): top row and left column in the padded image, and 1 to mirror. (PAD, PAD, 0) is the
             image itself.
+        scale: How many times larger the images are than those that PAD and crops are for. The view is of the same
+            region then, as nearly as whole pixels allow.
 
     Returns:
         The views, same shape and type.
@@ -34,12 +37,22 @@ def crop_and_flip(images: Tensor, crops: Tensor) -> Tensor:
     if (crops == torch.tensor([PAD, PAD, 0])).all():
         return images
     height, width = images.shape[-2:]
-    padded, crops = F.pad(images, (PAD, PAD, PAD, PAD)), crops.to(images.device)
-    rows = crops[:, 0, None] + torch.arange(height, device=images.device)
+    pad = math.ceil(PAD * scale)
+    padded, crops = F.pad(images, (pad, pad, pad, pad)), crops.to(images.device)
+    corners = pad + ((crops[:, :2] - PAD) * scale).round().long()
+    rows = corners[:, 0, None] + torch.arange(height, device=images.device)
     straight = torch.arange(width, device=images.device)
-    columns = crops[:, 1, None] + torch.where(crops[:, 2, None] == 1, straight.flip(0), straight)
+    columns = corners[:, 1, None] + torch.where(crops[:, 2, None] == 1, straight.flip(0), straight)
     number = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Resizes uint8 images (B, C, H, W) to (B, C, size, size), bicubic with antialias; those of that size stay."""
+    if images.shape[-2:] == (size, size):
+        return images
+    larger = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
+    return larger.round().clamp(0, 255).byte()
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,6 +1,8 @@
 """The real images, decoded once: kept in memory where they fit, else in a temporary file.
 
-Shapes: n kept images, B images of a batch, S height and width in pixels.
+At another size they are decoded again, in batches that nothing keeps.
+
+Shapes: n kept images, B images of a batch, S height and width in pixels, T those at another size.
 """
 
 import hashlib
@@ -18,13 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, UnusableImage
+from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, Frame, UnusableImage
 from lightly_distill.data.items import Items, steady_items
-from lightly_distill.data.loader import Decoded, Decoder, decode_batches
+from lightly_distill.data.loader import Decoded, Decoder, decode_ahead, decode_batches
 from lightly_distill.data.locate import locate
 from lightly_distill.data.spool import Spool
 from lightly_distill.data.streams import is_stream, steady_stream
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime.device import free_memory
 
 _CHUNK = 64  # images at a time
@@ -44,17 +46,28 @@ class Source(ABC):
         kept: Index of each kept image among the items of the dataset, int64, shape (n,).
         in_memory: Whether the decoded images are kept in memory.
         located: Whether its name, given to `open_source`, finds it again.
+        frame: What is shown of each image; its size is S.
+        original_side: Shorter side of the first image before it was resized, in pixels.
+        in_any_order: Whether `again` takes indices in any order; else in increasing order only.
+        enlarged: How many of the images that `again` last gave were smaller than asked for.
     """
 
     in_memory = False
     located = False
 
-    def __init__(self, kept: Tensor, name: str, image_size: int, fingerprint: str, skipped: dict[str, int]) -> None:
+    def __init__(
+        self, decoder: Decoder, kept: Tensor, original_side: int, fingerprint: str, skipped: dict[str, int]
+    ) -> None:
+        self._items = decoder.items
         self.kept = kept
-        self.name = name
-        self.image_size = image_size
+        self.name = decoder.items.name
+        self.frame = decoder.frame
+        self.image_size = decoder.image_size
+        self.original_side = original_side
+        self.in_any_order = decoder.items.in_any_order
         self.fingerprint = fingerprint
         self.skipped = skipped
+        self.enlarged = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -77,6 +90,33 @@ class Source(ABC):
     @abstractmethod
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yields `read` of each batch of indices, in order; may take batches ahead of what it has yielded."""
+
+    def again(self, batches: Iterable[Tensor], frame: Frame) -> Iterator[Tensor]:
+        """Decodes images once more, into another frame; a thread is ahead of what was yielded. Keeps nothing.
+
+        Args:
+            batches: Indices, int64, each of shape (B,); increasing, within a batch and from one to the next, where they
+                cannot be read in any order.
+            frame: Its size is T.
+
+        Yields:
+            uint8, shape (B, 3, T, T), of each batch, in order.
+
+        Raises:
+            DistillError: If an image can no longer be decoded, naming it.
+        """
+        decoder = Decoder(self._items, frame)
+        self.enlarged = 0
+        for decoded in decode_ahead(decoder, (self.kept[indices].tolist() for indices in batches)):
+            for number, reason in decoded.skipped.items():
+                raise DistillError(
+                    f"{self._items.label(number)} of {self.name} was decoded at {self.image_size} pixels and cannot be "
+                    f"at {frame.size}: {reason}."
+                )
+            if decoded.fault:
+                raise DistillError(f"{self.name} changed since it was first read. {decoded.fault}")
+            self.enlarged += sum(side * frame.crop < frame.size for side in decoded.sides)
+            yield decoded.images
 
 
 class _MemorySource(Source):
@@ -111,7 +151,7 @@ class _SpooledSource(Source):
         return map(self.read, batches)
 
 
-def find_images(data: Any, *, image_size: int | None = None) -> Source | Decoder:
+def find_images(data: Any, *, image_size: int | None = None, crop: float = 1.0) -> Source | Decoder:
     """Finds real images and their size; looks at no more than the first few.
 
     Args:
@@ -121,6 +161,7 @@ def find_images(data: Any, *, image_size: int | None = None) -> Source | Decoder
             stream of such items, without an index: it is read from the front, a few times for the first items and
             once to its end. An open source is returned as it is.
         image_size: S, in pixels. Default: the shorter side of the first usable image, at most 64.
+        crop: Fraction of the shorter side of each image that is shown; an open source keeps its own.
 
     Returns:
         What `open_source` takes; its `image_size` is S.
@@ -139,18 +180,25 @@ def find_images(data: Any, *, image_size: int | None = None) -> Source | Decoder
         raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
     data, name = locate(data) if isinstance(data, (str, Path)) else (data, type(data).__name__)
     items = steady_stream(data, name) if is_stream(data) else steady_items(data, name)
-    return Decoder(items, image_size or _own_size(items))
+    return Decoder(items, Frame(image_size or _own_size(items), crop))
 
 
-def first_images(images: Source | Decoder, count: int = 4) -> Tensor:
+def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None = None) -> Tensor:
     """Returns the usable ones of the first few images, uint8, shape (at most count, 3, S, S).
+
+    Args:
+        images: From `find_images` or `open_source`.
+        count: How many are looked at.
+        frame: Another one than that of the images.
 
     Raises:
         UsageError: If one of the items is no image.
     """
     if isinstance(images, Source):
-        return images.read(torch.arange(min(count, len(images))))
-    decoded = images.__getitems__(list(islice(images.items.each_key(), count)))
+        first = torch.arange(min(count, len(images)))
+        return images.read(first) if frame in (None, images.frame) else next(images.again([first], frame))
+    decoder = images if frame is None else Decoder(images.items, frame)
+    decoded = decoder.__getitems__(list(islice(images.items.each_key(), count)))
     if decoded.fault:
         raise UsageError(decoded.fault)
     return decoded.images
@@ -190,7 +238,7 @@ def open_source(
 def _own_size(items: Items) -> int:
     for key in items.each_key():
         try:
-            size = items.decode(key, None).shape[-1]
+            size = items.decode(key, None).pixels.shape[-1]
         except UnusableImage:
             continue
         _logger.info("Image size: %d, as %s of %s.", size, items.label(items.number(key)), items.name)
@@ -203,6 +251,7 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> S
     items, digest = decoder.items, hashlib.sha256()
     kept = array("q")  # a list would take five times the memory
     skipped: dict[int, str] = {}
+    first_side = 0
     with tqdm(total=items.count, desc=f"Reading {items.name}", unit="image", delay=1, disable=None) as progress:
         for decoded in _decode_all(decoder, num_workers):
             if decoded.fault:
@@ -214,11 +263,12 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> S
                 images.numpy()[len(kept) : len(kept) + len(decoded.images)] = decoded.images.numpy()
             digest.update(decoded.images.numpy().data)
             kept.extend(decoded.kept)
+            first_side = first_side or next(iter(decoded.sides), 0)
             skipped |= decoded.skipped
             progress.update(len(decoded.kept) + len(decoded.skipped))
     digest.update(f"{len(kept)}x3x{decoder.image_size}x{decoder.image_size}".encode())
     counts = _report(items, len(kept) + len(skipped), skipped)
-    facts = (torch.tensor(kept), items.name, decoder.image_size, digest.hexdigest(), counts)
+    facts = (decoder, torch.tensor(kept), first_side, digest.hexdigest(), counts)
     if isinstance(images, Spool):
         return _SpooledSource(images, *facts)
     return _MemorySource(images[: len(kept)], *facts)

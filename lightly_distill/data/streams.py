@@ -22,6 +22,13 @@ class StreamedItems(Items):
     """
 
     cure = "give the stream without random transforms, and not shuffled anew"
+    in_any_order = False
+    are_files = False
+
+    def __init__(self, data: Any, name: str) -> None:
+        super().__init__(data, name)
+        self._going: Iterator[tuple[int, Any]] = iter(())
+        self._next = 0  # index of what `_going` yields next
 
     @property
     def count(self) -> None:
@@ -48,6 +55,25 @@ class StreamedItems(Items):
                 return
             yield index, item
             index += 1
+
+    def keys(self, numbers: list[int]) -> list[Any]:
+        """Reads the items of these increasing indices: on from the last ones, or again from the front."""
+        if numbers and (numbers[0] < self._next or not self._next):
+            self._going, self._next = self.each_key(), 0
+        wanted = set(numbers)
+        found: list[tuple[int, Any]] = []
+        while len(found) < len(numbers):
+            key = next(self._going, None)
+            if key is None:
+                self._next = 0
+                raise DistillError(
+                    f"{self.name} ends before item {numbers[len(found)]}, which was there when it was first read: "
+                    f"{self.cure}."
+                )
+            self._next = key[0] + 1
+            if key[0] in wanted:
+                found.append(key)
+        return found
 
     def number(self, key: Any) -> int:
         """Returns the index in a key."""

@@ -106,6 +106,11 @@ class DistillConfig:
     """Real images in each outer step; fewer if the source has fewer."""
     image_size: int | None = None
     """Side of the square images in pixels. Default: the source's own, at most 64."""
+    target_size: int | None = None
+    """Side in pixels of the images that the target sees: the region of the original that the students see, decoded at
+    this size, never an enlarged small image unless the original is small. Default: the target's own size (of a timm
+    model its pretrained configuration's input_size), or the image size where it has none or the first original is no
+    larger than that. Give the image size to have the target see what the students see."""
     source_views: int | Literal["random"] = 0
     """0: real images as they are. K: K fixed views (pad-4 crop and flip) of each, their target representations kept.
     "random": a fresh view and a pass of the target in each step, as the paper's authors do."""
@@ -144,6 +149,8 @@ class DistillConfig:
         check_number(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
         if self.image_size is not None:
             check_number(self, "image_size")
+        if self.target_size is not None:
+            check_number(self, "target_size")
         check_one_of("precision", self.precision, ("fp32", "bf16"))
         if not isinstance(self.compile, bool):
             raise UsageError(f"compile must be true or false; got {self.compile!r}.")
@@ -188,6 +195,7 @@ class DistillOptions(TypedDict, total=False):
     steps: int
     batch_size: int
     image_size: int | None
+    target_size: int | None
     source_views: int | Literal["random"]
     init: Literal["random", "kmeans", "noise"]
     holdout: int

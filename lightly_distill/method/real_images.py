@@ -10,6 +10,7 @@ from lightly_distill.data.pixels import crop_and_flip
 from lightly_distill.data.source import Source
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.method.sight import target_frame
 from lightly_distill.method.split import Split
 from lightly_distill.method.step import RealBatch
 from lightly_distill.method.truth import TargetTruth, Truth
@@ -71,7 +72,7 @@ class RealImages:
         Args:
             source: Decoded real images.
             target: Frozen target model.
-            config: For seed, views, batch size and held-out count.
+            config: For seed, views, batch size, held-out count and the size that the target sees.
             device: Where batches are delivered and representations computed.
             cache: Where representations are kept; by default in memory.
 
@@ -81,7 +82,7 @@ class RealImages:
         """
         split = Split.of(source, config)
         views = Views(config.source_views, len(source), config.seed)
-        truth = TargetTruth(source, target, views, device, cache)
+        truth = TargetTruth(source, target, views, device, cache, target_frame(source, target, config.target_size))
         return cls(source, split, views, truth, config, device, mean=target.mean, std=target.std)
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightly_distill.data.decode import Frame
 from lightly_distill.data.pixels import crop_and_flip
 from lightly_distill.data.source import Source
 from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.method.sight import Sight
 from lightly_distill.method.views import Drawn, Views
-from lightly_distill.models.targets import Target, represent
-
-CHUNK = 512  # images to the target at a time
+from lightly_distill.models.targets import Target
 
 
 class Truth(Protocol):
@@ -45,6 +45,7 @@ class TargetTruth:
         views: Of the images.
         device: Where representations are computed.
         cache: Where those of fixed views are kept; by default in memory.
+        frame: What the target sees of each image; by default what students see.
 
     Raises:
         DistillError: If the target fails, or a representation cannot be kept.
@@ -57,19 +58,21 @@ class TargetTruth:
         views: Views,
         device: torch.device,
         cache: RepresentationCache | None = None,
+        frame: Frame | None = None,
     ) -> None:
-        self._source, self._views, self._device = source, views, device
+        self._views, self._device = views, device
+        self._sight = Sight(source, frame or source.frame)
         self._target = target.to(device)
         if views.fixed:
-            self._kept = (cache or RepresentationCache()).keep(views.key, len(source), self._of_all_views)
+            key = views.key + self._sight.key
+            self._kept = (cache or RepresentationCache()).keep(key, len(source), self._of_all_views)
         self._rest()
 
     def of_images(self, indices: Tensor) -> Tensor:
         """Returns the target's representations of images as they are."""
         if self._views.plain:
             return self._kept.gather(torch.zeros_like(indices), indices)
-        images = self._source.stream(torch.split(indices, CHUNK))
-        representations = represent(self._target, images, device=self._device, total=len(indices))
+        representations = self._sight.represented(self._target, indices, self._device)
         self._rest()
         return representations
 
@@ -77,22 +80,31 @@ class TargetTruth:
         """Returns the target's representations of a batch of views."""
         if drawn.numbers is not None:
             return self._kept.gather(drawn.numbers, drawn.indices).to(images.device)
-        return self._ask(images)
+        if not self._sight.apart:
+            return self._ask(images)
+        chunks = self._sight.chunks(drawn.indices)
+        crops = torch.split(drawn.crops, len(chunks[0]))
+        views = (self._view(*each) for each in zip(self._sight.images(chunks), crops, strict=True))
+        return torch.cat([self._ask(view) for view in views])
 
     def _of_all_views(self, indices: Tensor) -> Tensor:
         """Computes the representations of all fixed views of some images, shape (V, N, D)."""
-        chunks = torch.split(indices, CHUNK)
+        chunks = self._sight.chunks(indices)
         parts = []
-        for chunk, images in zip(chunks, self._source.stream(chunks), strict=True):
-            views = [crop_and_flip(images, crops[chunk]).to(self._device) for crops in self._views.table]
+        for chunk, images in zip(chunks, self._sight.images(chunks), strict=True):
+            views = (self._view(images, crops[chunk]) for crops in self._views.table)
             parts.append(torch.stack([self._ask(view).cpu() for view in views]))
         return torch.cat(parts, dim=1)
+
+    def _view(self, images: Tensor, crops: Tensor) -> Tensor:
+        return crop_and_flip(images, crops, self._sight.scale).to(self._device)
 
     def _ask(self, images: Tensor) -> Tensor:
         representations: Tensor = self._target(images.float() / 255)
         return representations
 
     def _rest(self) -> None:
-        """Takes the target off the device, unless every step needs it."""
+        """Takes the target off the device, unless every step needs it; all images of a pass have been seen."""
+        self._sight.report()
         if self._views.fixed:
             self._target.to("cpu")

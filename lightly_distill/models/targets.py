@@ -7,7 +7,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from lightly_distill.models.encoders import candidates, encoder_name, find_encod
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Interpolation = Literal["bicubic", "bilinear"]
+
+_STRIDES = (8, 14, 16, 32)  # pixels; a network that is picky about sizes wants a multiple of one of them
+_SIZES_NAMED = 3
 _PROBE_SIZE = 64  # pixels; for the fingerprint of a function, which has no weights to look at
 
 _logger = logging.getLogger(__name__)
@@ -39,6 +43,9 @@ class Target(nn.Module):
         mean: Of each channel, in units of [0, 1].
         std: Of each channel, in units of [0, 1].
         input_size: Height and width, in pixels, to which images are resized first; None takes them as they are.
+        own_size: Height and width, in pixels, that it was made for, where it takes others too; None if not known.
+        crop: Side of the region in the middle of an image that it was made for, as a fraction of the shorter side.
+        interpolation: How images are resized for it, `bicubic` or `bilinear`.
 
     Attributes:
         dim: d, known after the first forward pass.
@@ -52,6 +59,9 @@ class Target(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         input_size: int | None = None,
+        own_size: int | None = None,
+        crop: float = 1.0,
+        interpolation: Interpolation = "bicubic",
         encoder_name: str | None = None,
         reason: str = "",
         options: dict[str, str] | None = None,
@@ -67,6 +77,9 @@ class Target(nn.Module):
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.input_size = input_size
+        self.own_size = own_size
+        self.crop = crop
+        self.interpolation: Interpolation = interpolation
         self.dim: int | None = None
         self._mean: Tensor
         self._std: Tensor
@@ -164,7 +177,7 @@ def as_target(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    input_size: int | None = None,
+    input_size: int | Sequence[int] | None = None,
     name: str | None = None,
 ) -> Target:
     """Wraps a frozen copy of the encoder inside a model; the model itself stays as it is.
@@ -176,15 +189,16 @@ def as_target(
             adapters look for it, Lightly's first.
         mean: Of each channel in units of [0, 1]. By default the encoder's own, or else ImageNet's, as in Lightly.
         std: As `mean`.
-        input_size: Height and width, in pixels, to which images are resized. By default the encoder's own, if it
-            takes one size only, or else images are taken as they are.
+        input_size: Height and width, in pixels, to which images are resized; two numbers if they are equal. By default
+            the encoder's own, if it takes one size only, or else images are taken as they are.
         name: For provenance and messages. By default such as `SimCLR.backbone`.
 
     Raises:
-        UsageError: If there is no such encoder, or the encoder cannot be copied.
+        UsageError: If there is no such encoder, the encoder cannot be copied, or `input_size` is no size of squares.
     """
     if isinstance(model, Target):
         return model
+    size = None if input_size is None else _square(input_size)
     choice = find_encoder(model, encoder)
     found, where = choice.encoder, encoder_name(model, choice)
     if isinstance(found, nn.Module):
@@ -202,7 +216,10 @@ def as_target(
         reason=choice.reason,
         mean=mean if mean is not None else _own_statistics(found, "mean", IMAGENET_MEAN),
         std=std if std is not None else _own_statistics(found, "std", IMAGENET_STD),
-        input_size=input_size if input_size is not None else _own_size(found),
+        input_size=size if size is not None else _whole(found, "input_size"),
+        own_size=_whole(found, "own_size"),
+        crop=getattr(found, "crop", 1.0) if isinstance(getattr(found, "crop", 1.0), float) else 1.0,
+        interpolation="bilinear" if getattr(found, "interpolation", None) == "bilinear" else "bicubic",
     )
 
 
@@ -265,15 +282,40 @@ def represent(
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
+def sizes_taken(target: Target, near: int, device: "torch.device | str") -> list[int]:
+    """Returns up to three sizes that a target takes, in pixels, nearest to one that it does not take."""
+    around = {step * (near // step + more) for step in _STRIDES for more in (0, 1)} - {0, near}
+    known = {size for size in (target.input_size, target.own_size) if size is not None}
+    found = []
+    for size in sorted(around | known, key=lambda size: (abs(size - near), size)):
+        target.dim = None  # a map's length differs from size to size
+        try:
+            target(torch.zeros(1, len(target.mean), size, size, device=device))
+        except DistillError:
+            continue
+        found.append(size)
+        if len(found) == _SIZES_NAMED:
+            break
+    target.dim = None
+    return sorted(found)
+
+
 def _own_statistics(encoder: Any, which: str, default: Sequence[float]) -> Sequence[float]:
     # A tensor of this name is a buffer with which the encoder normalises by itself: not for us.
     own = getattr(encoder, which, None)
     return own if isinstance(own, tuple | list) and own else default
 
 
-def _own_size(encoder: Any) -> int | None:
-    own = getattr(encoder, "input_size", None)
+def _whole(encoder: Any, name: str) -> int | None:
+    own = getattr(encoder, name, None)
     return own if isinstance(own, int) else None
+
+
+def _square(size: int | Sequence[int]) -> int:
+    height, width = size if isinstance(size, Sequence) and len(size) == 2 else (size, size)
+    if not isinstance(height, int) or height != width or height < 1:
+        raise UsageError(f"input_size must be a number of pixels, or two equal ones: images are square; got {size!r}.")
+    return height
 
 
 def _describe(output: Any) -> str:

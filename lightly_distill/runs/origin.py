@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightly_distill.data.pixels import normalise
+from lightly_distill.data.decode import Frame
+from lightly_distill.data.pixels import normalise, resized
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
+from lightly_distill.method.sight import Sight
 from lightly_distill.models.encoders import CHECKPOINTS
 from lightly_distill.models.targets import Target, as_target, load_target, represent
 from lightly_distill.runs.run_folder import run_config
 from lightly_distill.runtime import seeding
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
-CHUNK = 256  # images to the target at a time
+CHUNK = 256  # images to the target at a time, of those that are no real ones
+MOST = 4096  # pixels a side that a record may ask for
 
 
 @dataclass
@@ -28,17 +31,35 @@ class RealSide:
         source: Real images.
         target: Frozen target model, on `device`.
         device: Where representations are computed.
+        frame: What the target sees of each real image; by default what students see.
     """
 
     source: Source
     target: Target
     device: torch.device
+    frame: Frame | None = None
 
     @cached_property
     def representations(self) -> Tensor:
         """Of all real images, float32, shape (n, d)."""
-        chunks = torch.split(torch.arange(len(self.source)), CHUNK)
-        return represent(self.target, self.source.stream(chunks), device=self.device, total=len(self.source))
+        sight = Sight(self.source, self.frame or self.source.frame)
+        found = sight.represented(self.target, torch.arange(len(self.source)), self.device)
+        sight.report()
+        return found
+
+    @property
+    def target_size(self) -> int:
+        """Height and width, in pixels, of the images that the target sees."""
+        return (self.frame or self.source.frame).size
+
+    def represent(self, images: Tensor) -> Tensor:
+        """Returns the target's representations of images that are no real ones, float32, shape (B, d).
+
+        Args:
+            images: uint8, shape (B, 3, S, S). They are enlarged to what the target sees.
+        """
+        batches = (resized(batch, self.target_size) for batch in torch.split(images, CHUNK))
+        return represent(self.target, batches, device=self.device, total=len(images))
 
     def chosen(self, indices: Tensor) -> SyntheticSet:
         """Returns these real images and the target's representations of them."""
@@ -49,8 +70,7 @@ class RealSide:
         size = self.source.image_size
         generator = seeding.generator(seed, "arm", "noise")
         images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
-        batches = torch.split(images, CHUNK)
-        return self._as_set(images, represent(self.target, batches, device=self.device, total=count), None)
+        return self._as_set(images, self.represent(images), None)
 
     def _as_set(self, images: Tensor, representations: Tensor, indices: Tensor | None) -> SyntheticSet:
         return SyntheticSet(
@@ -72,8 +92,15 @@ def missing_origin(synthetic: Any, data: Any, target: Any) -> str:
     return " and ".join(name for name, is_there in there.items() if not is_there)
 
 
-def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
+def real_side(synthetic: Any, data: Any, target: Any, own: SyntheticSet, device: torch.device) -> RealSide:
     """Opens the real images and the target, which the configuration of a run names where the user does not.
+
+    Args:
+        synthetic: The set, its folder, or that of the run that made it.
+        data: The real images, or None.
+        target: The target model or its specification, or None.
+        own: The set, which records what the target saw of each image.
+        device: Where representations are computed.
 
     Raises:
         UsageError: If one of them is missing, or cannot be opened.
@@ -86,7 +113,31 @@ def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.d
     if target is None:
         target = load_target(known["target"], known.get("target_encoder"))
     model = load_target(target) if isinstance(target, str) else as_target(target)
-    return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
+    source = open_recorded(data, own)
+    return RealSide(source, model.to(device), device, _recorded_frame(own))
+
+
+def open_recorded(data: Any, own: SyntheticSet) -> Source:
+    """Opens real images as they were shown to the students of a set, at its size and with the crop that it records."""
+    frame = _recorded_frame(own)
+    return open_source(find_images(data, image_size=own.images.shape[-1], crop=frame.crop if frame else 1.0))
+
+
+def _recorded_frame(own: SyntheticSet) -> Frame | None:
+    """Returns what the target saw of each real image; None if that is what students saw, as in older versions."""
+    known = own.provenance.get("target")
+    size = known.get("image_size") if isinstance(known, dict) else None
+    if not isinstance(known, dict) or size in (None, own.images.shape[-1]):
+        return None
+    crop: Any = known.get("crop")
+    interpolation: Any = known.get("interpolation")
+    sizes = isinstance(size, int) and 0 < size <= MOST and isinstance(crop, float) and 0 < crop <= 1
+    if not sizes or interpolation not in ("bicubic", "bilinear"):
+        raise UsageError(
+            f"The set's record of what its target saw cannot be used: image_size {size!r}, crop {crop!r}, "
+            f"interpolation {interpolation!r}."
+        )
+    return Frame(size, crop, interpolation)
 
 
 def config_of_run(synthetic: Any) -> dict[str, Any]:

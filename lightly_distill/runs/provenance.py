@@ -9,6 +9,7 @@ import torch
 from lightly_distill.data.source import Source
 from lightly_distill.errors import DistillError
 from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.sight import target_frame
 from lightly_distill.method.state import DistillState
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.run_folder import RunFolder
@@ -20,6 +21,8 @@ from lightly_distill.runtime.usage import peak_memory
 
 def run_facts(source: Source, target: Target, config: DistillConfig, processes: Processes) -> dict[str, Any]:
     """Returns what decides the result of a run, JSON-able: source, target, configuration."""
+    frame = target_frame(source, target, config.target_size)
+    apart = {"crop": frame.crop, "interpolation": frame.interpolation} if frame.size != source.image_size else {}
     return {
         # with parallel=batch the number of processes does not change the result
         "processes": processes.count if config.parallel == "pool" else 1,
@@ -35,6 +38,8 @@ def run_facts(source: Source, target: Target, config: DistillConfig, processes: 
             "encoder": target.encoder_name,
             "reason": target.reason,
             "sha256": target.weights_sha256(),
+            "image_size": frame.size,
+            **apart,
         },
         "config": to_dict(config),
     }

@@ -252,5 +252,7 @@ def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
     plain["config"] = {name: value for name, value in plain["config"].items() if name not in FREE_TO_CHANGE}
     plain["source"].pop("name")  # how it was written; the fingerprint says what it is
+    # by default it depends on target and images; in older versions, which record none, the target saw what students see
+    plain["config"]["target_size"] = plain["target"].get("image_size", plain["source"].get("image_size"))
     plain["target"] = {"sha256": plain["target"]["sha256"]}
     return plain

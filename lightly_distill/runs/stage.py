@@ -10,12 +10,13 @@ import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
-from lightly_distill.data.source import Source, find_images, first_images, open_source
+from lightly_distill.data.source import Source, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.sight import find_for_target, try_target
 from lightly_distill.method.split import require_enough
 from lightly_distill.method.state import DistillState
 from lightly_distill.models.students import student_builder
@@ -194,14 +195,19 @@ class DistillationStage:
     def _look_at(self, dataset: Any, device: torch.device) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
         """Finds the images, and tries students and target on the first of them."""
         config = self.config
-        images = find_images(dataset, image_size=config.image_size)
+        images, frame = find_for_target(
+            dataset,
+            self.target,
+            image_size=config.image_size,
+            target_size=config.target_size,
+            at_random=config.source_views == "random",
+        )
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
-        first = first_images(images)
-        self.target.to(device)
-        if len(first):
-            dim = self.target(first.to(device).float() / 255).shape[1]
-            shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *first.shape[1:], dim), strict=True))
+        dim = try_target(images, self.target.to(device), frame, device)
+        if dim is not None:
+            sides = (3, images.image_size, images.image_size)
+            shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
             artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
         return images, students
 

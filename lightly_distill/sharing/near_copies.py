@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lightly_distill.models.targets import represent
 from lightly_distill.runs.origin import RealSide
 from lightly_distill.runtime import seeding
 from lightly_distill.synthetic import pictures
@@ -98,8 +97,7 @@ def find_near_copies(synthetic: SyntheticSet, real: RealSide) -> NearCopies:
         real: The real images it was distilled from, at least 2, and its target.
     """
     shown = synthetic.displayable()
-    batches = torch.split(shown, CHUNK)
-    own = represent(real.target, batches, device=real.device, total=len(shown))
+    own = real.represent(shown)
     count = min(len(real.source), COMPARED)
     order = torch.randperm(len(real.source), generator=seeding.generator(0, "near copies"))[:count].sort().values
     pixels = _nearest(_flat(shown), _flat(real.source.read(order)), order, _pixels(real), real.device)

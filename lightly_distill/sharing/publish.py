@@ -132,7 +132,7 @@ def _real_side(own: SyntheticSet, named: Any, data: Any, target: Any) -> "RealSi
     try:
         if missing:
             raise UsageError(f"it is not known which they are; give {missing}.")
-        real = origin.real_side(named, data, target, own.images.shape[-1], resolve_device("auto"))
+        real = origin.real_side(named, data, target, own, resolve_device("auto"))
         origin.check_origin(own, real)
     except DistillError as error:
         if data is not None or target is not None:

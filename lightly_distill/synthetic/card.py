@@ -75,7 +75,7 @@ def facts(synthetic: Contents) -> dict[str, str]:
     source, target, config, losses = (_part(known, name) for name in ("source", "target", "config", "heldout_loss"))
     lines = {
         "source": _join(source.get("name"), _unit(source.get("images"), "images"), _hash(source.get("fingerprint"))),
-        "target": _join(target.get("name"), _encoder(target), _hash(target.get("sha256"))),
+        "target": _join(target.get("name"), _encoder(target), _seen(source, target), _hash(target.get("sha256"))),
         "student": _join(config.get("student")),
         "started from": _join(
             {"noise": "noise", "random": "real images", "kmeans": "real images"}.get(str(config.get("init")))
@@ -186,6 +186,12 @@ def _encoder(target: dict[str, Any]) -> str | None:
     if encoder in (None, target.get("name")):
         return target.get("reason") or None
     return f"{encoder} ({target['reason']})" if target.get("reason") else str(encoder)
+
+
+def _seen(source: dict[str, Any], target: dict[str, Any]) -> str | None:
+    """Returns the size of the images that the target saw, where students saw another."""
+    size = target.get("image_size")
+    return None if size in (None, source.get("image_size")) else f"which saw them at {size}x{size} pixels"
 
 
 def _part(known: Mapping[str, Any], name: str) -> dict[str, Any]:

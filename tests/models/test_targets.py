@@ -187,6 +187,13 @@ def test_images_are_resized_only_for_an_encoder_with_another_input_size() -> Non
     assert as_target(encoder)(IMAGES).shape == (4, 3 * 16 * 16)
 
 
+def test_an_input_size_may_be_two_equal_numbers_and_nothing_else() -> None:
+    assert unit(nn.Flatten(), input_size=(224, 224)).input_size == 224
+    for wrong in ((224, 160), (3, 224, 224), 0, "224", 2.5):
+        with pytest.raises(UsageError, match="input_size must be a number of pixels, or two equal ones"):
+            unit(nn.Flatten(), input_size=wrong)
+
+
 def test_a_half_precision_encoder_gets_images_of_its_dtype() -> None:
     result = as_target(Encoder().bfloat16())(IMAGES)
     assert result.dtype == torch.float32

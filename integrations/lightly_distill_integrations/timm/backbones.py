@@ -129,15 +129,19 @@ def load(spec: str) -> nn.Module:
 def find_encoder(model: nn.Module) -> FoundEncoder | None:
     """Returns a copy of a timm model without its head, or None if the model is not timm's.
 
-    The copy carries `mean` and `std`, and `input_size` where it takes images of one size only.
+    The copy carries the normalisation, crop and interpolation of its configuration, and its size: as `input_size`
+    where it takes images of one size only, else as `own_size`.
     """
     if not is_timm(model):
         return None
     encoder: Any = copy.deepcopy(model)
     encoder.reset_classifier(0)
-    encoder.mean = tuple(encoder.pretrained_cfg["mean"])
-    encoder.std = tuple(encoder.pretrained_cfg["std"])
-    encoder.input_size = fixed_size(encoder)
+    known = encoder.pretrained_cfg
+    encoder.mean, encoder.std = tuple(known["mean"]), tuple(known["std"])
+    size, fixed = _size(encoder)
+    encoder.input_size, encoder.own_size = (size, None) if fixed else (None, size)
+    encoder.crop = min(1.0, float(known.get("crop_pct") or 1.0))
+    encoder.interpolation = known.get("interpolation")
     return FoundEncoder(encoder, "", "a model of timm, without head")
 
 
@@ -148,6 +152,15 @@ def is_timm(model: nn.Module) -> bool:
 
 def fixed_size(model: nn.Module) -> int | None:
     """Returns the only height and width of images, in pixels, that a timm model takes; None if it takes any."""
+    size, fixed = _size(model)
+    return size if fixed else None
+
+
+def _size(model: nn.Module) -> tuple[int | None, bool]:
+    """Returns the height and width that a timm model was made for, None if they differ, and whether it takes no other.
+
+    A size that a model was built with comes before that of its published weights.
+    """
     config = getattr(model, "pretrained_cfg", {})
     patch_embed = getattr(model, "patch_embed", None)
     size = getattr(patch_embed, "img_size", None)
@@ -157,7 +170,7 @@ def fixed_size(model: nn.Module) -> int | None:
         size = getattr(model, "img_size", None) or built_for or config.get("input_size", (0, 0))[-2:]
         fixed = config.get("fixed_input_size", False)
     height, width = (size, size) if isinstance(size, int) else size
-    return int(height) if fixed and height == width else None
+    return (int(height), bool(fixed)) if height == width > 0 else (None, False)
 
 
 def _resolve(name: str) -> str:
@@ -198,6 +211,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(config_path.read_text())["pretrained_cfg"]
         own = {key: known[key] for key in ("mean", "std", "input_size")}
+        own |= {key: known[key] for key in ("crop_pct", "interpolation") if key in known}
     except (ValueError, LookupError, TypeError):
         return {}  # somebody else's file of that name
     # Where weights depend on the size, timm builds the model for `input_size`.

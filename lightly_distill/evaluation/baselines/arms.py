@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.baselines.labelled import LabelledSide, check_classes, labelled_side
@@ -110,15 +111,18 @@ def _check_classes(inputs: Inputs) -> None:
 
 
 class _TargetBackbone(nn.Module):
-    """The target as a backbone: takes normalised images, as students do."""
+    """The target as a backbone: takes normalised images, as students do, and enlarges them to what it sees."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, size: int) -> None:
         super().__init__()
-        self.target = target
+        self.target, self.size = target, size
 
     def forward(self, images: Tensor) -> Tensor:
-        target = self.target
-        representation: Tensor = target(images * target._std + target._mean)
+        target, size = self.target, (self.size, self.size)
+        shown = images * target._std + target._mean
+        if shown.shape[-2:] != size:
+            shown = F.interpolate(shown, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        representation: Tensor = target(shown)
         return representation
 
 
@@ -174,7 +178,7 @@ _TABLE = (
         ("real",),
         is_ceiling=True,
         size_matters=False,
-        make=lambda inputs, _seed: _TargetBackbone(inputs.real.target),
+        make=lambda inputs, _seed: _TargetBackbone(inputs.real.target, inputs.real.target_size),
     ),
 )
 ARMS = {arm.name: arm for arm in _TABLE}  # in the order of the tables
@@ -227,7 +231,7 @@ def open_inputs(
                 f"The arms {_that_need('real')} need the real images and the target model: give {missing}, or leave "
                 "these arms out."
             )
-        real = real_side(synthetic, data, target, own.images.shape[-1], device)
+        real = real_side(synthetic, data, target, own, device)
         check_origin(own, real)
     if "labels" in needs:
         labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightly_distill.data.labels import rank_in_class, source_labels
-from lightly_distill.data.source import Source, find_images, open_source
+from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.config import DistillConfig, make_config
 from lightly_distill.method.pool import StudentBuilder
@@ -28,7 +28,7 @@ from lightly_distill.method.step import RealBatch
 from lightly_distill.method.views import Drawn, Views
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD
-from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run
+from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run, open_recorded
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.settings import to_dict
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -215,7 +215,7 @@ def labelled_side(
             "arms out."
         )
     config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
-    source = open_source(find_images(data, image_size=own.images.shape[-1])) if real is None else real.source
+    source = open_recorded(data, own) if real is None else real.source
     check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
     side = LabelledSide(source, source_labels(data, source.kept), config, own)
     for name in config.students:

@@ -33,8 +33,8 @@ from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
 from lightly_distill.evaluation.tasks import Task, find_task
-from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.sight import find_for_target, target_frame
 from lightly_distill.method.split import require_enough
 from lightly_distill.models.students import student_builder
 from lightly_distill.runs.run_folder import run_metrics
@@ -101,7 +101,7 @@ def sweep(
     check_task_names(task_names)
     begun = read_record(folder)
     stage.check(data)
-    source = _open(data, stage.config, wanted[-1], students, plan)
+    source = _open(data, stage, wanted[-1], students, plan)
     settings = _settings(stage, source, plan, students, task_names, transfer)
     state = go_on(begun, settings, folder) if begun else Sweep(settings, None, {})
     searching = plan is not None and state.found is None
@@ -144,11 +144,16 @@ def _settings(
     transfer: TransferConfig,
 ) -> dict[str, Any]:
     """Returns all that decides a sweep, but for its sizes, as plain values."""
+    seen = target_frame(source, stage.target, stage.config.target_size)
+    # by default it depends on target and images; in older versions, the target saw what students see
+    apart = {"image_size": seen.size} if seen.size != source.image_size else {}
     tried = {"student": students, "arms": [arm.name for arm in transfer.arms], "tasks": tasks}
     return {
-        "distill": {name: value for name, value in to_dict(stage.config).items() if name != "num_images"},
+        "distill": {
+            name: value for name, value in to_dict(stage.config).items() if name not in ("num_images", "target_size")
+        },
         "source": {"name": source.name, "fingerprint": source.fingerprint, "images": len(source)},
-        "target": {"name": stage.target.name, "sha256": stage.target.weights_sha256()},
+        "target": {"name": stage.target.name, "sha256": stage.target.weights_sha256(), **apart},
         "evaluate": {**tried, "seeds": transfer.seed_list, **transfer.recorded()},
         "search": asdict(plan) if plan else None,
     }
@@ -183,8 +188,12 @@ def _opened(tasks: Sequence[Any], state: Sweep, image_size: int) -> list[Task]:
     return opened
 
 
-def _open(data: Any, config: DistillConfig, largest: int, students: Sequence[str], plan: SearchPlan | None) -> Source:
-    source = open_source(data, image_size=config.image_size)
+def _open(
+    data: Any, stage: DistillationStage, largest: int, students: Sequence[str], plan: SearchPlan | None
+) -> Source:
+    config = stage.config
+    images, _ = find_for_target(data, stage.target, image_size=config.image_size, target_size=config.target_size)
+    source = open_source(images)
     held = require_enough(source, replace(config, num_images=largest))
     if plan is not None and not held:
         raise UsageError(f"--search is judged on held-out real images, and {source.name} has fewer than 10 images.")

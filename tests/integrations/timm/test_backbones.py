@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.models.targets import as_target, load_target
 from lightly_distill_integrations.timm import backbones
 
 METADATA = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 32, 32], "seed": 7}
@@ -204,6 +205,34 @@ def test_encoder_is_a_headless_copy_with_the_models_normalisation() -> None:
 )
 def test_encoder_knows_whether_it_takes_one_size_only(name: str, arguments: dict[str, int], size: int | None) -> None:
     assert encoder_of(timm.create_model(name, **arguments)).input_size == size
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size"),
+    [
+        ("resnet18", {}, 224),
+        ("resnet10t", {}, 176),
+        ("test_vit", {}, 160),  # takes others too
+        ("test_vit", {"img_size": 64}, 64),
+        ("test_vit", {"dynamic_img_size": False}, None),  # the only one is `input_size`
+        ("convnet_32_64_128", {"img_size": 64}, None),
+    ],
+)
+def test_encoder_knows_the_size_that_it_was_made_for(name: str, arguments: dict[str, int], size: int | None) -> None:
+    assert as_target(timm.create_model(name, **arguments)).own_size == size
+
+
+def test_encoder_brings_crop_and_interpolation_of_its_configuration() -> None:
+    for crop, interpolation, expected in ((0.9, "bilinear", "bilinear"), (1.2, "lanczos", "bicubic")):
+        known = {"crop_pct": crop, "interpolation": interpolation}
+        target = as_target(timm.create_model("resnet10t", pretrained_cfg_overlay=known))
+        assert (target.crop, target.interpolation) == (min(crop, 1.0), expected)
+
+
+def test_a_saved_student_is_a_target_for_the_small_whole_images_that_it_was_trained_on(tmp_path: Path) -> None:
+    backbones.save(backbones.build("resnet10t", 32), str(tmp_path), METADATA)
+    target = load_target(f"timm:resnet10t@{tmp_path / 'model.safetensors'}")
+    assert (target.own_size, target.input_size, target.crop) == (32, None, 1.0)
 
 
 def test_a_module_of_another_library_is_not_taken() -> None:
