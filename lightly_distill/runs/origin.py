@@ -1,5 +1,6 @@
 """Where a set comes from: its real images and its target model, given by the user or named by the run that made it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,14 @@ from torch import Tensor
 from lightly_distill.data.pixels import normalise
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
+from lightly_distill.method.brought import Brought
+from lightly_distill.method.representation_cache import Keeper
+from lightly_distill.method.truth import TargetTruth
+from lightly_distill.method.views import Views
 from lightly_distill.models.encoders import CHECKPOINTS
+from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target, as_target, load_target, represent
+from lightly_distill.runs.representations import find_representations, keeper, reader
 from lightly_distill.runs.run_folder import run_config
 from lightly_distill.runtime import seeding
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -28,17 +35,26 @@ class RealSide:
         source: Real images.
         target: Frozen target model, on `device`.
         device: Where representations are computed.
+        keeper: What has or keeps the representations of the images; by default they are computed.
+        projection: Applied to all representations: those of a set are compared with others in its own coordinates.
+        bf16: Whether the target computes in bfloat16.
     """
 
     source: Source
     target: Target
     device: torch.device
+    keeper: Keeper | None = None
+    projection: Projection | None = None
+    bf16: bool = False
 
     @cached_property
     def representations(self) -> Tensor:
         """Of all real images, float32, shape (n, d)."""
-        chunks = torch.split(torch.arange(len(self.source)), CHUNK)
-        return represent(self.target, self.source.stream(chunks), device=self.device, total=len(self.source))
+        every = torch.arange(len(self.source))
+        truth = TargetTruth(self.source, self.target, Views(0, len(every), 0), self.device, self.keeper, bf16=self.bf16)
+        self.target.to(self.device)  # where the truth has taken it from
+        truth.projection = None if self.projection is None else self.projection.to(self.device)
+        return truth.of_images(every)
 
     def chosen(self, indices: Tensor) -> SyntheticSet:
         """Returns these real images and the target's representations of them."""
@@ -50,7 +66,10 @@ class RealSide:
         generator = seeding.generator(seed, "arm", "noise")
         images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
         batches = torch.split(images, CHUNK)
-        return self._as_set(images, represent(self.target, batches, device=self.device, total=count), None)
+        representations = represent(self.target, batches, device=self.device, total=count)
+        if self.projection is not None:
+            representations = self.projection.apply(representations)
+        return self._as_set(images, representations, None)
 
     def _as_set(self, images: Tensor, representations: Tensor, indices: Tensor | None) -> SyntheticSet:
         return SyntheticSet(
@@ -72,8 +91,26 @@ def missing_origin(synthetic: Any, data: Any, target: Any) -> str:
     return " and ".join(name for name, is_there in there.items() if not is_there)
 
 
-def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.device) -> RealSide:
+def real_side(
+    synthetic: Any,
+    data: Any,
+    target: Any,
+    own: SyntheticSet,
+    device: torch.device,
+    *,
+    representations: Any = None,
+    projection: Projection | None = None,
+) -> RealSide:
     """Opens the real images and the target, which the configuration of a run names where the user does not.
+
+    Args:
+        synthetic: The set, its folder, or that of the run that made it.
+        data: The real images, or None.
+        target: The target model or its specification, or None.
+        own: The set.
+        device: Where representations are computed.
+        representations: Of the images, see `find_representations`. Default: what the run has kept of them, if any.
+        projection: For `RealSide`.
 
     Raises:
         UsageError: If one of them is missing, or cannot be opened.
@@ -86,7 +123,26 @@ def real_side(synthetic: Any, data: Any, target: Any, size: int, device: torch.d
     if target is None:
         target = load_target(known["target"], known.get("target_encoder"))
     model = load_target(target) if isinstance(target, str) else as_target(target)
-    return RealSide(open_source(find_images(data, image_size=size)), model.to(device), device)
+    found = find_representations(representations)
+    if isinstance(found, Brought):
+        found.check(views=0, items=None, dim=own.projection.dim if own.projection else own.dim)
+    source = open_source(find_images(data, image_size=own.images.shape[-1]))
+    sha256 = model.weights_sha256()
+    keeps = kept_by_run(synthetic, known, source, sha256) if found is None else keeper(found, source, sha256, None)
+    recorded = own.provenance.get("config")
+    bf16 = device.type == "cuda" and isinstance(recorded, dict) and recorded.get("precision") == "bf16"
+    return RealSide(source, model.to(device), device, keeps, projection, bf16)
+
+
+def kept_by_run(synthetic: Any, known: Mapping[str, Any], source: Source, target_sha256: str) -> Keeper | None:
+    """Returns what a run has kept of the representations of its real images, to be read only; None without a run."""
+    if isinstance(synthetic, SyntheticSet):
+        return None
+    named = known.get("representations")
+    found = find_representations(named) if isinstance(named, str) and Path(named).exists() else None
+    folder = Path(synthetic)
+    places = [folder, folder.parent] if folder.resolve().name == "set" else [folder]
+    return reader(found, source, target_sha256, places)
 
 
 def config_of_run(synthetic: Any) -> dict[str, Any]:

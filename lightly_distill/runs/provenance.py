@@ -8,6 +8,7 @@ import torch
 
 from lightly_distill.data.source import Source
 from lightly_distill.errors import DistillError
+from lightly_distill.method.brought import Brought
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.state import DistillState
 from lightly_distill.models.targets import Target
@@ -18,8 +19,11 @@ from lightly_distill.runtime.settings import to_dict
 from lightly_distill.runtime.usage import peak_memory
 
 
-def run_facts(source: Source, target: Target, config: DistillConfig, processes: Processes) -> dict[str, Any]:
-    """Returns what decides the result of a run, JSON-able: source, target, configuration."""
+def run_facts(
+    source: Source, target: Target, config: DistillConfig, processes: Processes, brought: Brought | None = None
+) -> dict[str, Any]:
+    """Returns what decides the result of a run, JSON-able: source, target, configuration, representations brought."""
+    own = {} if brought is None else {"representations": {"name": brought.name, "sha256": brought.sha256()}}
     return {
         # with parallel=batch the number of processes does not change the result
         "processes": processes.count if config.parallel == "pool" else 1,
@@ -36,6 +40,7 @@ def run_facts(source: Source, target: Target, config: DistillConfig, processes: 
             "reason": target.reason,
             "sha256": target.weights_sha256(),
         },
+        **own,
         "config": to_dict(config),
     }
 

@@ -58,6 +58,7 @@ def text(
         place=repo_id or "path/to/this/folder",
         mean=_short(synthetic.mean),
         std=_short(synthetic.std),
+        projection=synthetic.projection,
         facts=facts(synthetic) | _sizes(synthetic, size),
         config=_config(synthetic.provenance.get("config")),
         transfer=_measured(_transfer, synthetic.metrics.get("transfer")) or [],
@@ -76,6 +77,7 @@ def facts(synthetic: Contents) -> dict[str, str]:
     lines = {
         "source": _join(source.get("name"), _unit(source.get("images"), "images"), _hash(source.get("fingerprint"))),
         "target": _join(target.get("name"), _encoder(target), _hash(target.get("sha256"))),
+        "representations": _join(synthetic.projection.words() if synthetic.projection else None, _brought(known)),
         "student": _join(config.get("student")),
         "started from": _join(
             {"noise": "noise", "random": "real images", "kmeans": "real images"}.get(str(config.get("init")))
@@ -186,6 +188,12 @@ def _encoder(target: dict[str, Any]) -> str | None:
     if encoder in (None, target.get("name")):
         return target.get("reason") or None
     return f"{encoder} ({target['reason']})" if target.get("reason") else str(encoder)
+
+
+def _brought(known: Mapping[str, Any]) -> str | None:
+    """Returns the file of representations that the user brought."""
+    file = _part(known, "representations")
+    return None if file.get("name") is None else _join(f"from {file['name']}", _hash(file.get("sha256")))
 
 
 def _part(known: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def test_facts_are_read_up_to_a_size(folder: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "2.0"}, "has format 2.0, this version of lightly-distill reads up to 1.0: pip install"),
+        ({"format_version": "2.0"}, "has format 2.0, this version of lightly-distill reads up to 1.1: pip install"),
         ({"format_version": "12.1"}, "has format 12.1"),
         ({"format_version": None}, "cannot be read"),
         ({"kind": "checkpoint"}, "describes a 'checkpoint', not a synthetic_set"),
