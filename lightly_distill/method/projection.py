@@ -74,7 +74,7 @@ def fit_projection(of_images: Callable[[Tensor], Tensor], indices: Tensor, dims:
         if used < dims:
             raise UsageError(
                 f"target_whiten cannot scale {dims} directions: the target's representations vary in {used} only. "
-                f"Give target_dims={used} or less, or leave target_whiten out."
+                "Give fewer target_dims, or leave target_whiten out."
             )
         scale = variances[:dims].sqrt()
     share = variances[:dims].sum() / variances.sum().clamp(min=1e-300)

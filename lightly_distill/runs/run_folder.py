@@ -256,6 +256,6 @@ def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = {**to_dict(DistillConfig()), **plain["config"]}  # an older version had fewer settings
     plain["config"] = {name: value for name, value in config.items() if name not in FREE_TO_CHANGE}
     plain["source"].pop("name")  # how it was written; the fingerprint says what it is
-    for part in {"target", "representations"} & set(plain):
-        plain[part] = {"sha256": plain[part]["sha256"]}
+    for part in ("target", "representations"):  # of the second only what the user brought
+        plain[part] = {"sha256": plain.get(part, {}).get("sha256")}
     return plain
