@@ -3,7 +3,7 @@
 config.yaml        what was run, in full; `--config` takes it back
 metrics.jsonl      one row every `log_every` steps
 checkpoints/       what `--resume` needs
-representations/   the target's of the real images, so that `--resume` need not compute them again
+representations/   the target's of the real images, so that `--resume` and others need not compute them again
 pictures/          before and after, loss curve
 set/               the synthetic set
 trackers/          what trackers of --log-with keep in files

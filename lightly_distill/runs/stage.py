@@ -233,7 +233,7 @@ class DistillationStage:
             if isinstance(found, Brought):
                 found.check(views=config.source_views, items=None, dim=dim)
             if config.target_dims is not None:
-                check_dims(config.target_dims, dim=dim)
+                check_dims(config.target_dims, images=_items(images), dim=dim)
                 dim = config.target_dims
             shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *first.shape[1:], dim), strict=True))
             artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end

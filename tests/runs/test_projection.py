@@ -114,10 +114,11 @@ def test_all_arms_have_targets_in_the_coordinates_of_the_set(run: Path) -> None:
             expected = own.projection.apply(target(data[made.source_index].float() / 255))
             torch.testing.assert_close(made.representations, expected, rtol=1e-4, atol=1e-4)
     task = (TensorDataset(tiny.images(12), torch.arange(12) % 3),) * 2
+    labelled, baselines = TensorDataset(data, torch.arange(COUNT) % 3), ["random", "krr-labels"]
     (result,) = evaluate(
-        run, STUDENT, [task], data=data, target=target, baselines=["random"], epochs=1, seeds=1, device="cpu"
+        run, STUDENT, [task], data=labelled, target=target, baselines=baselines, epochs=1, seeds=1, device="cpu"
     )
-    assert set(result.arms) == {"random", "distilled"}
+    assert set(result.arms) == {"random", "krr-labels", "distilled"} and not result.failed
 
 
 def test_a_dry_run_of_publish_carries_the_projection(run: Path, tmp_path: Path) -> None:
