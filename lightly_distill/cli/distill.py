@@ -8,7 +8,14 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightly_distill.cli.options import PROGRAM, SOURCE_HELP, TARGET_HELP, config_option, target_options
+from lightly_distill.cli.options import (
+    PROGRAM,
+    SOURCE_HELP,
+    TARGET_HELP,
+    config_option,
+    representations_option,
+    target_options,
+)
 from lightly_distill.data.locate import locate
 from lightly_distill.method.config import DistillConfig, make_config
 from lightly_distill.models.targets import load_target
@@ -51,6 +58,7 @@ def stage_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
     parser.add_argument("--data", type=str, required=True, metavar="SRC", help=SOURCE_HELP)
     parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
     target_options(parser)
+    representations_option(parser, "in the folder of the run")
     parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
     parser.add_class_arguments(DistillConfig, nested_key=None, skip=set(skip))
 
@@ -75,7 +83,9 @@ def run(options: Namespace) -> None:
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}
     with trackers or nullcontext():
-        synthetic = stage.run(options.data, out=options.out, log=trackers, **flags)
+        synthetic = stage.run(
+            options.data, out=options.out, log=trackers, representations=options.representations, **flags
+        )
     if not is_main():
         return
     losses = synthetic.provenance["heldout_loss"]

@@ -7,7 +7,14 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from lightly_distill.cli.options import SET_HELP, config_option, config_written, several, target_options
+from lightly_distill.cli.options import (
+    SET_HELP,
+    config_option,
+    config_written,
+    representations_option,
+    several,
+    target_options,
+)
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
@@ -41,6 +48,7 @@ def arguments(parser: ArgumentParser) -> None:
         "--target", type=str | None, default=None, metavar="SPEC", help="Default: that of the set's run."
     )
     target_options(parser)
+    representations_option(parser, "those of the set's run, or they are computed")
 
 
 def transfer_options(
@@ -118,6 +126,7 @@ def run(options: Namespace) -> None:
             several(options.task),
             data=options.data,
             target=target,
+            representations=options.representations,
             others=others,
             out=options.out,
             config=config,

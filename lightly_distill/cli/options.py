@@ -29,6 +29,14 @@ TARGET_HELP = (
 )
 
 
+REPRESENTATIONS_HELP = (
+    "Where the target's representations of the real images are kept, so that runs on the same images with the same "
+    "target compute them once: a folder, new or not, or that of another run. Or what there is of them already, one row "
+    "for each item of the source in its order: a file of one tensor (.pt, .pth, .npy, .safetensors), or a Hugging Face "
+    "dataset with a column 'embedding'."
+)
+
+
 def config_option(parser: ArgumentParser) -> None:
     """Declares `--config`."""
     parser.add_argument("--config", action="config", help="YAML file of options, as a run writes it.")
@@ -60,6 +68,17 @@ def several(given: list[str] | str) -> list[str]:
     if isinstance(given, str):
         return list(ast.literal_eval(given)) if given.startswith("[") else [given]
     return given
+
+
+def representations_option(parser: ArgumentParser, default: str) -> None:
+    """Declares `--representations`; `default` says what happens without it."""
+    parser.add_argument(
+        "--representations",
+        type=str | None,
+        default=None,
+        metavar="DIR_OR_FILE",
+        help=f"{REPRESENTATIONS_HELP} Default: {default}.",
+    )
 
 
 def target_options(parser: ArgumentParser) -> None:

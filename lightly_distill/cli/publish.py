@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightly_distill.cli.options import SOURCE_HELP, TARGET_HELP, target_options
+from lightly_distill.cli.options import SOURCE_HELP, TARGET_HELP, representations_option, target_options
 from lightly_distill.models.targets import load_target
 from lightly_distill.runtime.words import size_text
 from lightly_distill.sharing.publish import publish
@@ -43,6 +43,7 @@ def arguments(parser: ArgumentParser) -> None:
         "--target", type=str | None, default=None, metavar="SPEC", help=f"Default: that of the set's run. {TARGET_HELP}"
     )
     target_options(parser)
+    representations_option(parser, "those of the set's run, or they are computed")
 
 
 def run(options: Namespace) -> None:
@@ -59,6 +60,7 @@ def run(options: Namespace) -> None:
         evaluation=options.evaluation,
         data=options.data,
         target=options.target and load_target(options.target, options.target_encoder, options.target_class),
+        representations=options.representations,
         pairs=pairs,
         accept_near_copies=options.yes,
         dry_run=options.dry_run,

@@ -88,6 +88,7 @@ def run(options: Namespace) -> None:
             search=listed(options.search),
             trials=options.trials,
             search_size=options.search_size,
+            representations=options.representations,
             config=transfer,
         )
     for line in sweep_report.lead(done):

@@ -39,6 +39,7 @@ def evaluate(
     *,
     data: Any = None,
     target: "Target | nn.Module | str | None" = None,
+    representations: Any = None,
     others: Mapping[str, "SyntheticSet | str | Path"] | None = None,
     out: "str | Path | None" = None,
     config: TransferConfig | None = None,
@@ -56,6 +57,8 @@ def evaluate(
         data: The real images that the set was distilled from, for the arms that need them. Default: what the run's
             configuration says.
         target: The target model or its specification, for the arms that need it. Default: as `data`.
+        representations: The target's, of the real images, as `DistillationStage.run` takes them: a folder to keep them
+            in, or what there is of them already. Default: those of the run, or they are computed.
         others: More arms, name to a set or its folder.
         out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
         config: All settings at once, instead of options.
@@ -70,7 +73,7 @@ def evaluate(
     config = choose(config, TransferConfig(), options)
     check_other_names(others or {})
     folder = None if out is None else empty_folder(Path(out))
-    bench = _open(synthetic, student, tasks, data, target, others or {}, config)
+    bench = _open(synthetic, student, tasks, data, target, representations, others or {}, config)
     results = [Evaluation(name, _setting(bench), config.seed_list, {}) for name in bench.students]
     bench.warm_up()
     _measure(bench, results, folder)
@@ -86,6 +89,7 @@ def _open(
     tasks: Sequence[Any],
     data: Any,
     target: Any,
+    representations: Any,
     others: Mapping[str, "SyntheticSet | str | Path"],
     config: TransferConfig,
 ) -> Bench:
@@ -95,7 +99,7 @@ def _open(
     arms = [*config.arms, *(given_arm(name, _as_set(value), own) for name, value in others.items())]
     students = {name: student_builder(name, size) for name in student_names(student)}
     opened = open_tasks(tasks, config.labels, image_size=size)
-    inputs = open_inputs(arms, synthetic, own, data, target, device)
+    inputs = open_inputs(arms, synthetic, own, data, target, device, representations)
     return Bench(config, device, arms, inputs, students, opened)
 
 

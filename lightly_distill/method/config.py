@@ -118,6 +118,11 @@ class DistillConfig:
     """What the synthetic images start from. "random": real images, drawn at random. "kmeans": those nearest to as many
     centroids of the target's representations. "noise": no real image, but normal noise that has mean and
     covariance of real images and their representations."""
+    target_dims: int | None = None
+    """Predict so many principal components of the target's representations, of the real images that are not held out,
+    instead of all their numbers. The set keeps what brings the target's own space back."""
+    target_whiten: bool = False
+    """Scale the principal components to the same variance, so that the loss is not ruled by the first of them."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
     seed: int = 0
@@ -125,7 +130,7 @@ class DistillConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the students' features; the ridge solve keeps its own."""
+    """Precision of the students' features, and on a GPU of the target's; the ridge solve keeps its own."""
     compile: bool = False
     """Compile the students with torch.compile: about a quarter faster on a CPU, after a minute that it takes at first.
     Needs a C++ compiler."""
@@ -151,6 +156,12 @@ class DistillConfig:
             check_number(self, "image_size")
         if self.target_size is not None:
             check_number(self, "target_size")
+        if self.target_dims is not None:
+            check_number(self, "target_dims")
+        if not isinstance(self.target_whiten, bool):
+            raise UsageError(f"target_whiten must be true or false; got {self.target_whiten!r}.")
+        if self.target_whiten and self.target_dims is None:
+            raise UsageError("target_whiten scales principal components: give target_dims, how many.")
         check_one_of("precision", self.precision, ("fp32", "bf16"))
         if not isinstance(self.compile, bool):
             raise UsageError(f"compile must be true or false; got {self.compile!r}.")
@@ -198,6 +209,8 @@ class DistillOptions(TypedDict, total=False):
     target_size: int | None
     source_views: int | Literal["random"]
     init: Literal["random", "kmeans", "noise"]
+    target_dims: int | None
+    target_whiten: bool
     holdout: int
     seed: int
     device: str

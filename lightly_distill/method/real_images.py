@@ -9,16 +9,18 @@ from torch import Tensor
 from lightly_distill.data.pixels import crop_and_flip
 from lightly_distill.data.source import Source
 from lightly_distill.method.config import DistillConfig
-from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.method.projection import check_dims, fit_projection
+from lightly_distill.method.representation_cache import Keeper
 from lightly_distill.method.sight import target_frame
 from lightly_distill.method.split import Split
 from lightly_distill.method.step import RealBatch
 from lightly_distill.method.truth import TargetTruth, Truth
 from lightly_distill.method.views import Views
+from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
-from lightly_distill.runtime.processes import SOLO, Team
+from lightly_distill.runtime.processes import ALONE, SOLO, Processes, Team
 
 
 class RealImages:
@@ -36,6 +38,7 @@ class RealImages:
 
     Attributes:
         batch_size: Images of a batch.
+        projection: Of the truth, on the CPU; None where there is none.
         resident: All images, uint8, on a GPU, where they fit; None: they are read from the source.
     """
 
@@ -53,6 +56,7 @@ class RealImages:
     ) -> None:
         self.source, self.split, self.views, self.truth = source, split, views, truth
         self.mean, self.std = mean, std
+        self.projection: Projection | None = None
         self.batch_size = min(config.batch_size, len(split.train))
         self.resident = _on_device(source, device)
         self._seed, self._device = config.seed, device
@@ -65,7 +69,10 @@ class RealImages:
         target: Target,
         config: DistillConfig,
         device: torch.device,
-        cache: RepresentationCache | None = None,
+        cache: Keeper | None = None,
+        *,
+        projection: Projection | None = None,
+        processes: Processes = ALONE,
     ) -> "RealImages":
         """Makes batches of images with the target's representations, which are computed here where they can be kept.
 
@@ -74,16 +81,31 @@ class RealImages:
             target: Frozen target model.
             config: For seed, views, batch size, held-out count and the size that the target sees.
             device: Where batches are delivered and representations computed.
-            cache: Where representations are kept; by default in memory.
+            cache: What has or keeps representations; by default they are kept in memory.
+            projection: Of a run that goes on. Default: it is fitted here, where `config.target_dims` asks for one.
+            processes: Of the run; the main one fits the projection.
 
         Raises:
-            UsageError: If the source has too few images for the synthetic set; before any work.
+            UsageError: If the source has too few images for the synthetic set or for the projection, before any work;
+                or if representations do not vary in so many directions.
             DistillError: If the target fails, or a representation cannot be kept.
         """
         split = Split.of(source, config)
         views = Views(config.source_views, len(source), config.seed)
-        truth = TargetTruth(source, target, views, device, cache, target_frame(source, target, config.target_size))
-        return cls(source, split, views, truth, config, device, mean=target.mean, std=target.std)
+        if config.target_dims is not None:
+            check_dims(config.target_dims, images=len(split.train))
+        bf16 = config.precision == "bf16" and device.type == "cuda"
+        frame = target_frame(source, target, config.target_size)
+        truth = TargetTruth(source, target, views, device, cache, frame, bf16=bf16)
+        if config.target_dims is not None:
+            dims, whiten = config.target_dims, config.target_whiten
+            projection = projection or processes.in_main(
+                lambda: fit_projection(truth.of_images, split.train, dims, whiten=whiten)
+            )
+            truth.projection = projection.to(device)
+        real = cls(source, split, views, truth, config, device, mean=target.mean, std=target.std)
+        real.projection = projection
+        return real
 
     def normalise(self, images: Tensor) -> Tensor:
         """Maps uint8 images (B, 3, H, W) to the normalised space of the students, on the device."""

@@ -2,7 +2,7 @@
 
 A shard is the file `FIRST-SHA256.npy` of SHARD images: float32, shape (V, N, D), written aside, renamed, memory-mapped.
 Its name holds the first image and the hash of its numbers, so that one that is not whole is noticed and computed again.
-A run that goes on computes the missing ones only.
+A run that goes on computes the missing ones only, and so does another run on the same images with the same target.
 
 Shapes: n real images, V views of each, N images of a shard, B images of a batch, D numbers of a representation.
 """
@@ -10,22 +10,29 @@ Shapes: n real images, V views of each, N images of a shard, B images of a batch
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from lightly_distill.runtime.files import PARTIAL, remove, replacing
+from lightly_distill.errors import DistillError
+from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
+from lightly_distill.runtime.progress import Progress
 
 SHARD = 8192  # images
+ABANDONED = 3600.0  # seconds in which a file that another run is writing changes at least once
 _FORMAT = 1
 
 _logger = logging.getLogger(__name__)
+
+Compute = Callable[[Tensor], Iterator[Tensor]]
 
 
 class Representations:
@@ -56,13 +63,28 @@ class Representations:
         return gathered
 
 
+class Keeper(Protocol):
+    """What has representations, or keeps them."""
+
+    def keep(self, views: str, count: int, compute: Compute, *, bf16: bool = False) -> Representations:
+        """Returns the representations of all images; see `RepresentationCache.keep`."""
+        ...
+
+
+class _Shard(NamedTuple):
+    path: Path | None  # None: in memory only
+    numbers: Tensor
+
+
 class RepresentationCache:
-    """Keeps representations from one session of a run to the next.
+    """Keeps representations from one session of a run to the next, and for other runs.
 
     Args:
         folder: Holds a folder for each key; None keeps representations in memory only.
         facts: JSON-able; by it real images and target differ from others.
         processes: That share the work and the folder.
+        also: More such folders, from which shards are read. Nothing is changed there.
+        shared: Whether other runs may write to the folder at the same time.
     """
 
     def __init__(
@@ -70,67 +92,126 @@ class RepresentationCache:
         folder: Path | None = None,
         facts: Mapping[str, Any] | None = None,
         processes: Processes = ALONE,
+        *,
+        also: Sequence[Path] = (),
+        shared: bool = False,
     ) -> None:
         self._folder, self._facts, self._processes = folder, dict(facts or {}), processes
+        self._also, self._shared = tuple(also), shared
         self._used: Path | None = None
 
-    def keep(self, views: str, count: int, compute: Callable[[Tensor], Tensor]) -> Representations:
+    def keep(self, views: str, count: int, compute: Compute, *, bf16: bool = False) -> Representations:
         """Returns the representations of all images, computing what is not there.
 
         Args:
             views: Tells these views apart from others.
             count: n.
-            compute: Indices of images, shape (N,), to float32 of shape (V, N, D).
+            compute: Increasing indices of images to float32 of shape (V, B, D), some images at a time, in order. Called
+                once at most, with those of all missing shards of this process.
+            bf16: Whether they are computed in bfloat16; these are others than those in float32.
 
         Raises:
             DistillError: If a shard cannot be written, or `compute` fails. The shards before it stay.
         """
-        if self._folder is not None:
-            key = json.dumps({**self._facts, "views": views, "dtype": "float32", "format": _FORMAT}, sort_keys=True)
-            self._used = self._folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-            if self._processes.main:
-                for partial in self._used.glob(f"*{PARTIAL}"):
-                    partial.unlink()
+        name = self._key(views, bf16)
+        self._used = None if self._folder is None else self._folder / name
+        if self._used is not None and self._processes.main:
+            _remove_partial(self._used, ABANDONED if self._shared else 0)
         self._processes.wait()
         parts = torch.split(torch.arange(count), SHARD)
         mine = range(self._processes.index, len(parts), self._processes.count)
-        own: dict[int, Tensor] = {}
-        quiet = True if not self._processes.main else None  # None: quiet without a terminal
-        with tqdm(total=sum(len(parts[i]) for i in mine), unit="image", desc="Representations", disable=quiet) as bar:
-            for number in mine:
-                own[number] = _shard(self._used, parts[number], compute)
-                bar.update(len(parts[number]))
-        if self._used is not None:  # what the others wrote is read from the folder
-            self._processes.wait()
-            return Representations(
-                [own[i] if i in own else _shard(self._used, part, compute) for i, part in enumerate(parts)]
-            )
-        everyone = {number: shard for each in self._processes.gather(own) for number, shard in each.items()}
-        return Representations([everyone[number] for number in range(len(parts))])
+        own = {number: self._find(name, parts[number]) for number in mine}
+        missing = [number for number, shard in own.items() if shard is None]
+        if missing:
+            own |= self._computed({number: parts[number] for number in missing}, compute)
+        # what others wrote is read from the folder, the very file: another run may have written another
+        told = {number: shard.path or shard.numbers for number, shard in own.items() if shard is not None}
+        everyone = {number: shard for each in self._processes.gather(told) for number, shard in each.items()}
+        numbers = []
+        for number, part in enumerate(parts):
+            shard, other = own.get(number), everyone[number]
+            numbers.append(shard.numbers if shard else _of_others(other, len(part)))
+        return Representations(numbers)
 
     def forget_others(self) -> None:
-        """Removes the shards of all keys but the one in use, and what else is in the folder."""
-        for path in self._folder.glob("*") if self._folder is not None else ():
+        """Removes the shards of all keys but the one in use, and what else is in the folder, unless others use it."""
+        for path in self._folder.glob("*") if self._folder is not None and not self._shared else ():
             if path != self._used:
                 remove(path)
 
+    def _key(self, views: str, bf16: bool) -> str:
+        precision = {"precision": "bf16"} if bf16 else {}
+        facts = {**self._facts, **precision, "views": views, "dtype": "float32", "format": _FORMAT}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
-def _shard(folder: Path | None, indices: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    if folder is None:
-        return compute(indices)
-    first = int(indices[0])
-    for path in sorted(folder.glob(f"{first:09d}-*.npy")):
-        shard = _load(path, len(indices))
-        if shard is not None:
-            return shard
-        _logger.warning("The kept representations in %s are not whole: computing them again.", path)
-        path.unlink()
-    numbers = compute(indices).numpy()
-    path = folder / f"{first:09d}-{_sha256(numbers)}.npy"
-    with replacing(path) as partial, open(partial, "wb") as file:
-        np.save(file, numbers)
-    del numbers  # from here on the file is mapped instead
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+    def _find(self, name: str, indices: Tensor) -> _Shard | None:
+        """Returns a shard that is there and whole."""
+        for folder in (self._folder, *self._also):
+            for path in sorted((folder / name).glob(f"{int(indices[0]):09d}-*.npy")) if folder is not None else ():
+                numbers = _load(path, len(indices))
+                if numbers is not None:
+                    return _Shard(path, numbers)
+                _logger.warning("The kept representations in %s are not whole: computing them again.", path)
+                if folder == self._folder:
+                    path.unlink(missing_ok=True)  # another run may have seen it too
+        return None
+
+    def _computed(self, parts: Mapping[int, Tensor], compute: Compute) -> dict[int, _Shard | None]:
+        """Computes and writes shards, given the indices of each by its number."""
+        if self._used is not None:
+            with writing(self._used):  # a folder that cannot be written to is refused before the work
+                self._used.mkdir(parents=True, exist_ok=True)
+        total = sum(map(len, parts.values()))
+        shards: dict[int, _Shard | None] = {}
+        with Progress("Representations", total, "image", shown=self._processes.main) as progress:
+            computed = _counted(compute(torch.cat(list(parts.values()))), progress)
+            grouped = _regrouped(computed, [len(part) for part in parts.values()])
+            for number, part in parts.items():
+                shards[number] = self._kept(int(part[0]), next(grouped))
+        return shards
+
+    def _kept(self, first: int, numbers: Tensor) -> _Shard:
+        if self._used is None:
+            return _Shard(None, numbers)
+        path = self._used / f"{first:09d}-{_sha256(numbers.numpy())}.npy"
+        with replacing(path, f".{os.getpid()}-{secrets.token_hex(4)}") as partial, open(partial, "wb") as file:
+            np.save(file, numbers.numpy())
+        del numbers  # from here on the file is mapped instead
+        return _Shard(path, torch.from_numpy(np.load(path, mmap_mode="c")))
+
+
+def _remove_partial(folder: Path, older_than: float) -> None:
+    """Removes what killed runs left; a younger file may be one that another run is writing."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        try:
+            if time.time() - partial.stat().st_mtime >= older_than:
+                partial.unlink()
+        except FileNotFoundError:  # the other run is done with it
+            continue
+
+
+def _counted(computed: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
+    for part in computed:
+        progress.add(part.shape[1])
+        yield part
+
+
+def _regrouped(parts: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Yields what comes in parts (V, B, D), in groups of these sizes."""
+    waiting: list[Tensor] = []
+    for size in sizes:
+        while sum(part.shape[1] for part in waiting) < size:
+            waiting.append(next(parts))
+        rows = torch.cat(waiting, dim=1)
+        waiting = [rows[:, size:].clone()] if rows.shape[1] > size else []
+        yield rows[:, :size].contiguous()
+
+
+def _of_others(shard: Path | Tensor, images: int) -> Tensor:
+    numbers = shard if isinstance(shard, Tensor) else _load(shard, images)
+    if numbers is None:
+        raise DistillError(f"{shard} cannot be read in each process: representations need a folder that all share.")
+    return numbers
 
 
 def _load(path: Path, images: int) -> Tensor | None:

@@ -14,7 +14,10 @@ from lightly_distill.method.pool import StudentBuilder, StudentPool
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.start import initial
 from lightly_distill.method.step import RealBatch
+from lightly_distill.models.projection import Projection
 from lightly_distill.runtime.processes import ALONE, Processes, Team
+
+_PROJECTION = "projection."  # begins the names of its tensors
 
 
 @dataclass
@@ -31,6 +34,7 @@ class DistillState:
         step: Outer steps done.
         jitters: How often a ridge penalty had to grow.
         losses: Outer losses of the steps since the last row of measurements.
+        projection: Of the representations, on the CPU; None where they are the target's own.
         initial: What `held_out_loss` returned before the first step; empty until then.
     """
 
@@ -44,6 +48,7 @@ class DistillState:
     jitters: int = 0
     losses: list[float] = field(default_factory=list)
     initial: dict[str, Any] = field(default_factory=dict)
+    projection: Projection | None = None
 
     @classmethod
     def start(
@@ -73,7 +78,7 @@ class DistillState:
             students, config.pool, images, representations.shape[1], config.seed, team, compile=config.compile
         )
         optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
-        return cls(images, representations, index, pool, optimizer, team)
+        return cls(images, representations, index, pool, optimizer, team, projection=real.projection)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of the state by flat name."""
@@ -81,6 +86,8 @@ class DistillState:
         tensors |= {"images": self.images, "representations": self.representations, "source_index": self.source_index}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adamw.{number}.{name}": value for name, value in moments.items()}
+        if self.projection is not None:
+            tensors |= {_PROJECTION + name: value for name, value in self.projection.tensors().items()}
         return tensors
 
     def facts(self) -> dict[str, Any]:
@@ -116,6 +123,12 @@ class DistillState:
             raise DistillError(
                 f"The checkpoint does not hold the whole state of this run ({why}): start again with --overwrite."
             ) from error
+
+
+def saved_projection(tensors: dict[str, Tensor]) -> Projection | None:
+    """Returns the projection among the tensors of a state, None where there is none."""
+    parts = {name: value for name, value in tensors.items() if name.startswith(_PROJECTION)}
+    return Projection(**{name.removeprefix(_PROJECTION): value for name, value in parts.items()}) if parts else None
 
 
 def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 Shapes: n real images, V fixed views of each, B images of a batch, D numbers of a truth.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -11,10 +12,14 @@ from torch import Tensor
 from lightly_distill.data.decode import Frame
 from lightly_distill.data.pixels import crop_and_flip
 from lightly_distill.data.source import Source
-from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.method.krr import full_precision
+from lightly_distill.method.representation_cache import Keeper, RepresentationCache
 from lightly_distill.method.sight import Sight
 from lightly_distill.method.views import Drawn, Views
+from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target
+
+PROJECTED = 8192  # representations at a time
 
 
 class Truth(Protocol):
@@ -44,8 +49,12 @@ class TargetTruth:
         target: Frozen target model.
         views: Of the images.
         device: Where representations are computed.
-        cache: Where those of fixed views are kept; by default in memory.
+        cache: What has or keeps those of fixed views; by default they are kept in memory.
         frame: What the target sees of each image; by default what students see.
+        bf16: Whether the target computes in bfloat16.
+
+    Attributes:
+        projection: Applied to all representations that are returned, on the device; None returns them as they are.
 
     Raises:
         DistillError: If the target fails, or a representation cannot be kept.
@@ -57,51 +66,64 @@ class TargetTruth:
         target: Target,
         views: Views,
         device: torch.device,
-        cache: RepresentationCache | None = None,
+        cache: Keeper | None = None,
         frame: Frame | None = None,
+        *,
+        bf16: bool = False,
     ) -> None:
-        self._views, self._device = views, device
+        self._views, self._device, self._bf16 = views, device, bf16
         self._sight = Sight(source, frame or source.frame)
+        self.projection: Projection | None = None
         self._target = target.to(device)
         if views.fixed:
-            key = views.key + self._sight.key
-            self._kept = (cache or RepresentationCache()).keep(key, len(source), self._of_all_views)
+            kept, key = cache or RepresentationCache(), views.key + self._sight.key
+            self._kept = kept.keep(key, len(source), self._of_all_views, bf16=bf16)
         self._rest()
 
     def of_images(self, indices: Tensor) -> Tensor:
         """Returns the target's representations of images as they are."""
         if self._views.plain:
-            return self._kept.gather(torch.zeros_like(indices), indices)
-        representations = self._sight.represented(self._target, indices, self._device)
+            return self._projected(self._kept.gather(torch.zeros_like(indices), indices)).cpu()
+        with self._precision():
+            representations = self._sight.represented(self._target, indices, self._device)
         self._rest()
-        return representations
+        return self._projected(representations).cpu()
 
     def of_views(self, images: Tensor, drawn: Drawn) -> Tensor:
         """Returns the target's representations of a batch of views."""
         if drawn.numbers is not None:
-            return self._kept.gather(drawn.numbers, drawn.indices).to(images.device)
+            return self._projected(self._kept.gather(drawn.numbers, drawn.indices)).to(images.device)
         if not self._sight.apart:
-            return self._ask(images)
+            return self._projected(self._ask(images))
         chunks = self._sight.chunks(drawn.indices)
         crops = torch.split(drawn.crops, len(chunks[0]))
         views = (self._view(*each) for each in zip(self._sight.images(chunks), crops, strict=True))
-        return torch.cat([self._ask(view) for view in views])
+        return self._projected(torch.cat([self._ask(view) for view in views]))
 
-    def _of_all_views(self, indices: Tensor) -> Tensor:
-        """Computes the representations of all fixed views of some images, shape (V, N, D)."""
+    def _of_all_views(self, indices: Tensor) -> Iterator[Tensor]:
+        """Computes the representations of all fixed views of some images, a few at a time, shape (V, B, D)."""
         chunks = self._sight.chunks(indices)
-        parts = []
         for chunk, images in zip(chunks, self._sight.images(chunks), strict=True):
             views = (self._view(images, crops[chunk]) for crops in self._views.table)
-            parts.append(torch.stack([self._ask(view).cpu() for view in views]))
-        return torch.cat(parts, dim=1)
+            yield torch.stack([self._ask(view).cpu() for view in views])
 
     def _view(self, images: Tensor, crops: Tensor) -> Tensor:
         return crop_and_flip(images, crops, self._sight.scale).to(self._device)
 
     def _ask(self, images: Tensor) -> Tensor:
-        representations: Tensor = self._target(images.float() / 255)
+        with self._precision():
+            representations: Tensor = self._target(images.float() / 255)
         return representations
+
+    def _projected(self, representations: Tensor) -> Tensor:
+        if self.projection is None:
+            return representations
+        with full_precision(self._device):
+            chunks = torch.split(representations, PROJECTED)
+            return torch.cat([self.projection.apply(chunk.to(self._device)) for chunk in chunks])
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def _rest(self) -> None:
         """Takes the target off the device, unless every step needs it; all images of a pass have been seen."""

@@ -1,5 +1,6 @@
 """Where a set comes from: its real images and its target model, given by the user or named by the run that made it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,14 @@ from lightly_distill.data.decode import Frame
 from lightly_distill.data.pixels import normalise, resized
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
-from lightly_distill.method.sight import Sight
+from lightly_distill.method.brought import Brought
+from lightly_distill.method.representation_cache import Keeper
+from lightly_distill.method.truth import TargetTruth
+from lightly_distill.method.views import Views
 from lightly_distill.models.encoders import CHECKPOINTS
+from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target, as_target, load_target, represent
+from lightly_distill.runs.representations import find_representations, keeper, reader
 from lightly_distill.runs.run_folder import run_config
 from lightly_distill.runtime import seeding
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -32,20 +38,28 @@ class RealSide:
         target: Frozen target model, on `device`.
         device: Where representations are computed.
         frame: What the target sees of each real image; by default what students see.
+        keeper: What has or keeps the representations of the images; by default they are computed.
+        projection: Applied to all representations: those of a set are compared with others in its own coordinates.
+        bf16: Whether the target computes in bfloat16.
     """
 
     source: Source
     target: Target
     device: torch.device
     frame: Frame | None = None
+    keeper: Keeper | None = None
+    projection: Projection | None = None
+    bf16: bool = False
 
     @cached_property
     def representations(self) -> Tensor:
         """Of all real images, float32, shape (n, d)."""
-        sight = Sight(self.source, self.frame or self.source.frame)
-        found = sight.represented(self.target, torch.arange(len(self.source)), self.device)
-        sight.report()
-        return found
+        every = torch.arange(len(self.source))
+        views = Views(0, len(every), 0)
+        truth = TargetTruth(self.source, self.target, views, self.device, self.keeper, self.frame, bf16=self.bf16)
+        self.target.to(self.device)  # where the truth has taken it from
+        truth.projection = None if self.projection is None else self.projection.to(self.device)
+        return truth.of_images(every)
 
     @property
     def target_size(self) -> int:
@@ -53,13 +67,14 @@ class RealSide:
         return (self.frame or self.source.frame).size
 
     def represent(self, images: Tensor) -> Tensor:
-        """Returns the target's representations of images that are no real ones, float32, shape (B, d).
+        """Returns the target's representations of images that are no real ones, float32, shape (B, D).
 
         Args:
             images: uint8, shape (B, 3, S, S). They are enlarged to what the target sees.
         """
         batches = (resized(batch, self.target_size) for batch in torch.split(images, CHUNK))
-        return represent(self.target, batches, device=self.device, total=len(images))
+        found = represent(self.target, batches, device=self.device, total=len(images))
+        return found if self.projection is None else self.projection.apply(found)
 
     def chosen(self, indices: Tensor) -> SyntheticSet:
         """Returns these real images and the target's representations of them."""
@@ -92,7 +107,16 @@ def missing_origin(synthetic: Any, data: Any, target: Any) -> str:
     return " and ".join(name for name, is_there in there.items() if not is_there)
 
 
-def real_side(synthetic: Any, data: Any, target: Any, own: SyntheticSet, device: torch.device) -> RealSide:
+def real_side(
+    synthetic: Any,
+    data: Any,
+    target: Any,
+    own: SyntheticSet,
+    device: torch.device,
+    *,
+    representations: Any = None,
+    projection: Projection | None = None,
+) -> RealSide:
     """Opens the real images and the target, which the configuration of a run names where the user does not.
 
     Args:
@@ -101,6 +125,8 @@ def real_side(synthetic: Any, data: Any, target: Any, own: SyntheticSet, device:
         target: The target model or its specification, or None.
         own: The set, which records what the target saw of each image.
         device: Where representations are computed.
+        representations: Of the images, see `find_representations`. Default: what the run has kept of them, if any.
+        projection: For `RealSide`.
 
     Raises:
         UsageError: If one of them is missing, or cannot be opened.
@@ -113,8 +139,20 @@ def real_side(synthetic: Any, data: Any, target: Any, own: SyntheticSet, device:
     if target is None:
         target = load_target(known["target"], known.get("target_encoder"))
     model = load_target(target) if isinstance(target, str) else as_target(target)
+    found = find_representations(representations)
+    if isinstance(found, Brought):
+        found.check(views=0, items=None, dim=own.projection.dim if own.projection else own.dim)
     source = open_recorded(data, own)
-    return RealSide(source, model.to(device), device, _recorded_frame(own))
+    sha256 = model.weights_sha256()
+    return RealSide(
+        source,
+        model.to(device),
+        device,
+        _recorded_frame(own),
+        kept_by_run(synthetic, known, source, sha256) if found is None else keeper(found, source, sha256, None),
+        projection,
+        device.type == "cuda" and _part(own, "config").get("precision") == "bf16",
+    )
 
 
 def open_recorded(data: Any, own: SyntheticSet) -> Source:
@@ -138,6 +176,23 @@ def _recorded_frame(own: SyntheticSet) -> Frame | None:
             f"interpolation {interpolation!r}."
         )
     return Frame(size, crop, interpolation)
+
+
+def kept_by_run(synthetic: Any, known: Mapping[str, Any], source: Source, target_sha256: str) -> Keeper | None:
+    """Returns what a run has kept of the representations of its real images, to be read only; None without a run."""
+    if isinstance(synthetic, SyntheticSet):
+        return None
+    named = known.get("representations")
+    found = find_representations(named) if isinstance(named, str) and Path(named).exists() else None
+    folder = Path(synthetic)
+    places = [folder, folder.parent] if folder.resolve().name == "set" else [folder]
+    return reader(found, source, target_sha256, places)
+
+
+def _part(own: SyntheticSet, name: str) -> dict[str, Any]:
+    """Returns a part of the record of a set, which may be a stranger's."""
+    part = own.provenance.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def config_of_run(synthetic: Any) -> dict[str, Any]:

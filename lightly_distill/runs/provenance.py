@@ -8,6 +8,7 @@ import torch
 
 from lightly_distill.data.source import Source
 from lightly_distill.errors import DistillError
+from lightly_distill.method.brought import Brought
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.sight import target_frame
 from lightly_distill.method.state import DistillState
@@ -19,10 +20,13 @@ from lightly_distill.runtime.settings import to_dict
 from lightly_distill.runtime.usage import peak_memory
 
 
-def run_facts(source: Source, target: Target, config: DistillConfig, processes: Processes) -> dict[str, Any]:
-    """Returns what decides the result of a run, JSON-able: source, target, configuration."""
+def run_facts(
+    source: Source, target: Target, config: DistillConfig, processes: Processes, brought: Brought | None = None
+) -> dict[str, Any]:
+    """Returns what decides the result of a run, JSON-able: source, target, configuration, representations brought."""
     frame = target_frame(source, target, config.target_size)
     apart = {"crop": frame.crop, "interpolation": frame.interpolation} if frame.size != source.image_size else {}
+    own = {} if brought is None else {"representations": {"name": brought.name, "sha256": brought.sha256()}}
     return {
         # with parallel=batch the number of processes does not change the result
         "processes": processes.count if config.parallel == "pool" else 1,
@@ -41,6 +45,7 @@ def run_facts(source: Source, target: Target, config: DistillConfig, processes: 
             "image_size": frame.size,
             **apart,
         },
+        **own,
         "config": to_dict(config),
     }
 

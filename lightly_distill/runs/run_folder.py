@@ -3,7 +3,7 @@
 config.yaml        what was run, in full; `--config` takes it back
 metrics.jsonl      one row every `log_every` steps
 checkpoints/       what `--resume` needs
-representations/   the target's of the real images, so that `--resume` need not compute them again
+representations/   the target's of the real images, so that `--resume` and others need not compute them again
 pictures/          before and after, loss curve
 set/               the synthetic set
 trackers/          what trackers of --log-with keep in files
@@ -23,17 +23,18 @@ import yaml
 from torch import Tensor
 
 from lightly_distill.errors import UsageError
+from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.state import DistillState
-from lightly_distill.runs import checkpoint, lock
+from lightly_distill.runs import checkpoint, lock, representations
 from lightly_distill.runs.run_log import RunLog
 from lightly_distill.runtime import signals
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
-from lightly_distill.runtime.settings import differences
+from lightly_distill.runtime.settings import differences, to_dict
 
 TRACKERS = "trackers"
-OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", "representations", "pictures", "set", TRACKERS)
+OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", representations.FOLDER, "pictures", "set", TRACKERS)
 # settings that may change between a run and its resumption
 FREE_TO_CHANGE = ("device", "log_every", "checkpoint_every", "checkpoint_minutes")
 
@@ -50,6 +51,7 @@ class RunFolder:
         log: Is given each row of measurements too.
         processes: Of which the main one writes; all read.
         session: The conditions of this session, see `session_facts`.
+        kept: The representations in the folder, if the run keeps them there.
 
     Attributes:
         sessions: The conditions of the run, and from which step on: one entry, and another for each time that it went
@@ -63,16 +65,14 @@ class RunFolder:
         log: RunLog | None = None,
         processes: Processes = ALONE,
         session: Mapping[str, Any] | None = None,
+        kept: RepresentationCache | None = None,
     ) -> None:
         self.path = path
         self._log = log
         self._processes = processes
         self._settings = dict(settings)
         self.sessions: list[dict[str, Any]] = [{"from_step": 0, **(session or {})}]
-        self.representations = RepresentationCache(processes=processes)
-        if path is not None:
-            key = {"source": settings["source"]["fingerprint"], "target": settings["target"]["sha256"]}
-            self.representations = RepresentationCache(path / "representations", key, processes)
+        self._kept = kept
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0  # of earlier sessions of a resumed run
         self._started = time.perf_counter()
@@ -119,8 +119,11 @@ class RunFolder:
             with writing(self.path):
                 _remove_unfinished(self.path)
                 if not resumed:
-                    self.representations.forget_others()
-                    for name in set(OWN_NAMES) - {"representations"}:  # only what a run writes; the user's files stay
+                    names = set(OWN_NAMES)
+                    if self._kept is not None:
+                        self._kept.forget_others()
+                        names.remove(representations.FOLDER)
+                    for name in names:  # only what a run writes; the user's files stay
                         remove(self.path / name)
                 (self.path / "pictures").mkdir(parents=True, exist_ok=True)
             with replacing(self.path / "config.yaml") as partial:
@@ -250,9 +253,11 @@ def _remove_unfinished(folder: Path) -> None:
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
-    plain["config"] = {name: value for name, value in plain["config"].items() if name not in FREE_TO_CHANGE}
+    config = {**to_dict(DistillConfig()), **plain["config"]}  # an older version had fewer settings
+    plain["config"] = {name: value for name, value in config.items() if name not in FREE_TO_CHANGE}
     plain["source"].pop("name")  # how it was written; the fingerprint says what it is
     # by default it depends on target and images; in older versions, which record none, the target saw what students see
     plain["config"]["target_size"] = plain["target"].get("image_size", plain["source"].get("image_size"))
-    plain["target"] = {"sha256": plain["target"]["sha256"]}
+    for part in ("target", "representations"):  # of the second only what the user brought
+        plain[part] = {"sha256": plain.get(part, {}).get("sha256")}
     return plain

@@ -12,18 +12,22 @@ from typing_extensions import Unpack
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.source import Source, open_source
 from lightly_distill.errors import UsageError
+from lightly_distill.method.brought import Brought
 from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
+from lightly_distill.method.projection import check_dims
 from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.sight import find_for_target, try_target
 from lightly_distill.method.split import require_enough
-from lightly_distill.method.state import DistillState
+from lightly_distill.method.state import DistillState, saved_projection
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import as_target, load_target
 from lightly_distill.runs import curves
 from lightly_distill.runs.lock import locked
 from lightly_distill.runs.provenance import provenance, run_facts, session_facts, versions
+from lightly_distill.runs.representations import Found, find_representations, keeper
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.device import free_memory, resolve_device
@@ -73,12 +77,18 @@ class DistillationStage:
         self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
 
     def check(
-        self, dataset: Any, *, out: str | Path | None = None, resume: bool = False, overwrite: bool = False
+        self,
+        dataset: Any,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        representations: Any = None,
     ) -> None:
         """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
         versions()
-        self._look_at(dataset, resolve_device(self.config.device))
+        self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
 
     def run(
         self,
@@ -89,6 +99,7 @@ class DistillationStage:
         overwrite: bool = False,
         strict: bool = False,
         log: RunLog | None = None,
+        representations: Any = None,
     ) -> SyntheticSet:
         """Distils a dataset.
 
@@ -102,6 +113,9 @@ class DistillationStage:
             strict: With `resume`: refuse a damaged newest checkpoint instead of going on from the one before it.
             log: Its method `start` is called before the long work, and its method `log` is given each row of
                 measurements as it is taken, such as `{"step": 10, "loss": 0.1}`.
+            representations: Where the target's representations of the images are kept, so that they are computed once:
+                a folder, which several runs may share, or that of another run. Or what there is of them already: a file
+                or a Hugging Face dataset; see `find_representations`. Default: in `out`.
 
         Returns:
             The synthetic set, on the CPU, with its provenance.
@@ -129,7 +143,11 @@ class DistillationStage:
 
             # a script may give them to its main process only, and processes that disagree would wait for each other
             folder, resume, strict = processes.in_main(occupy)
-            return self._run(dataset, folder, processes, resolve_device(device), resume=resume, strict=strict, log=log)
+            found = find_representations(representations)
+            named = {"representations": str(representations)} if isinstance(representations, str | Path) else {}
+            return self._run(
+                dataset, folder, processes, resolve_device(device), found, named, resume=resume, strict=strict, log=log
+            )
 
     def _run(
         self,
@@ -137,6 +155,8 @@ class DistillationStage:
         folder: Path | None,
         processes: Processes,
         device: torch.device,
+        found: Found,
+        named: dict[str, str],
         *,
         resume: bool,
         strict: bool,
@@ -149,7 +169,7 @@ class DistillationStage:
                 f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
             )
         _require_batch(config.batch_size, config, processes)
-        images, students = self._look_at(dataset, device)  # before all images are read
+        images, students = self._look_at(dataset, device, found)  # before all images are read
         # after distributed training, batch norm's statistics differ
         processes.copy_from_main(*target.state_dict().values())
         # half of what is free, as by default, but for all processes of this machine together
@@ -163,17 +183,21 @@ class DistillationStage:
         started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)  # what the script used before is not ours
-        facts = run_facts(source, target, config, processes)
-        run = RunFolder(folder, facts, log, processes, session)
+        facts = run_facts(source, target, config, processes, found if isinstance(found, Brought) else None)
+        keeps = keeper(found, source, facts["target"]["sha256"], folder, processes)
+        run = RunFolder(
+            folder, facts, log, processes, session, keeps if isinstance(keeps, RepresentationCache) else None
+        )
         saved = run.load_checkpoint(strict=strict) if resume else None
-        real = RealImages.of_target(source, target, config, device, run.representations)
+        projection = saved_projection(saved[0]) if saved else None
+        real = RealImages.of_target(source, target, config, device, keeps, projection=projection, processes=processes)
         state = DistillState.start(real, students, config, processes)
         initial = state.images.detach().clone()
         if saved is not None:
             state.restore(*saved)
         # what a command line could name
-        named = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
-        run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
+        data = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
+        run.begin(resumed=saved is not None, config={**data, **target.options, **named, **facts["config"]})
         distill(state, real, config, run)
 
         synthetic = SyntheticSet(
@@ -183,6 +207,7 @@ class DistillationStage:
             std=target.std,
             source_index=state.source_index,
             provenance=provenance(facts, state, run, device, run.seconds_before + time.perf_counter() - started),
+            projection=real.projection,
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
         if folder is not None and processes.main:
@@ -192,8 +217,10 @@ class DistillationStage:
             _logger.info("Wrote %s", folder)
         return synthetic
 
-    def _look_at(self, dataset: Any, device: torch.device) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
-        """Finds the images, and tries students and target on the first of them."""
+    def _look_at(
+        self, dataset: Any, device: torch.device, found: Found = None
+    ) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
+        """Finds the images, and tries students, target and representations that were brought on the first of them."""
         config = self.config
         images, frame = find_for_target(
             dataset,
@@ -202,14 +229,25 @@ class DistillationStage:
             target_size=config.target_size,
             at_random=config.source_views == "random",
         )
+        if isinstance(found, Brought):
+            found.check(views=config.source_views, items=_items(images), dim=None)
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
         dim = try_target(images, self.target.to(device), frame, device)
         if dim is not None:
+            if isinstance(found, Brought):
+                found.check(views=config.source_views, items=None, dim=dim)
+            if config.target_dims is not None:
+                check_dims(config.target_dims, images=_items(images), dim=dim)
+                dim = config.target_dims
             sides = (3, images.image_size, images.image_size)
             shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
             artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
         return images, students
+
+
+def _items(images: Source | Decoder) -> int | None:
+    return images.items.count if isinstance(images, Decoder) else len(images) + sum(images.skipped.values())
 
 
 def _require_batch(most: int, config: DistillConfig, processes: Processes) -> None:

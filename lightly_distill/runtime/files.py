@@ -23,13 +23,17 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, apart: str = "") -> Iterator[Path]:
     """Gives the name of a file to write, which takes the place of `path` when the block is done.
+
+    Args:
+        path: The file.
+        apart: Tells this writer from others of the same file at the same time.
 
     Raises:
         DistillError: If it cannot be written. The old file is intact and no partial one stays.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}{apart}{PARTIAL}")
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ def publish(
         client.check_token()
     before = _before(client, repository, chosen.revision, dry=out is not None)
 
-    real = _real_side(own, synthetic, chosen.data, chosen.target)
+    real = _real_side(own, synthetic, chosen)
     if real is not None:
         metrics["near_copies"] = _near_copies(own, real, chosen)
     full = copy.copy(own)
@@ -124,18 +124,20 @@ def _before(client: HubAdapter, repo_id: str, revision: str | None, *, dry: bool
         return Repository(None, (), None)
 
 
-def _real_side(own: SyntheticSet, named: Any, data: Any, target: Any) -> "RealSide | None":
+def _real_side(own: SyntheticSet, named: Any, options: PublishOptions) -> "RealSide | None":
     """Opens the real images and the target, or says why that cannot be."""
     from lightly_distill.runs import origin  # here: it brings what only measures
 
+    data, target, representations = options.data, options.target, options.representations
     missing = origin.missing_origin(named, data, target)
     try:
         if missing:
             raise UsageError(f"it is not known which they are; give {missing}.")
-        real = origin.real_side(named, data, target, own, resolve_device("auto"))
+        device = resolve_device("auto")
+        real = origin.real_side(named, data, target, own, device, representations=representations)
         origin.check_origin(own, real)
     except DistillError as error:
-        if data is not None or target is not None:
+        if any(given is not None for given in (data, target, representations)):
             raise
         _logger.warning("Not compared with the real images, to look for near copies: %s", error)
         return None

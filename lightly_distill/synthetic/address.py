@@ -58,6 +58,8 @@ class PublishOptions:
     """The real images, for the search for near copies. Default: what the run's configuration says."""
     target: Any = None
     """The target model or its specification. Default: as `data`."""
+    representations: Any = None
+    """Of the real images, as `DistillationStage.run` takes them. Default: those of the run, or they are computed."""
     pairs: str | Path | None = None
     """PNG to write, of the pairs that are nearest to each other. It shows real images, and is never sent."""
     accept_near_copies: bool = False
@@ -84,6 +86,7 @@ class PublishKeywords(TypedDict, total=False):
     evaluation: str | Path | None
     data: Any
     target: Any
+    representations: Any
     pairs: str | Path | None
     accept_near_copies: bool
     dry_run: str | Path | None
@@ -109,9 +112,9 @@ def _split_hub(place: str) -> tuple[str, str]:
 
 
 def without_folders(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy for others to see: of absolute paths in the names of source and target, the last part is left."""
+    """Returns a copy for others to see: of absolute paths in names, the last part is left."""
     provenance = copy.deepcopy(provenance)
-    for part in (provenance.get("source"), provenance.get("target")):
+    for part in map(provenance.get, ("source", "target", "representations")):
         if isinstance(part, dict) and isinstance(part.get("name"), str):
             part["name"] = _FOLDERS.sub("", part["name"])
     return provenance

@@ -4,6 +4,7 @@
     data/train-00000-of-00001.parquet image (PNG, for eyes), pixels (float32), representation (float32), source_index
     lightly_distill.json              format version, shape, normalisation, provenance, metrics, hashes
     preview.png                       the grid of images
+    projection.safetensors            what brings back the target's own space, where the set is of principal components
 
 A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read. From the
 Hub nothing is fetched before that JSON has been read and its claims compared with the sizes that the Hub reports.
@@ -21,25 +22,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill.models.projection import Projection
 from lightly_distill.runtime.files import sync
 from lightly_distill.synthetic import parquet
 from lightly_distill.synthetic.contents import Contents
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
+WITHOUT_PROJECTION = "1.0"  # of a set without one, so that older versions read it; they refuse the file that they miss
 KIND = "synthetic_set"
 FACTS = "lightly_distill.json"
 DATA = "data/train-00000-of-00001.parquet"
 CARD = "README.md"
 PREVIEW = "preview.png"
+PROJECTION = "projection.safetensors"
 MAX_FACTS = 16 * 2**20  # bytes of JSON
 MAX_SHAPE = {"m": 10**6, "C": 3, "H": 4096, "W": 4096, "d": 2**17}
 MAX_NUMBERS = 2**31 - 1  # of all images, and of all representations: 8 GiB each, and what Arrow's lists can count
 MAX_BESIDE = 64 * 2**20  # bytes of all files but the data
 
-_FILE_NAME = re.compile(r"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png)", re.ASCII)
-_OWN_FILE = re.compile("|".join([*map(re.escape, (CARD, FACTS, PREVIEW)), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII)
+_FILE_NAME = re.compile(rf"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png)|{re.escape(PROJECTION)}", re.ASCII)
+_OWN_FILE = re.compile(
+    "|".join([*map(re.escape, (CARD, FACTS, PREVIEW, PROJECTION)), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII
+)
 _LEFT_BY_THE_SYSTEM = re.compile(r"(data/)?\.[^/]*")  # such as .DS_Store; not what is in a hidden folder, such as .git
 
 
@@ -113,10 +121,12 @@ def read(folder: Path) -> dict[str, Any]:
         images, representations, source_index = parquet.read(folder / DATA, (count, channels, height, width), dim)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DistillError(f"{folder / DATA} cannot be read as a synthetic set: {error}") from error
+    projection = _projection(folder / PROJECTION, facts) if PROJECTION in facts["files"] else None
     return {
         "images": images,
         "representations": representations,
         "source_index": source_index,
+        "projection": projection,
         **{key: facts[key] for key in ("mean", "std", "provenance", "metrics")},
     }
 
@@ -194,7 +204,9 @@ def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> 
     pixels = channels * height * width
     # float32 as it is, a PNG that no compression helped, and what a table needs for each row and itself
     most = count * (4 * (pixels + dim) + 2 * pixels + 2**12) + 2**20
-    if claimed[DATA] > most or sum(claimed.values()) - claimed[DATA] > MAX_BESIDE:
+    projection = claimed.get(PROJECTION, 0)
+    beside = sum(claimed.values()) - claimed[DATA] - projection
+    if claimed[DATA] > most or projection > _most_projection(facts) or beside > MAX_BESIDE:
         raise DistillError(
             f"{owner} has {sum(claimed.values())} bytes, more than a set of the shape {facts['shape']} can have: "
             "refused."
@@ -211,6 +223,11 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
     for key in ("provenance", "metrics", "files"):
         if not isinstance(facts[key], dict):
             raise TypeError(f"{key} must be an object")
+    if PROJECTION in facts["files"]:
+        original = facts["projection"]["from"]
+        check_shape({**facts["shape"], "d": original}, str(path), DistillError)
+        if original < facts["shape"]["d"] or original * facts["shape"]["d"] > MAX_NUMBERS:
+            raise DistillError(f"{path} has a projection from {original} numbers to {facts['shape']['d']}: refused.")
     for name, expected in facts["files"].items():
         if not _FILE_NAME.fullmatch(name):
             raise DistillError(f"{path} names a file that no synthetic set has: {name!r}")
@@ -279,6 +296,26 @@ def _card_in(folder: Path) -> str | None:
     return card.read_text(encoding="utf-8", errors="surrogateescape") if card.is_file() else None
 
 
+def _projection(path: Path, facts: dict[str, Any]) -> Projection:
+    """Reads what `_write_files` wrote, its hash checked."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = Projection(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise DistillError(f"{path} cannot be read as a projection: {first_line(error)}") from error
+    shape = (facts["projection"]["from"], facts["shape"]["d"])
+    if tuple(found.basis.shape) != shape:
+        raise DistillError(f"{path} has a basis of shape {tuple(found.basis.shape)}, {FACTS} says {shape}.")
+    return found
+
+
+def _most_projection(facts: dict[str, Any]) -> int:
+    """Returns how many bytes a projection of this shape can take: float32, and a header."""
+    original: int = facts["projection"]["from"] if PROJECTION in facts["files"] else 0
+    dim: int = facts["shape"]["d"]
+    return 4 * (original * dim + original + dim + 1) + 2**16
+
+
 def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
     from lightly_distill.synthetic import (
         card,
@@ -292,23 +329,30 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
     parquet.write(
         folder / DATA, synthetic.images, synthetic.representations, synthetic.source_index, displayable=displayable
     )
+    if synthetic.projection is not None:
+        save_file(
+            {name: value.cpu().contiguous() for name, value in synthetic.projection.tensors().items()},
+            folder / PROJECTION,
+        )
     (folder / FACTS).write_text(_facts(synthetic, folder), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
 
 def _facts(synthetic: Contents, folder: Path) -> str:
+    projection = synthetic.projection
     facts = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if projection is not None else WITHOUT_PROJECTION,
         "kind": KIND,
         "shape": _shape(synthetic),
+        **({"projection": {"from": projection.dim}} if projection is not None else {}),
         "mean": synthetic.mean,
         "std": synthetic.std,
         "provenance": synthetic.provenance,
         "metrics": synthetic.metrics,
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-            for name in (DATA, PREVIEW)
+            for name in (DATA, PREVIEW, *([PROJECTION] if projection is not None else []))
         },
     }
     try:

@@ -58,6 +58,7 @@ def text(
         place=repo_id or "path/to/this/folder",
         mean=_short(synthetic.mean),
         std=_short(synthetic.std),
+        projection=synthetic.projection,
         facts=facts(synthetic) | _sizes(synthetic, size),
         config=_config(synthetic.provenance.get("config")),
         transfer=_measured(_transfer, synthetic.metrics.get("transfer")) or [],
@@ -76,6 +77,7 @@ def facts(synthetic: Contents) -> dict[str, str]:
     lines = {
         "source": _join(source.get("name"), _unit(source.get("images"), "images"), _hash(source.get("fingerprint"))),
         "target": _join(target.get("name"), _encoder(target), _seen(source, target), _hash(target.get("sha256"))),
+        "representations": _join(synthetic.projection.words() if synthetic.projection else None, _brought(known)),
         "student": _join(config.get("student")),
         "started from": _join(
             {"noise": "noise", "random": "real images", "kmeans": "real images"}.get(str(config.get("init")))
@@ -192,6 +194,12 @@ def _seen(source: dict[str, Any], target: dict[str, Any]) -> str | None:
     """Returns the size of the images that the target saw, where students saw another."""
     size = target.get("image_size")
     return None if size in (None, source.get("image_size")) else f"which saw them at {size}x{size} pixels"
+
+
+def _brought(known: Mapping[str, Any]) -> str | None:
+    """Returns the file of representations that the user brought."""
+    file = _part(known, "representations")
+    return None if file.get("name") is None else _join(f"from {file['name']}", _hash(file.get("sha256")))
 
 
 def _part(known: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightly_distill.errors import UsageError
+from lightly_distill.models.projection import Projection
 
 
 class Contents(Dataset[tuple[Tensor, Tensor]]):
@@ -22,6 +23,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
+        projection: By which the target's representations became those of the set; None where these are its own.
 
     Raises:
         UsageError: If shapes or types do not fit, or a number is not finite.
@@ -37,6 +39,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         source_index: Tensor | None = None,
         provenance: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
+        projection: Projection | None = None,
     ) -> None:
         _check("images", images, ("m", "C", "H", "W"), torch.float32)
         _check("representations", representations, ("m", "d"), torch.float32)
@@ -53,6 +56,11 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
             )
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise UsageError(f"mean and std must be finite, and std positive; got mean {list(mean)}, std {list(std)}.")
+        if projection is not None and projection.basis.shape[1] != representations.shape[1]:
+            raise UsageError(
+                f"The projection of a synthetic set gives {projection.basis.shape[1]} numbers, its representations "
+                f"have {representations.shape[1]}."
+            )
         self.images = images.detach()
         self.representations = representations.detach()
         self.source_index = source_index
@@ -60,6 +68,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         self.std: tuple[float, ...] = tuple(float(value) for value in std)
         self.provenance = provenance or {}
         self.metrics = metrics or {}
+        self.projection = projection
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +80,10 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
     def dim(self) -> int:
         """Length d of a representation."""
         return self.representations.shape[1]
+
+    def original_representations(self) -> Tensor:
+        """Returns the representations in the target's own space, float32, shape (m, D): D is d without a projection."""
+        return self.representations if self.projection is None else self.projection.restore(self.representations)
 
     def displayable(self) -> Tensor:
         """Returns the images for eyes: uint8, shape (m, 3, H, W), clipped to what a screen can show."""

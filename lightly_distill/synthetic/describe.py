@@ -53,6 +53,8 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
         "started from": f"{started} real images, {count - started} of noise",
         "representations": f"{count} of {synthetic.dim} numbers, {_statistics(synthetic.representations)}, float32",
     }
+    if synthetic.projection is not None:
+        lines["projection"] = synthetic.projection.words()
     if synthetic.origin:
         lines["on the Hub"] = synthetic.origin
     if folder is not None:

@@ -22,6 +22,8 @@ class SyntheticSet(Contents):
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
+        projection: By which the target's representations became those of the set; None where these are its own. See
+            `original_representations`.
 
     Attributes:
         origin: Where it was loaded from on the Hugging Face Hub, `OWNER/NAME@COMMIT`; empty for any other set.

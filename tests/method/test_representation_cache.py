@@ -1,4 +1,7 @@
+import logging
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ from torch import Tensor
 from lightly_distill.errors import DistillError
 from lightly_distill.method import representation_cache
 from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.runtime import progress
+from lightly_distill.runtime.files import replacing
 from lightly_distill.runtime.seeding import generator
 
 COUNT, SHARD = 25, 10
@@ -27,11 +32,12 @@ class Compute:
         self.asked: list[int] = []
         self.fails_at = fails_at
 
-    def __call__(self, indices: Tensor) -> Tensor:
-        if self.fails_at in indices:
-            raise KeyboardInterrupt
-        self.asked += indices.tolist()
-        return TRUTH[:, indices].clone()
+    def __call__(self, indices: Tensor) -> Iterator[Tensor]:
+        for chunk in torch.split(indices, 4):  # no divisor of a shard
+            if self.fails_at in chunk:
+                raise KeyboardInterrupt
+            self.asked += chunk.tolist()
+            yield TRUTH[:, chunk].clone()
 
 
 def everything(cache: RepresentationCache, compute: Compute, views: str = "v") -> Tensor:
@@ -117,3 +123,76 @@ def test_a_full_disk_is_told_by_name_and_leaves_whole_shards_only(
     (files(tmp_path)[0].parent / "000000010-x.npy.partial").write_bytes(b"of a killed run")
     assert torch.equal(everything(RepresentationCache(tmp_path, FACTS), Compute()), TRUTH)
     assert len(files(tmp_path)) == 3
+
+
+def test_two_runs_in_one_folder_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    class Meanwhile(Compute):
+        """Another run computes and writes it all while this one is at its second shard."""
+
+        def __call__(self, indices: Tensor) -> Iterator[Tensor]:
+            for number, part in enumerate(super().__call__(indices)):
+                if number == 4:
+                    other = RepresentationCache(tmp_path, FACTS, shared=True)
+                    assert torch.equal(everything(other, Compute()), TRUTH)
+                yield part
+
+    assert torch.equal(everything(RepresentationCache(tmp_path, FACTS, shared=True), Meanwhile()), TRUTH)
+    assert len(files(tmp_path)) == 3
+    assert everything(RepresentationCache(tmp_path, FACTS), compute := Compute()) is not None and compute.asked == []
+
+
+def test_of_two_writers_of_one_file_neither_is_in_the_others_way(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with replacing(path, "a") as one, replacing(path, "b") as other:
+        one.write_text("whole")
+        other.write_text("whole")
+    assert path.read_text() == "whole" and files(tmp_path) == [path]
+
+
+def test_what_another_run_is_writing_stays_and_what_a_killed_one_left_does_not(tmp_path: Path) -> None:
+    everything(RepresentationCache(tmp_path, FACTS), Compute())
+    folder = files(tmp_path)[0].parent
+    young, old = folder / "000000000-x.npy.1-a.partial", folder / "000000010-x.npy.2-b.partial"
+    for path in (young, old):
+        path.write_bytes(b"begun")
+    os.utime(old, (1e9, 1e9))
+    everything(RepresentationCache(tmp_path, FACTS, shared=True), Compute())
+    assert young.exists() and not old.exists()
+    everything(RepresentationCache(tmp_path, FACTS), Compute())  # a folder of one run alone
+    assert not young.exists()
+
+
+def test_what_is_read_elsewhere_is_left_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    everything(RepresentationCache(tmp_path / "other", FACTS), Compute())
+    damaged = files(tmp_path / "other")[1]
+    damaged.write_bytes(b"hello")
+    own = RepresentationCache(tmp_path / "own", FACTS, also=[tmp_path / "other"])
+    assert torch.equal(everything(own, compute := Compute()), TRUTH)
+    assert compute.asked == list(range(10, 20)) and "are not whole" in caplog.text
+    assert damaged.read_bytes() == b"hello" and len(files(tmp_path / "own")) == 1
+    own.forget_others()
+    assert len(files(tmp_path / "other")) == 3
+
+
+def test_other_precisions_are_other_representations(tmp_path: Path) -> None:
+    everything(RepresentationCache(tmp_path, FACTS), Compute())
+    compute = Compute()
+    RepresentationCache(tmp_path, FACTS).keep("v", COUNT, compute, bf16=True)
+    assert compute.asked == list(range(COUNT)) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_a_terminal_the_log_tells_speed_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with caplog.at_level(logging.INFO):
+        everything(RepresentationCache(), Compute())
+    assert re.search(r"Representations: 24 of 25, [\d.e+]+ images a second, [\d.e+-]+ s left\.", caplog.text)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    compute = Compute()
+    with pytest.raises(DistillError, match="cannot be written"):
+        everything(RepresentationCache(tmp_path / "file", FACTS), compute)
+    assert compute.asked == []

@@ -47,6 +47,20 @@ def test_the_kept_representations_of_older_versions_are_found_under_their_names(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("views", [0, 2, "random"])
+def test_bf16_is_that_of_the_target_on_a_gpu_and_what_is_kept_is_float32(views: int | str, tmp_path: Path) -> None:
+    kept = []
+    for precision in ("fp32", "bf16"):
+        cache = RepresentationCache(tmp_path, FACTS)
+        real = make(as_target(tiny.encoder()), cache=cache, device="cuda", source_views=views, precision=precision)
+        kept.append(next(real.batches(0, 1)).representations)
+        assert kept[-1].dtype == torch.float32
+    assert not torch.equal(*kept)
+    torch.testing.assert_close(*kept, rtol=0, atol=0.05)
+    assert len(list(tmp_path.iterdir())) == (0 if views == "random" else 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("views", [0, 2, "random"])
 def test_the_target_is_on_the_gpu_only_while_it_computes_unless_every_step_needs_it(views: int | str) -> None:
     target = as_target(tiny.encoder())
     real = make(target, device="cuda", source_views=views)

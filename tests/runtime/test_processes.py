@@ -134,6 +134,30 @@ def test_two_processes_with_the_same_global_batch_equal_one(tmp_path: Path, opti
         assert b.get("heldout_loss", 0) == pytest.approx(a.get("heldout_loss", 0), rel=1e-5)
 
 
+SMALL_SHARDS = """
+from lightly_distill.method import representation_cache
+from lightly_distill.models.targets import Target
+representation_cache.SHARD, shown, forward = 10, [], Target.forward
+
+def counted(self, images):
+    shown.append(len(images) if len(images) > 4 else 0)  # four are tried before the work
+    return forward(self, images)
+
+Target.forward = counted
+"""
+
+
+def test_two_processes_divide_the_representations_and_share_one_projection(tmp_path: Path) -> None:
+    options = {**OPTIONS, "target_dims": 3}
+    run = {"out": str(tmp_path / "two"), "representations": str(tmp_path / "kept")}
+    told = finish(start(run, options, before=SMALL_SHARDS, after="print(sum(shown))"))
+    assert [status for status, _, _ in told] == [0, 0], told
+    assert [int(output.split()[-1]) for _, output, _ in told] == [30, 20]
+    one, two = in_one(tmp_path / "one", target_dims=3), SyntheticSet.load(tmp_path / "two")
+    close(one, two, 1e-4)
+    torch.testing.assert_close(one.original_representations(), two.original_representations(), rtol=0, atol=1e-4)
+
+
 def test_a_split_pool_averages_the_gradients_of_each_processs_own_student_and_batch(tmp_path: Path) -> None:
     in_two({"out": str(tmp_path / "two")}, parallel="pool", steps=1)
     # the same by hand: processes take the slots in turn, and the batches 2 step + rank

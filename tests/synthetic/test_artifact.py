@@ -19,6 +19,7 @@ from PIL import Image
 
 import synthetic_sets
 from lightly_distill import DistillError, SyntheticSet, UsageError
+from lightly_distill.models.projection import Projection
 from lightly_distill.synthetic import artifact, parquet
 from synthetic_sets import MEAN, STD, make_set, same_bits
 
@@ -216,7 +217,7 @@ def test_facts_are_read_up_to_a_size(folder: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "2.0"}, "has format 2.0, this version of lightly-distill reads up to 1.0: pip install"),
+        ({"format_version": "2.0"}, "has format 2.0, this version of lightly-distill reads up to 1.1: pip install"),
         ({"format_version": "12.1"}, "has format 12.1"),
         ({"format_version": None}, "cannot be read"),
         ({"kind": "checkpoint"}, "describes a 'checkpoint', not a synthetic_set"),
@@ -269,6 +270,31 @@ def test_only_plain_names_inside_the_folder_are_looked_at(folder: Path, name: st
     edit_facts(folder, lambda facts: facts["files"].update({name: {"bytes": 1, "sha256": ""}}))
     with pytest.raises(DistillError, match="names a file that no synthetic set has"):
         SyntheticSet.load(folder)
+
+
+def test_facts_of_a_projection_that_cannot_be_true_are_refused(tmp_path: Path) -> None:
+    synthetic = make_set()
+    synthetic.projection = Projection(torch.zeros(9), torch.eye(9, 5), torch.ones(5), torch.ones(()))
+    folder = synthetic.save(tmp_path / "set")
+    original = (folder / artifact.FACTS).read_text()
+    for claimed, message in (
+        ({"from": 4}, "a projection from 4 numbers to 5: refused"),
+        ({"from": 10**9}, "has the shape .* refused"),
+        ({"from": "9"}, "has the shape .* refused"),
+        ({}, "is not complete: KeyError: 'from'"),
+        ({"from": 8}, r"has a basis of shape \(9, 5\), lightly_distill.json says \(8, 5\)"),
+    ):
+        edit_facts(folder, lambda facts, claimed=claimed: facts.update(projection=claimed))  # type: ignore[misc]
+        with pytest.raises(DistillError, match=message):
+            SyntheticSet.load(folder)
+        (folder / artifact.FACTS).write_text(original)
+    facts = artifact.read_facts(folder)
+    sizes = {name: told["bytes"] for name, told in facts["files"].items()}
+    artifact.check_sizes(facts, sizes, "the set")
+    large = {**sizes, artifact.PROJECTION: 10**6}
+    facts["files"][artifact.PROJECTION]["bytes"] = 10**6
+    with pytest.raises(DistillError, match="more than a set of the shape"):
+        artifact.check_sizes(facts, large, "the set")
 
 
 def test_a_newer_minor_version_with_more_facts_is_read(folder: Path) -> None:

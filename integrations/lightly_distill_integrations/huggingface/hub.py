@@ -115,7 +115,8 @@ def send(
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
-        stale = [name for name in before.files if re.fullmatch(r"data/train-.*\.parquet", name) and name not in files]
+        ours = rf"data/train-.*\.parquet|{re.escape(artifact.PROJECTION)}"
+        stale = [name for name in before.files if re.fullmatch(ours, name) and name not in files]
         commit = api.create_commit(
             repo_id,
             [

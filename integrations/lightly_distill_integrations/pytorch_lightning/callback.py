@@ -37,6 +37,8 @@ class DistillationCallback(Callback):
         dataset: Real images, where they are not those of the trainer's training data; see `DistillationStage.run`.
         encoder: The encoder inside the model or its attribute path, where it cannot be found.
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
+        representations: Where the target's representations are kept; see `DistillationStage.run`. A model that has
+            trained on is another target, of other representations.
         options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`; see `DistillationStage`.
 
     Attributes:
@@ -59,6 +61,7 @@ class DistillationCallback(Callback):
         dataset: Any = None,
         encoder: str | None = None,
         preset: str | None = None,
+        representations: Any = None,
         **options: Unpack[DistillOptions],
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
@@ -70,6 +73,7 @@ class DistillationCallback(Callback):
         self._dataset = dataset
         self._encoder = encoder
         self._preset = preset
+        self._representations = representations
         self._options = options
         self._started = False
         self._distilled_at: int | None = None  # epochs
@@ -88,7 +92,7 @@ class DistillationCallback(Callback):
             processes, _ = launched("cpu")
             for folder in map(self._folder, self._times(trainer)):
                 processes.in_main(partial(RunFolder.check, folder, resume=False, overwrite=False))
-            stage.check(self._images(trainer))
+            stage.check(self._images(trainer), representations=self._representations)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the stage if it is time."""
@@ -106,7 +110,9 @@ class DistillationCallback(Callback):
         log = _ToLoggers(trainer, f"distill/epoch-{epochs}" if self._every_n_epochs else "distill")
         with _apart():
             stage = self._stage(trainer, pl_module)
-            self.synthetic = stage.run(self._images(trainer), out=self._folder(epochs), log=log)
+            self.synthetic = stage.run(
+                self._images(trainer), out=self._folder(epochs), log=log, representations=self._representations
+            )
             for logger in trainer.loggers:
                 logger.save()
 

@@ -206,7 +206,13 @@ def given_arm(name: str, synthetic: SyntheticSet, own: SyntheticSet) -> Arm:
 
 
 def open_inputs(
-    arms: Iterable[Arm], synthetic: Any, own: SyntheticSet, data: Any, target: Any, device: torch.device
+    arms: Iterable[Arm],
+    synthetic: Any,
+    own: SyntheticSet,
+    data: Any,
+    target: Any,
+    device: torch.device,
+    representations: Any = None,
 ) -> Inputs:
     """Opens what the arms need, and has each of them check it.
 
@@ -217,6 +223,7 @@ def open_inputs(
         data: The real images, or None.
         target: The target model or its specification, or None.
         device: Where the target computes.
+        representations: Of the real images, or None; see `find_representations`.
 
     Raises:
         UsageError: If something is missing, is not what the set was distilled from, or an arm cannot take it.
@@ -231,7 +238,9 @@ def open_inputs(
                 f"The arms {_that_need('real')} need the real images and the target model: give {missing}, or leave "
                 "these arms out."
             )
-        real = real_side(synthetic, data, target, own, device)
+        real = real_side(
+            synthetic, data, target, own, device, representations=representations, projection=own.projection
+        )
         check_origin(own, real)
     if "labels" in needs:
         labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"))

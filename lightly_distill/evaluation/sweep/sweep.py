@@ -37,6 +37,7 @@ from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.sight import find_for_target, target_frame
 from lightly_distill.method.split import require_enough
 from lightly_distill.models.students import student_builder
+from lightly_distill.runs.representations import find_representations, keeper
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runtime.device import resolve_device
@@ -62,6 +63,7 @@ def sweep(
     search: Sequence[str] = (),
     trials: int | None = None,
     search_size: int | None = None,
+    representations: Any = None,
     config: TransferConfig | None = None,
     **options: Unpack[TransferOptions],
 ) -> Sweep:
@@ -81,6 +83,7 @@ def sweep(
             `ridge` and `steps`; see `search.py`. The best settings are used for all sizes.
         trials: Distillations that the search tries, the first with the stage's own settings.
         search_size: Which of the sizes the search distils. Default: the smallest.
+        representations: The target's, of the real images, as `DistillationStage.run` takes them.
         config: How students are tried, all settings at once. Baselines that need labels of the source are refused,
             those that no size changes are measured once, and without `full` the cost stays open. The device is the
             stage's. The recommendation looks at the probe `linear`, or else at the first.
@@ -100,7 +103,7 @@ def sweep(
     task_names = [find_task(task)[0] for task in tasks]
     check_task_names(task_names)
     begun = read_record(folder)
-    stage.check(data)
+    stage.check(data, representations=representations)
     source = _open(data, stage, wanted[-1], students, plan)
     settings = _settings(stage, source, plan, students, task_names, transfer)
     state = go_on(begun, settings, folder) if begun else Sweep(settings, None, {})
@@ -108,7 +111,7 @@ def sweep(
     opened = [] if searching else _opened(tasks, state, source.image_size)
     write_record(state, folder)
     if plan is not None and searching:
-        state.found = _search(plan, stage, source, folder)
+        state.found = _search(plan, stage, source, representations, folder)
         write_record(state, folder)
         opened = _opened(tasks, state, source.image_size)
     for number, size in enumerate(wanted, start=1):
@@ -117,7 +120,8 @@ def sweep(
             _logger.info("%s is finished already.", which)
             continue
         _logger.info("%s: distilling and evaluating.", which)
-        state.sizes[size] = _one_size(state, stage, source, opened, transfer, size, folder / f"size-{size}")
+        place = folder / f"size-{size}"
+        state.sizes[size] = _one_size(state, stage, source, representations, opened, transfer, size, place)
         state.sizes = dict(sorted(state.sizes.items()))
         write_record(state, folder)
     sweep_report.write(state, SyntheticSet.load(folder / f"size-{state.recommended}" / "run"), folder)
@@ -202,11 +206,12 @@ def _open(
     return source
 
 
-def _search(plan: SearchPlan, stage: DistillationStage, source: Source, folder: Path) -> Found:
+def _search(plan: SearchPlan, stage: DistillationStage, source: Source, representations: Any, folder: Path) -> Found:
     config, device = stage.config, resolve_device(stage.config.device)
     _logger.info("Searching %s at %d images: %d trials.", ", ".join(plan.names), plan.images, plan.trials)
     students = [(name, student_builder(name, source.image_size)) for name in config.students]
-    real = RealImages.of_target(source, stage.target, replace(config, num_images=plan.images), device)
+    keeps = keeper(find_representations(representations), source, stage.target.weights_sha256(), None)
+    real = RealImages.of_target(source, stage.target, replace(config, num_images=plan.images), device, keeps)
     found = run_search(plan, real, students, config, folder / "search.db")
     _logger.info("Found %s.", ", ".join(f"{name}={value:.4g}" for name, value in found.settings.items()))
     return found
@@ -216,13 +221,14 @@ def _one_size(
     state: Sweep,
     stage: DistillationStage,
     source: Source,
+    representations: Any,
     tasks: Sequence[Task],
     transfer: TransferConfig,
     size: int,
     place: Path,
 ) -> SizeResult:
     config = replace(with_settings(stage.config, state.found.settings if state.found else {}), num_images=size)
-    synthetic = _distilled(DistillationStage(stage.target, config=config), source, place / "run")
+    synthetic = _distilled(DistillationStage(stage.target, config=config), source, representations, place / "run")
     known = next(iter(state.sizes.values())).results if state.sizes else []
     missing = [arm.name for arm in transfer.arms if arm.size_matters or not known]
     results = evaluate(
@@ -231,6 +237,7 @@ def _one_size(
         tasks,
         data=source,
         target=stage.target,
+        representations=representations,
         config=replace(transfer, baselines=missing),
     )
     for result in results:
@@ -248,12 +255,12 @@ def _one_size(
     return SizeResult(facts["seconds"], facts["heldout_loss"], results)
 
 
-def _distilled(stage: DistillationStage, source: Source, place: Path) -> SyntheticSet:
+def _distilled(stage: DistillationStage, source: Source, representations: Any, place: Path) -> SyntheticSet:
     """Distils, or goes on with it; a set that is there is complete, as it is written last."""
     if (place / "set" / artifact.FACTS).is_file():
         return SyntheticSet.load(place)
     begun = any((place / "checkpoints").glob("step-*.safetensors"))
-    return stage.run(source, out=place, resume=begun, overwrite=not begun)
+    return stage.run(source, out=place, resume=begun, overwrite=not begun, representations=representations)
 
 
 def _complete(results: Sequence[Evaluation], known: Sequence[Evaluation], transfer: TransferConfig) -> None:

@@ -18,6 +18,7 @@ import synthetic_sets
 import tiny
 from hub_client import Client
 from lightly_distill import SyntheticSet
+from lightly_distill.models.projection import Projection
 from lightly_distill.runtime.seeding import generator
 from lightly_distill.synthetic import artifact
 from local_hub import LocalHub, local_hub
@@ -171,6 +172,26 @@ s.save(out)
     assert json.loads((tmp_path / "student" / "config.json").read_text())["lightly_distill"]["set"].startswith(
         "me/exact@"
     )
+
+
+def test_the_projection_of_a_set_travels_with_it_and_goes_with_it(
+    hub: LocalHub, client: Client, tmp_path: Path
+) -> None:
+    synthetic, g = make_set(), generator(0, "projection")
+    basis = torch.linalg.qr(torch.randn(9, 5, generator=g)).Q
+    synthetic.projection = Projection(torch.randn(9, generator=g), basis, torch.rand(5) + 0.5, torch.tensor(0.75))
+    told = client.cli("publish", synthetic.save(tmp_path / "projected"), "me/projected")
+    assert told.status == 0, told.err
+    assert set(published(hub, "me/projected")) == FILES | {".gitattributes", artifact.PROJECTION}
+    code = """
+from lightly_distill import SyntheticSet
+synthetic = SyntheticSet.load("me/projected")
+print(synthetic.original_representations().shape, float(synthetic.projection.variance))
+"""
+    told = client.python(code)
+    assert told.out == "torch.Size([6, 9]) 0.75\n", told.err
+    assert client.cli("publish", make_set().save(tmp_path / "plain"), "me/projected").status == 0
+    assert set(published(hub, "me/projected")) == FILES | {".gitattributes"}
 
 
 def test_publishing_again_sends_what_changed_and_the_old_revision_stays(

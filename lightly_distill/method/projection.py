@@ -1,0 +1,92 @@
+"""Principal components of the target's representations, in which the outer loss may be measured.
+
+The mean squared error of raw representations is ruled by the few directions in which they vary most. Fewer directions
+(`target_dims`) are less to learn, and whitened ones (`target_whiten`) all count alike.
+
+Shapes: n real images, B images of a chunk, D numbers of a representation, K of a projected one.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from lightly_distill.errors import UsageError
+from lightly_distill.models.projection import Projection
+from lightly_distill.runtime.device import free_memory
+
+CHUNK = 2048  # images at a time
+_TABLES = 4  # of covariances in memory: of a chunk, of all, their directions, and what finding these takes
+_NO_VARIANCE = 1e-10  # of the first direction's; what float32 makes of a constant
+
+
+def check_dims(dims: int, *, images: int | None = None, dim: int | None = None) -> None:
+    """Refuses more directions than there can be.
+
+    Args:
+        dims: K.
+        images: n, None where it is not known yet.
+        dim: D, None where it is not known yet.
+
+    Raises:
+        UsageError: If there are not so many.
+    """
+    if dim is not None and dims > dim:
+        raise UsageError(f"target_dims={dims} is more than the {dim} numbers of the target's representations.")
+    need = _TABLES * 8 * (dim or 0) ** 2
+    if need > free_memory(torch.device("cpu")):
+        raise UsageError(
+            f"target_dims needs the covariance of all {dim} numbers of the target's representations, "
+            f"{need / 2**30:.0f} GiB: leave it out, or give a target with fewer."
+        )
+    if images is not None and dims >= images:
+        raise UsageError(
+            f"target_dims={dims} needs more than {dims} real images to find so many directions, and there are {images} "
+            "that are not held out: ask for fewer directions or give a larger source."
+        )
+
+
+def fit_projection(of_images: Callable[[Tensor], Tensor], indices: Tensor, dims: int, *, whiten: bool) -> Projection:
+    """Finds the directions in which representations vary most.
+
+    Args:
+        of_images: Indices to representations, float32, shape (B, D).
+        indices: Of the images, shape (n,).
+        dims: K.
+        whiten: Whether each direction is divided by its standard deviation.
+
+    Returns:
+        The projection, on the CPU.
+
+    Raises:
+        UsageError: If there are not so many directions, or one that is to be whitened has no variance.
+    """
+    check_dims(dims, images=len(indices))
+    mean, covariance = _moments(of_images(chunk).double() for chunk in torch.split(indices, CHUNK))
+    check_dims(dims, dim=len(mean))
+    variances, directions = torch.linalg.eigh(covariance)  # increasing
+    variances, basis = variances.flip(0).clamp(min=0), directions.flip(1)[:, :dims]
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    basis = basis * largest.sign()  # the sign of a direction is anybody's: its largest entry is positive
+    scale = torch.ones(dims, dtype=torch.float64)
+    if whiten:
+        used = int((variances > _NO_VARIANCE * variances[0]).sum())
+        if used < dims:
+            raise UsageError(
+                f"target_whiten cannot scale {dims} directions: the target's representations vary in {used} only. "
+                "Give fewer target_dims, or leave target_whiten out."
+            )
+        scale = variances[:dims].sqrt()
+    share = variances[:dims].sum() / variances.sum().clamp(min=1e-300)
+    return Projection(mean.float(), basis.float().contiguous(), scale.float(), share.float())
+
+
+def _moments(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns mean and covariance of rows in float64, in one pass: a pass may be one of the target."""
+    count, shift, sums, products = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for rows in chunks:
+        if not count:
+            shift = rows.mean(0)  # near the mean, so that little is lost when it is taken off again
+        rows = rows - shift
+        count, sums, products = count + len(rows), sums + rows.sum(0), products + rows.T @ rows
+    return shift + sums / count, products / count - torch.outer(sums, sums) / count**2
