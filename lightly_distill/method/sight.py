@@ -57,10 +57,12 @@ class Sight:
         if not self.apart:
             yield from self._source.stream(chunks)
             return
-        for images in self._source.again(chunks, self.frame):
+        counted = 0
+        for images in self._source.again(chunks, self.frame):  # who takes them may stop at the last one that is wanted
             self._seen += len(images)
+            self._enlarged += self._source.enlarged - counted
+            counted = self._source.enlarged
             yield images
-        self._enlarged += self._source.enlarged
 
     def represented(self, target: Target, indices: Tensor, device: torch.device) -> Tensor:
         """Returns the target's representations of images as they are, float32 on the CPU, shape (B, D)."""
