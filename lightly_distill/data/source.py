@@ -48,6 +48,8 @@ class Source(ABC):
         located: Whether its name, given to `open_source`, finds it again.
         frame: What is shown of each image; its size is S.
         original_side: Shorter side of the first image before it was resized, in pixels.
+        originals: SHA-256 of the shorter sides of all: sources whose images are alike at S may have originals of other
+            sizes.
         in_any_order: Whether `again` takes indices in any order; else in increasing order only.
         enlarged: How many of the images that `again` last gave were smaller than asked for.
     """
@@ -56,7 +58,13 @@ class Source(ABC):
     located = False
 
     def __init__(
-        self, decoder: Decoder, kept: Tensor, original_side: int, fingerprint: str, skipped: dict[str, int]
+        self,
+        decoder: Decoder,
+        kept: Tensor,
+        original_side: int,
+        originals: str,
+        fingerprint: str,
+        skipped: dict[str, int],
     ) -> None:
         self._items = decoder.items
         self.kept = kept
@@ -64,6 +72,7 @@ class Source(ABC):
         self.frame = decoder.frame
         self.image_size = decoder.image_size
         self.original_side = original_side
+        self.originals = originals
         self.in_any_order = decoder.items.in_any_order
         self.fingerprint = fingerprint
         self.skipped = skipped
@@ -251,7 +260,7 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> S
     items, digest = decoder.items, hashlib.sha256()
     kept = array("q")  # a list would take five times the memory
     skipped: dict[int, str] = {}
-    first_side = 0
+    first_side, sides = 0, hashlib.sha256()
     with tqdm(total=items.count, desc=f"Reading {items.name}", unit="image", delay=1, disable=None) as progress:
         for decoded in _decode_all(decoder, num_workers):
             if decoded.fault:
@@ -264,11 +273,12 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> S
             digest.update(decoded.images.numpy().data)
             kept.extend(decoded.kept)
             first_side = first_side or next(iter(decoded.sides), 0)
+            sides.update(array("q", decoded.sides).tobytes())
             skipped |= decoded.skipped
             progress.update(len(decoded.kept) + len(decoded.skipped))
     digest.update(f"{len(kept)}x3x{decoder.image_size}x{decoder.image_size}".encode())
     counts = _report(items, len(kept) + len(skipped), skipped)
-    facts = (decoder, torch.tensor(kept), first_side, digest.hexdigest(), counts)
+    facts = (decoder, torch.tensor(kept), first_side, sides.hexdigest(), digest.hexdigest(), counts)
     if isinstance(images, Spool):
         return _SpooledSource(images, *facts)
     return _MemorySource(images[: len(kept)], *facts)

@@ -44,8 +44,14 @@ class Sight:
 
     @property
     def key(self) -> str:
-        """Tells this way of seeing apart from others of the same source; empty where T is S."""
-        return f" at {self.frame.size}, {self.frame.crop:g}, {self.frame.interpolation}" if self.apart else ""
+        """Tells this way of seeing apart from others of the same source; empty where T is S.
+
+        The fingerprint of a source is of its images at S, which larger and smaller originals may share.
+        """
+        if not self.apart:
+            return ""
+        frame = self.frame
+        return f" at {frame.size}, {frame.crop:g}, {frame.interpolation}, of {self._source.originals[:16]}"
 
     def chunks(self, indices: Tensor) -> Sequence[Tensor]:
         """Divides indices into as many as the target is given at a time."""

@@ -19,7 +19,7 @@ from lightly_distill.data.source import open_source
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.representation_cache import RepresentationCache
-from lightly_distill.method.sight import find_for_target, target_frame, try_target
+from lightly_distill.method.sight import Sight, find_for_target, target_frame, try_target
 from lightly_distill.models.targets import Target, as_target
 
 S = 32
@@ -228,3 +228,13 @@ def test_real_pictures_are_seen_at_64_pixels_and_shown_at_32(real_data: Path) ->
     assert (shrunk - small.float()).abs().mean() < 1
     enlarged = F.interpolate(small.float(), size=(64, 64), mode="bicubic", antialias=True)
     assert (enlarged - large.float()).abs().mean() > 4  # what an enlarged image lacks
+
+
+def test_small_and_large_originals_that_are_alike_at_one_size_are_kept_apart_where_the_target_sees_another() -> None:
+    large = photographs(4)
+    small = [image.resize((40, 32)) for image in large]
+    again = [image.copy() for image in small]
+    of_small, of_the_same, of_large = (open_source(images, image_size=S) for images in (small, again, large))
+    keys = [Sight(source, Frame(96)).key for source in (of_small, of_the_same, of_large)]
+    assert keys[0] == keys[1] != keys[2]
+    assert Sight(of_small, of_small.frame).key == Sight(of_large, of_large.frame).key == ""
