@@ -2,5 +2,6 @@
 
 Imports `models`, `data`, `runtime` and `errors`. Read `distill.py` first, it is the algorithm top to bottom; the
 gradient of the images is in `step.py`, the ridge solve in `krr.py`, all settings in `config.py`. Real batches are put
-together in `real_images.py`; what students are to predict of an image is in `truth.py`.
+together in `real_images.py`; what students are to predict of an image is in `truth.py`, from representations that
+`representation_cache.py` keeps or the user brought (`brought.py`), as they are or projected (`projection.py`).
 """
