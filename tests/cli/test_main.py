@@ -91,6 +91,26 @@ def test_a_preset_gives_defaults_and_options_have_the_last_word(place: Path) -> 
     assert (config["num_images"], config["steps"], config["pool"]["max_age"]) == (8, 4, 3)
 
 
+def test_representations_and_their_principal_components_are_options(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--representations", "kept", "--target-dims", "3", "--target-whiten", "true"]
+    assert distill(*options) == 0
+    (kept,) = (place / "kept").rglob("*.npy")
+    config = yaml.safe_load((place / "run" / "config.yaml").read_text())
+    assert (config["representations"], config["target_dims"], config["target_whiten"]) == ("kept", 3, True)
+    assert main(["distill", "--config", "run/config.yaml", "--out", "again"]) == 0
+    assert list((place / "kept").rglob("*.npy")) == [kept] and not (place / "again" / "representations").exists()
+    capsys.readouterr()
+    assert main(["inspect", "again"]) == 0
+    assert "3 principal components of 6 numbers, whitened, with" in " ".join(capsys.readouterr().out.split())
+    assert distill("--representations", str(kept), out="other") == 2
+    told = capsys.readouterr().err.strip()
+    assert "expected floating point of shape (n, d)" in told and "\n" not in told
+    assert main(["publish", "run", "me/x", "--dry-run", "sent", "--target", TARGET, "--representations", "kept"]) == 0
+    assert (place / "sent" / "projection.safetensors").exists()
+
+
 def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distill() == 0
     assert distill() == 2
@@ -180,7 +200,7 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
             ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
         ),
         ("pretrain", ["--set", "Passes over the set", "--weight-decay", "--push"]),
-        ("evaluate", ["random: as many real images", "linear: logistic regression", "--config"]),
+        ("evaluate", ["random: as many real images", "linear: logistic regression", "--config", "--representations"]),
         ("publish", ["REPO_ID", "--private", "--dry-run", "near copies", "--yes", "--pull-request"]),
         ("inspect", ["Synthetic set"]),
         ("demo", ["--seed"]),

@@ -228,7 +228,7 @@ def _one_size(
     place: Path,
 ) -> SizeResult:
     config = replace(with_settings(stage.config, state.found.settings if state.found else {}), num_images=size)
-    synthetic = _distilled(DistillationStage(stage.target, config=config), source, representations, place / "run")
+    synthetic = _distilled(DistillationStage(stage.target, config=config), source, place / "run", representations)
     known = next(iter(state.sizes.values())).results if state.sizes else []
     missing = [arm.name for arm in transfer.arms if arm.size_matters or not known]
     results = evaluate(
@@ -255,7 +255,7 @@ def _one_size(
     return SizeResult(facts["seconds"], facts["heldout_loss"], results)
 
 
-def _distilled(stage: DistillationStage, source: Source, representations: Any, place: Path) -> SyntheticSet:
+def _distilled(stage: DistillationStage, source: Source, place: Path, representations: Any = None) -> SyntheticSet:
     """Distils, or goes on with it; a set that is there is complete, as it is written last."""
     if (place / "set" / artifact.FACTS).is_file():
         return SyntheticSet.load(place)

@@ -3,11 +3,11 @@
     python tests/benchmarks/transfer/target_size.py --out DIR [--seeds 0 1 2]
 
 Source: 10,000 images of tinyimagenet100-64. Students and synthetic images have 32 pixels; the target, which is
-EfficientNet-lite0 with ImageNet weights (see ../strong_target.py), sees 128. Two ways: `originals`, 128 from the 64 pixels of the
-originals, and `enlarged`, 128 from the 32 pixels of the students, the way before there were two sizes. Each seed
-distils anew and pre-trains every arm anew; cifar10, 2,000 and 200 labels, linear probe. The target itself is probed on
-tinyimagenet100-64: 5,000 labelled images of the training split, 5,000 of the test split. What is in DIR already
-is not made again.
+EfficientNet-lite0 with ImageNet weights (see ../strong_target.py), sees 128. Two ways: `originals`, 128 from the 64
+pixels of the originals, and `enlarged`, 128 from the 32 pixels of the students, the way before there were two sizes.
+Each seed distils anew and pre-trains every arm anew; cifar10, 2,000 and 200 labels, linear probe. The target itself is
+probed on tinyimagenet100-64: 5,000 labelled images of the training split, 5,000 of the test split. What is in DIR
+already is not made again.
 """
 
 import argparse

@@ -95,6 +95,17 @@ def test_each_size_is_what_distill_and_evaluate_give(straight: tuple[Path, Sweep
     assert written[0]["arms"]["full"] == expected.arms["full"].values
 
 
+def test_a_sweep_computes_the_representations_once_and_has_the_same_coordinates_in_all_arms(tmp_path: Path) -> None:
+    own, shown = stage(target_dims=3), []
+    own.target.register_forward_pre_hook(lambda module, inputs: shown.append(len(inputs[0])))
+    done = run(tmp_path / "out", stage=own, representations=tmp_path / "kept", seeds=1, baselines=["random"])
+    assert [size for size in shown if size > 4] == [60]  # four are tried before the work
+    assert set(done.sizes) == {4, 8} and len(list((tmp_path / "kept").iterdir())) == 1
+    assert not list((tmp_path / "out").rglob("representations"))
+    projection = SyntheticSet.load(tmp_path / "out" / "size-4" / "run").projection
+    assert projection is not None and projection.basis.shape[1] == 3
+
+
 def test_what_is_finished_is_not_made_again(
     straight: tuple[Path, Sweep], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

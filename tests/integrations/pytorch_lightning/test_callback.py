@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import tiny
-from lightly_distill import DistillationCallback, DistillError, SyntheticSet, UsageError, as_target
+from lightly_distill import DistillationCallback, DistillationStage, DistillError, SyntheticSet, UsageError, as_target
 
 OPTIONS: dict[str, Any] = {
     "student": "convnet_4_4",
@@ -85,6 +85,17 @@ def test_after_fit_the_set_is_written_from_the_trained_model_and_the_trainers_im
     assert known["target"]["encoder"] == "SimCLR.backbone" and known["source"]["images"] == 40
     assert synthetic.source_index.max() < 40
     assert known["target"]["sha256"] == as_target(model).weights_sha256()
+
+
+def test_representations_are_kept_for_whoever_distils_the_same_model_again(tmp_path: Path) -> None:
+    callback = DistillationCallback(representations=tmp_path / "kept", target_dims=3, **OPTIONS)
+    model = fit(tmp_path, callback)
+    assert callback.synthetic is not None and callback.synthetic.dim == 3
+    target, shown = as_target(model), []
+    target.register_forward_pre_hook(lambda module, inputs: shown.append(len(inputs[0])))
+    images = Views().images
+    DistillationStage(target, **OPTIONS).run(images, representations=tmp_path / "kept")
+    assert max(shown) == 4  # that are tried before the work
 
 
 @pytest.mark.parametrize("workers", [0, 2])
