@@ -172,7 +172,7 @@ class DistillationStage:
         if saved is not None:
             state.restore(*saved)
         # what a command line could name
-        named = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
+        named = {"data": source.name} if source.located else {}
         run.begin(resumed=saved is not None, config={**named, **target.options, **facts["config"]})
         distill(state, real, config, run)
 
