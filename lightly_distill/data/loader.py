@@ -41,10 +41,20 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes lists of items into a frame; what a `DataLoader` takes for a dataset."""
+    """Decodes lists of items into a frame; what a `DataLoader` takes for a dataset.
 
-    def __init__(self, items: Items, frame: Frame) -> None:
-        self.items, self.frame = items, frame
+    Args:
+        items: What is decoded.
+        frame: What is shown of each image.
+        located: Whether the name of the items finds them again; see `Source`.
+    """
+
+    def __init__(self, items: Items, frame: Frame, *, located: bool = False) -> None:
+        self.items, self.frame, self.located = items, frame, located
+
+    def into(self, frame: Frame) -> "Decoder":
+        """Returns a decoder of the same items into another frame."""
+        return Decoder(self.items, frame, located=self.located)
 
     @property
     def image_size(self) -> int:

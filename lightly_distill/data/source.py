@@ -55,7 +55,6 @@ class Source(ABC):
     """
 
     in_memory = False
-    located = False
 
     def __init__(
         self,
@@ -69,6 +68,7 @@ class Source(ABC):
         self._items = decoder.items
         self.kept = kept
         self.name = decoder.items.name
+        self.located = decoder.located
         self.frame = decoder.frame
         self.image_size = decoder.image_size
         self.original_side = original_side
@@ -187,9 +187,10 @@ def find_images(data: Any, *, image_size: int | None = None, crop: float = 1.0) 
         return data
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
-    data, name = locate(data) if isinstance(data, (str, Path)) else (data, type(data).__name__)
+    located = isinstance(data, (str, Path))
+    data, name = locate(data) if located else (data, type(data).__name__)
     items = steady_stream(data, name) if is_stream(data) else steady_items(data, name)
-    return Decoder(items, Frame(image_size or _own_size(items), crop))
+    return Decoder(items, Frame(image_size or _own_size(items), crop), located=located)
 
 
 def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None = None) -> Tensor:
@@ -206,7 +207,7 @@ def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None =
     if isinstance(images, Source):
         first = torch.arange(min(count, len(images)))
         return images.read(first) if frame in (None, images.frame) else next(images.again([first], frame))
-    decoder = images if frame is None else Decoder(images.items, frame)
+    decoder = images if frame is None else images.into(frame)
     decoded = decoder.__getitems__(list(islice(images.items.each_key(), count)))
     if decoded.fault:
         raise UsageError(decoded.fault)
@@ -239,9 +240,7 @@ def open_source(
         kept: Tensor | Spool = torch.empty(count, 3, size, size, dtype=torch.uint8)
     else:
         kept = Spool(decoder.items.name, size, count)
-    source = _first_pass(decoder, kept, num_workers)
-    source.located = isinstance(data, str | Path)
-    return source
+    return _first_pass(decoder, kept, num_workers)
 
 
 def _own_size(items: Items) -> int:

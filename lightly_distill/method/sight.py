@@ -122,7 +122,7 @@ def find_for_target(
                 f"give a number of fixed views, target_size={images.image_size}, or a dataset with an index."
             )
         if isinstance(images, Decoder):
-            images = Decoder(images.items, replace(images.frame, crop=target.crop))
+            images = images.into(replace(images.frame, crop=target.crop))
     return images, _frame(images, target, size)
 
 

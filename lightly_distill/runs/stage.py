@@ -196,7 +196,7 @@ class DistillationStage:
         if saved is not None:
             state.restore(*saved)
         # what a command line could name
-        data = {"data": source.name} if isinstance(dataset, str | Path) or source.located else {}
+        data = {"data": source.name} if source.located else {}
         run.begin(resumed=saved is not None, config={**data, **target.options, **named, **facts["config"]})
         distill(state, real, config, run)
 

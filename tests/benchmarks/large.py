@@ -55,7 +55,7 @@ def main() -> None:
         shown = next(sight.images(sight.chunks(torch.arange(len(source)))[:1]))
         represent(target, [shown[:4]], device=device)  # the first call is slower
         process = psutil.Process()
-        before = process.memory_info().rss
+        resident = [process.memory_info().rss]
         seconds = dict.fromkeys(("decoding", "target", "ours"), 0.0)
         # in turns, so that other work on the machine slows all three alike
         for part in torch.arange(len(source)).split(options.turn):
@@ -64,12 +64,13 @@ def main() -> None:
             seconds["decoding"] += timed(partial(deque, sight.images(chunks), 0))
             seconds["target"] += timed(partial(represent, target, given, device=device))
             seconds["ours"] += timed(partial(sight.represented, target, part, device))
-        after = process.memory_info().rss
+            resident.append(process.memory_info().rss)
     decoding, alone, ours = (len(source) / spent for spent in seconds.values())
     print(f"decoding alone at {options.target_size} pixels: {decoding:.0f} images a second")
     print(f"{options.model} alone at {options.target_size} pixels: {alone:.0f}")
     print(f"representations of {len(source)} images: {ours:.0f}, {ours / min(decoding, alone):.2f} of the slower one")
-    print(f"resident memory: {before / MEBIBYTE:.0f} MiB at the beginning, {after / MEBIBYTE:.0f} at the end")
+    start, first, *_, end = (size / MEBIBYTE for size in [*resident, resident[-1]])
+    print(f"resident memory: {start:.0f} MiB at the start, {first:.0f} after the first turn, {end:.0f} at the end")
 
 
 def make(folder: Path, count: int) -> None:

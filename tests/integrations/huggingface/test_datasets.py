@@ -321,7 +321,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_also_names_the_path(monke
 
 @pytest.mark.parametrize("name", ["cifar10", "tinyimagenet100-32"])
 def test_real_images_are_read_from_the_data_folder(name: str, real_data: Path) -> None:
-    part = datasets.open(str(real_data / name), "test")
+    part = hf_datasets.open(str(real_data / name), "test")
     opened = open_source(concatenate_datasets([part.select(range(64))]))
     shown = opened.read(torch.arange(64))
     assert (opened.image_size, opened.skipped, shown.shape) == (32, {}, (64, 3, 32, 32))
