@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightly_distill.adapters import FoundEncoder
+from lightly_distill.adapters import FoundEncoder, MapReader
 from lightly_distill.errors import DistillError, UsageError, did_you_mean, first_line
 from lightly_distill_integrations import checkpoints, convnets, small_stems
-from lightly_distill_integrations.timm import fit
+from lightly_distill_integrations.timm import fit, maps
 from lightly_distill_integrations.timm.catalogue import list_students as list_students
 
 
@@ -139,6 +139,12 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
     encoder.std = tuple(encoder.pretrained_cfg["std"])
     encoder.input_size = fixed_size(encoder)
     return FoundEncoder(encoder, "", "a model of timm, without head")
+
+
+def find_map(model: nn.Module) -> MapReader | None:
+    """Returns what runs a timm model and has its last map, or None if the model is not timm's."""
+    # timm's bare encoders, such as MobileNetV5Encoder, have no head that could be called after the features
+    return maps.read if is_timm(model) and not type(model).__name__.endswith("Encoder") else None
 
 
 def is_timm(model: nn.Module) -> bool:
