@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from lightly_distill import adapters
 from lightly_distill.adapters import MapReader
+from lightly_distill.errors import UsageError
 
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _CLASS_TOKENS = 2  # so few tokens, as in distillation, stand for the whole image
@@ -46,9 +47,12 @@ def maps(student: nn.Module, images: Tensor, grid: int) -> tuple[Tensor, Tensor]
         fewer positions than the grid has is enlarged, so that every student can learn from the same targets.
 
     Raises:
-        NoMapError: If the student has no map.
+        UsageError: If the student has no map.
     """
-    features, last = with_map(student, images)
+    try:
+        features, last = with_map(student, images)
+    except NoMapError as error:
+        raise UsageError(f"The student {type(student).__name__} has no map: {error}.") from error
     if min(last.shape[-2:]) < grid:
         return features, F.interpolate(last, size=(grid, grid), mode="bilinear", align_corners=False)
     return features, to_grid(last, grid)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from lightly_distill import DistillError, UsageError, as_target
-from lightly_distill.models.maps import NoMapError, maps, of_tokens, to_grid, with_map
+from lightly_distill.models.maps import NoMapError, maps, of_tokens, to_grid
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target
 
@@ -230,6 +230,6 @@ def test_a_students_map_with_fewer_positions_than_the_grid_is_enlarged() -> None
     assert cells[1, 0].argmax() // 8 in (2, 3) and cells[1, 0].argmax() % 8 in (4, 5)
 
 
-def test_a_student_without_a_map_is_refused() -> None:
-    with pytest.raises(NoMapError, match="none of its modules returns a map or tokens"):
-        with_map(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), bright())
+def test_a_student_without_a_map_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^The student Sequential has no map: none of its modules .*tokens\.$"):
+        maps(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), bright(), 2)
