@@ -4,7 +4,9 @@
 
 Without names, the smallest member of each family that gives features `(B, p)`, at its own size and on the CPU. Each is
 asked three things: whether its features are the same to the last bit with and without a map, whether a gradient of the
-map reaches its first layer, and whether the map shows where an image was changed: in its upper right corner.
+map reaches the image, and whether the map shows where that was changed: in its upper right corner. With fresh weights
+ConvMixer, CPUBone, LeViT and TinyViT spread a change over all positions; theirs are equal to what timm's own
+`forward_intermediates` returns.
 """
 
 import argparse
@@ -80,7 +82,7 @@ def row(name: str) -> str:
     same = same and torch.equal(representations, features) and torch.equal(averaged, maps.to_grid(last, grid))
     mean = last.mean((2, 3))
     is_mean = mean.shape == features.shape and torch.allclose(mean, features, rtol=1e-3, atol=1e-5)
-    answers = (same, is_mean, reaches_the_first_layer(model, images[:1], grid), shows_the_corner(last))
+    answers = (same, is_mean, reaches_the_image(model, images[:1], grid), shows_the_corner(last))
     return " | ".join([str(tuple(last.shape[1:])), *("yes" if answer else "no" for answer in answers)])
 
 
@@ -92,8 +94,8 @@ def changed(image: Tensor) -> Tensor:
     return torch.cat([image, other])
 
 
-def reaches_the_first_layer(model: nn.Module, image: Tensor, grid: int) -> bool:
-    """Returns whether the gradient of a map reaches a convolution or linear layer on the pixels."""
+def reaches_the_image(model: nn.Module, image: Tensor, grid: int) -> bool:
+    """Returns whether the gradient of a map reaches the pixels."""
     image = image.clone().requires_grad_()
     _, averaged = maps.maps(model, image, grid)
     averaged.square().mean().backward()

@@ -112,6 +112,13 @@ def test_registers_of_a_transformer_inside_a_model_of_ones_own_are_known(registe
     torch.testing.assert_close(target.maps(images, 2)[1], of_tokens(tokens, 5))
 
 
+def test_an_encoder_of_timm_that_was_never_a_classifier_is_a_target_with_a_map(images: Tensor) -> None:
+    target = as_target(_timm("qwen3_vit_88m_enc", depth=1))
+    representations, cells = target.maps(images, GRID)
+    assert torch.equal(representations, target(images)) and cells.shape == (*representations.shape, GRID, GRID)
+    assert differ_most_at_the_upper_right(cells)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [*METHODS.values(), *BENCHMARKS.values()], ids=[*METHODS, *(f"benchmark-{name}" for name in BENCHMARKS)]

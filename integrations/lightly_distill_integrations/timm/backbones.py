@@ -134,7 +134,8 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
     if not is_timm(model):
         return None
     encoder: Any = copy.deepcopy(model)
-    encoder.reset_classifier(0)
+    if hasattr(encoder, "reset_classifier"):  # bare encoders, such as MobileNetV5Encoder, have no head
+        encoder.reset_classifier(0)
     encoder.mean = tuple(encoder.pretrained_cfg["mean"])
     encoder.std = tuple(encoder.pretrained_cfg["std"])
     encoder.input_size = fixed_size(encoder)
@@ -143,8 +144,8 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
 
 def find_map(model: nn.Module) -> MapReader | None:
     """Returns what runs a timm model and has its last map, or None if the model is not timm's."""
-    # timm's bare encoders, such as MobileNetV5Encoder, have no head that could be called after the features
-    return maps.read if is_timm(model) and not type(model).__name__.endswith("Encoder") else None
+    # bare encoders may have a `forward_head` too, but one that refuses
+    return maps.read if is_timm(model) and hasattr(model, "reset_classifier") else None
 
 
 def is_timm(model: nn.Module) -> bool:
