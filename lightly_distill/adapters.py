@@ -4,7 +4,8 @@ An adapter is a module (or an object) with the functions of one of the protocols
 declaring an entry point in the group `lightly_distill.targets`, `.students`, `.sources` or `.hubs`.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -12,6 +13,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from lightly_distill.errors import DistillError
+
+_OURS = "lightly_distill_integrations."
+
+_logger = logging.getLogger(__name__)
+
+# A model and images (B, 3, H, W), to what the model returns and, from the same pass, its last map (B, C, h, w).
+MapReader = Callable[[Any, Tensor], tuple[Any, Tensor]]
 
 
 class FoundEncoder(NamedTuple):
@@ -32,7 +40,12 @@ class FoundEncoder(NamedTuple):
 
 
 class TargetAdapter(Protocol):
-    """Brings target models of one library."""
+    """Brings target models of one library.
+
+    It may also have a function `find_map(model) -> MapReader | None`, for models whose last map before their global
+    pooling does not show in what their modules take and return; see `models/maps.py`. None stands for a model that
+    is not this library's.
+    """
 
     def load(self, spec: str) -> nn.Module:
         """Returns the model that stands after `NAME:` in a target specification, with its weights."""
@@ -51,7 +64,10 @@ class StudentFacts(NamedTuple):
 
 
 class StudentAdapter(Protocol):
-    """Builds student backbones of one library. `name` is what stands after `ADAPTER:`, with the library's options."""
+    """Builds student backbones of one library. `name` is what stands after `ADAPTER:`, with the library's options.
+
+    It may also have a function `find_map`, as a `TargetAdapter`.
+    """
 
     def build(self, name: str, image_size: int) -> nn.Module:
         """Returns a freshly initialised backbone, images `(B, 3, image_size, image_size)` to features `(B, p)`.
@@ -148,6 +164,19 @@ Group = Literal["targets", "students", "sources", "hubs", "callbacks"]
 def available(group: Group) -> dict[str, EntryPoint]:
     """Returns the declared adapters of a group by name, without importing them."""
     return {entry.name: entry for entry in entry_points(group=f"lightly_distill.{group}")}
+
+
+def installed(group: Group) -> Iterator[Any]:
+    """Yields the adapters of a group, third parties' first, as they know their models best; ours by name.
+
+    One that cannot be imported is passed over with a warning: it is no reason to refuse the models of others.
+    """
+    entries = available(group)
+    for name in sorted(entries, key=lambda name: (entries[name].value.startswith(_OURS), name)):
+        try:
+            yield get(group, name)
+        except DistillError as error:
+            _logger.warning("%s", error)
 
 
 def get(group: Group, name: str) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import importlib
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +16,10 @@ from lightly_distill import adapters
 from lightly_distill.adapters import FoundEncoder, TargetAdapter
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
 
-_logger = logging.getLogger(__name__)
-
 Encoder = Callable[[Tensor], Any]
 Finder = TypeVar("Finder", bound=Callable[[nn.Module], "nn.Module | None"])
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
-_OURS = "lightly_distill_integrations."
 _CHECKPOINT_ADAPTER = "lightly"  # reads a checkpoint that is given without a name in front
 _PROBE_SIZES = (32, 64, 224)  # pixels, tried in turn on each part of a model
 _MAX_CANDIDATES = 8
@@ -136,14 +132,8 @@ def load_model(spec: str, target_class: str | None = None) -> Any:
 
 
 def _ask_adapters(model: Any) -> FoundEncoder | None:
-    entries = adapters.available("targets")
-    # Third parties know their models best; of our own, Lightly's comes before timm's.
-    for name in sorted(entries, key=lambda name: (entries[name].value.startswith(_OURS), name)):
-        try:
-            adapter: TargetAdapter = adapters.get("targets", name)
-        except DistillError as error:  # somebody's broken package is no reason to refuse other models
-            _logger.warning("%s", error)
-            continue
+    adapter: TargetAdapter
+    for adapter in adapters.installed("targets"):  # Lightly's comes before timm's
         found = adapter.find_encoder(model)
         if found is not None:
             return found

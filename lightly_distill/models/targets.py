@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.models.encoders import candidates, encoder_name, find_encoder, load_model
+from lightly_distill.models.maps import NoMapError, to_grid, with_map
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -106,11 +107,43 @@ class Target(nn.Module):
             DistillError: If the encoder fails on images of this shape, or returns something that is not one vector
                 of finite numbers for each image, of the same length as before.
         """
+        return self._represent(images, self.encoder)
+
+    @torch.no_grad()
+    def maps(self, images: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+        """Computes representations and, in the same pass, the encoder's last map before its global pooling.
+
+        Args:
+            images: As in `forward`.
+            grid: Cells of a side to which the map is averaged.
+
+        Returns:
+            The representations, float32, shape (B, d), as `forward` returns them, and the maps, float32, shape
+            (B, C, grid, grid). Where a representation is the average of a map over its positions, C is d.
+
+        Raises:
+            UsageError: If the encoder has no map, or for images of this shape one that is smaller than the grid.
+            DistillError: As in `forward`.
+        """
+        found: list[Tensor] = []
+
+        def encode(images: Tensor) -> Any:
+            output, last_map = with_map(self.encoder, images)
+            found.append(to_grid(last_map.float(), grid))
+            return output
+
+        try:
+            return self._represent(images, encode), found[0]
+        except NoMapError as error:
+            shape = tuple(images.shape[1:])
+            raise UsageError(f"The target {self.name} has no map of images of shape {shape}: {error}.") from error
+
+    def _represent(self, images: Tensor, encode: Callable[[Tensor], Any]) -> Tensor:
         if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):
             size = (self.input_size, self.input_size)
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
         images = (images - self._mean) / self._std
-        return self._pool(self._encode(images), images.shape)
+        return self._pool(self._encode(images, encode), images.shape)
 
     def weights_sha256(self) -> str:
         """Returns the SHA-256 of all that the representation of an image depends on.
@@ -133,13 +166,13 @@ class Target(nn.Module):
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _encode(self, images: Tensor) -> Any:
+    def _encode(self, images: Tensor, encode: Callable[[Tensor], Any]) -> Any:
         if isinstance(self.encoder, nn.Module):
             parameter = next(self.encoder.parameters(), images)
             images = images.to(parameter.dtype)
         try:
-            return self.encoder(images)
-        except torch.OutOfMemoryError:
+            return encode(images)
+        except (torch.OutOfMemoryError, NoMapError):
             raise
         except Exception as error:  # layers refuse a shape in many ways
             raise DistillError(

@@ -41,15 +41,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
-    families: dict[str, list[str]] = {}
-    for name in fit.names():
-        package, _, family = model_entrypoint(name).__module__.rpartition(".")
-        if package == "timm.models" and not name.startswith("test_"):
-            families.setdefault(family, []).append(name)
+    all_families = families()
     facts = backbones.list_students(SMALL, "*")
 
     lines, works, works_small = [], 0, 0
-    for family, names in (progress := tqdm(sorted(families.items()), unit="family")):
+    for family, names in (progress := tqdm(sorted(all_families.items()), unit="family")):
         progress.set_postfix(family=family)
         name, parameters = smallest(names, facts)
         own, small = run(name, own_size(name)), run(name, SMALL)
@@ -63,8 +59,8 @@ def main() -> None:
         size = own_size(name)
         lines.append(f"| {family} | {name} | {parameters / 1e6:.1f} | {size}: {at_own} | {at_small} | {features} |")
 
-    total = len(families)
-    some = sum(any(facts[name] for name in names) for names in families.values())
+    total = len(all_families)
+    some = sum(any(facts[name] for name in names) for names in all_families.values())
     text = "\n".join(
         [
             "| family | smallest architecture | M parameters | own size | 32x32 | features |",
@@ -78,6 +74,16 @@ def main() -> None:
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
+
+
+def families() -> dict[str, list[str]]:
+    """Returns the names of timm by family, without its toys."""
+    found: dict[str, list[str]] = {}
+    for name in fit.names():
+        package, _, family = model_entrypoint(name).__module__.rpartition(".")
+        if package == "timm.models" and not name.startswith("test_"):
+            found.setdefault(family, []).append(name)
+    return found
 
 
 def own_size(name: str) -> int:

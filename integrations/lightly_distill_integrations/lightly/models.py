@@ -19,11 +19,12 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionVisionTransformer
 
-from lightly_distill.adapters import FoundEncoder
+from lightly_distill.adapters import FoundEncoder, MapReader
 from lightly_distill.errors import UsageError
-from lightly_distill.models import encoders
+from lightly_distill.models import encoders, maps
 from lightly_distill_integrations import checkpoints
 from lightly_distill_integrations.timm import backbones as timm_backbones
+from lightly_distill_integrations.timm import maps as timm_maps
 from lightly_distill_integrations.torchvision import backbones as torchvision_backbones
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class TransformerEncoder(nn.Module):
         self.pooling = pooling
         self.input_size = _input_size(encoder)
         # Kept as a number: the transformer inside may be copied to where it is no longer asked.
-        self.num_prefix_tokens = getattr(getattr(encoder, "vit", None), "num_prefix_tokens", 1)
+        self.num_prefix_tokens = getattr(getattr(encoder, "vit", encoder), "num_prefix_tokens", 1)
         self.pooled = self._pooled()
 
     def forward(self, images: Tensor) -> Any:
@@ -79,6 +80,19 @@ class TransformerEncoder(nn.Module):
         if isinstance(output, Tensor) and output.ndim == 3 and hasattr(self.encoder, "class_token"):
             return output[:, 1:]  # I-JEPA: its class token has no loss of its own
         return output
+
+    def with_map(self, images: Tensor) -> tuple[Any, Tensor]:
+        """Returns what `forward` returns and, from the same pass, the map `(B, d, h, w)` that its patch tokens make."""
+        encoder = self.encoder
+        if hasattr(encoder, "forward_features") and not isinstance(encoder, MaskedCausalVisionTransformer):
+            last, last_map = timm_maps.features(encoder, images)
+            return encoder.forward_head(last, pre_logits=True), last_map
+        transformer = getattr(encoder, "vit", encoder)
+        # `encode` of the masked ones, and `forward` of I-JEPA's, return what this last layer returns
+        norm = transformer.norm if hasattr(transformer, "norm") else transformer.encoder.ln
+        with maps.output_of(norm) as returned:
+            output = self(images)
+        return output, maps.of_tokens(returned[-1], self.num_prefix_tokens)
 
     def _pooled(self) -> str:
         if self.pooling == "prefix":
@@ -135,6 +149,11 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
             f"Name it with encoder= (--target-encoder); of its parts: {encoders.candidates(model)}."
         )
     return None
+
+
+def find_map(model: nn.Module) -> MapReader | None:
+    """Returns what runs a transformer as found here and has its last map, or None if it is not one of these."""
+    return TransformerEncoder.with_map if isinstance(model, TransformerEncoder) else None
 
 
 def load(spec: str) -> nn.Module:

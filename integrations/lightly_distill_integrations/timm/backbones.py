@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lightly_distill.adapters import FoundEncoder
+from lightly_distill.adapters import FoundEncoder, MapReader
 from lightly_distill.errors import DistillError, UsageError, did_you_mean, first_line
 from lightly_distill_integrations import checkpoints, convnets, small_stems
-from lightly_distill_integrations.timm import fit
+from lightly_distill_integrations.timm import fit, maps
 from lightly_distill_integrations.timm.catalogue import list_students as list_students
 
 
@@ -135,7 +135,8 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
     if not is_timm(model):
         return None
     encoder: Any = copy.deepcopy(model)
-    encoder.reset_classifier(0)
+    if hasattr(encoder, "reset_classifier"):  # bare encoders, such as MobileNetV5Encoder, have no head
+        encoder.reset_classifier(0)
     known = encoder.pretrained_cfg
     encoder.mean, encoder.std = tuple(known["mean"]), tuple(known["std"])
     size, fixed = _size(encoder)
@@ -143,6 +144,12 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
     encoder.crop = min(1.0, float(known.get("crop_pct") or 1.0))
     encoder.interpolation = known.get("interpolation")
     return FoundEncoder(encoder, "", "a model of timm, without head")
+
+
+def find_map(model: nn.Module) -> MapReader | None:
+    """Returns what runs a timm model and has its last map, or None if the model is not timm's."""
+    # bare encoders may have a `forward_head` too, but one that refuses
+    return maps.read if is_timm(model) and hasattr(model, "reset_classifier") else None
 
 
 def is_timm(model: nn.Module) -> bool:

@@ -55,6 +55,8 @@ def test_the_model_of_an_example_script_is_a_target(script: Path) -> None:
     assert (result[0] - result[1]).abs().max() > 1e-6
     path = ENCODERS.get(script.stem, "backbone")
     assert target.encoder_name == ".".join(filter(None, (type(model).__name__, path)))
+    representations, maps = target.maps(IMAGES, 2)
+    assert torch.equal(representations, result) and maps.shape == (2, result.shape[1], 2, 2)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
