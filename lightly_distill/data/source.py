@@ -29,8 +29,8 @@ from lightly_distill.data.streams import is_stream, steady_stream
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime.device import free_memory
 
-_CHUNK = 64  # images at a time
-_WORKERS_PAY_AFTER = 10.0  # seconds of decoding; what has taken so long will take longer, and is worth starting them
+CHUNK = 64  # images at a time
+WORKERS_PAY_AFTER = 10.0  # seconds of decoding; what has taken so long will take longer, and is worth starting them
 
 _logger = logging.getLogger(__name__)
 
@@ -284,10 +284,10 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> S
 
 
 def _decode_all(decoder: Decoder, num_workers: int) -> Iterator[Decoded]:
-    chunks, started = decoder.chunks(_CHUNK), time.perf_counter()
+    chunks, started = decoder.chunks(CHUNK), time.perf_counter()
     for chunk in chunks:
         yield decoder.__getitems__(chunk)
-        if time.perf_counter() - started > _WORKERS_PAY_AFTER:
+        if time.perf_counter() - started > WORKERS_PAY_AFTER:
             yield from decode_batches(decoder, chunks, num_workers)
 
 

@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import SyntheticSet
+from lightly_distill.cli import sweep as sweep_command
 from lightly_distill.cli.main import main
 from lightly_distill.evaluation import measure
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
@@ -409,7 +410,7 @@ def test_a_file_names_one_task_or_several(
     place: Path, monkeypatch: pytest.MonkeyPatch, written: Any, tasks: list[str]
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("lightly_distill.cli.sweep.sweep", lambda *arguments, **_: seen.append(arguments[3]))
+    monkeypatch.setattr(sweep_command, "sweep", lambda *arguments, **_: seen.append(arguments[3]))
     options = {"data": "photos", "target": TARGET, "sizes": "4,8", "task": written}
     Path("mine.yaml").write_text(yaml.safe_dump(options))
     main(["sweep", "--config", "mine.yaml", "--out", "sizes"])
@@ -418,7 +419,7 @@ def test_a_file_names_one_task_or_several(
 
 def test_a_preset_gives_a_sweep_its_defaults(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[Any] = []
-    monkeypatch.setattr("lightly_distill.cli.sweep.sweep", lambda stage, *_, **__: stages.append(stage))
+    monkeypatch.setattr(sweep_command, "sweep", lambda stage, *_, **__: stages.append(stage))
     main([*SWEEP, "--preset", "cifar", "--pool.size", "3", "--out", "sizes"])
     (stage,) = stages
     assert (stage.config.steps, stage.config.outer.lr_images, stage.config.pool.size) == (160_000, 1e-4, 3)

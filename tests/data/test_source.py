@@ -153,7 +153,7 @@ def test_a_fault_of_the_dataset_names_the_index(bad: Tensor, message: str, image
 
 
 def test_a_fault_met_by_a_worker_is_still_one_line(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_WORKERS_PAY_AFTER", 0.0)
+    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
     with pytest.raises(UsageError, match=r"^Item 70 of Made: expected an image, got int\.$"):
         open_source(Made(lambda i: 7 if i == 70 else images[0], 130))
 
@@ -213,7 +213,7 @@ def test_a_source_on_disk_decodes_each_image_once_and_needs_its_files_no_more(tm
 def test_a_first_pass_in_workers_finds_the_same(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [pillow(images[i % N]) if i % 50 else Image.new("RGB", (2, 2)) for i in range(200)]
     here = open_source(items)
-    monkeypatch.setattr(source, "_WORKERS_PAY_AFTER", 0.0)
+    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
     state = torch.get_rng_state()
     there = open_source(items)
     assert torch.equal(state, torch.get_rng_state())
@@ -223,7 +223,7 @@ def test_a_first_pass_in_workers_finds_the_same(images: Tensor, monkeypatch: pyt
 
 
 def test_decoding_happens_in_workers_once_it_has_taken_long(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_WORKERS_PAY_AFTER", 0.0)
+    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
     home = os.getpid()
 
     def item(index: int) -> Tensor:

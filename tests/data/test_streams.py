@@ -63,8 +63,8 @@ def test_a_stream_is_not_read_further_than_needed(images: Tensor) -> None:
 
 
 def test_workers_decode_what_this_process_reads(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_WORKERS_PAY_AFTER", 0.0)
-    monkeypatch.setattr(source, "_CHUNK", 3)
+    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
+    monkeypatch.setattr(source, "CHUNK", 3)
     items: list[Any] = [to_pil_image(image) for image in images]
     items[10] = to_pil_image(torch.zeros(3, 2, 2))
     opened = open_source(Stream(lambda: iter(items)))

@@ -15,6 +15,7 @@ from lightly_distill.data.source import open_source
 from lightly_distill.evaluation.baselines.arms import open_inputs
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.plan import TransferConfig
+from lightly_distill.method import real_images
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.describe import describe
@@ -94,7 +95,7 @@ def test_a_resumed_run_has_the_very_projection(run: Path, tmp_path: Path, monkey
 
     with pytest.raises(KeyError):
         stage().run(tiny.images(COUNT), out=tmp_path / "run", log=tiny.EachRow(fail))
-    monkeypatch.setattr("lightly_distill.method.real_images.fit_projection", None)  # it is not fitted again
+    monkeypatch.setattr(real_images, "fit_projection", None)  # it is not fitted again
     resumed = stage().run(tiny.images(COUNT), out=tmp_path / "run", resume=True)
     straight = SyntheticSet.load(run)
     assert torch.equal(resumed.images, straight.images)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError
+from lightly_distill.runs import stage
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime.processes import ALONE, Processes, launched
 
@@ -256,11 +257,11 @@ def test_a_batch_of_fewer_real_images_than_processes_is_refused_before_any_work(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     three = Processes(0, 3)
-    monkeypatch.setattr("lightly_distill.runs.stage.launched", lambda device: (three, device))
+    monkeypatch.setattr(stage, "launched", lambda device: (three, device))
     for name, alone in (("gather", lambda self, value: [value]), ("copy_from_main", lambda self, *tensors: None)):
         monkeypatch.setattr(Processes, name, alone)
     monkeypatch.setattr(Processes, "in_main", lambda self, function: function())
-    monkeypatch.setattr("lightly_distill.runs.stage.RealImages", lambda *a, **k: pytest.fail("represented"))
+    monkeypatch.setattr(stage, "RealImages", lambda *a, **k: pytest.fail("represented"))
     with pytest.raises(UsageError, match="A batch must have at least 3 real images, one for each process; it has 2"):
         DistillationStage(tiny.encoder(), **{**OPTIONS, **options}).run(tiny.images(2))
 

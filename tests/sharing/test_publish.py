@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from lightly_distill import PretrainConfig, PublishOptions, SyntheticSet, UsageError, pretrain
+from lightly_distill.adapters import Repository
 from lightly_distill.evaluation.results import read_evaluation
+from lightly_distill.sharing.publish import publish
 from lightly_distill.sharing.publish_student import card_text, publish_student
 from lightly_distill.synthetic import address
 from lightly_distill.synthetic.pretrain import is_trained
@@ -91,7 +93,8 @@ def test_two_revisions_are_one_too_many() -> None:
 def test_no_folder_of_the_users_is_published(
     name: str, public: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightly_distill.sharing.publish._before", lambda *args, **options: SimpleNamespace(card=None))
+    hub = SimpleNamespace(look_at=lambda *args: Repository(None, (), None), publish=publish)
+    monkeypatch.setattr(address, "find_hub", lambda repo_id: (hub, repo_id))
     ours = make_set()
     ours.provenance |= {"source": {"name": name, "images": 60}, "target": {"name": name, "encoder": "e"}}
     ours.push_to_hub("me/photos", PublishOptions(dry_run=tmp_path / "dry"))

@@ -1,5 +1,6 @@
-import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,14 +8,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lightly_distill import SyntheticSet
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime.device import resolve_device
+from lightly_distill.runtime.seeding import global_seed
 from lightly_distill.synthetic.pretrain import pretrain
-
-# By name, because the package also has a function `pretrain`, which hides its module.
-module = importlib.import_module("lightly_distill.synthetic.pretrain")
 
 STUDENT = "convnet_4_8"
 
@@ -58,7 +58,7 @@ def test_the_student_learns_to_predict_the_representations() -> None:
 def test_a_step_is_sgd_on_the_mean_squared_error_in_train_mode() -> None:
     data = synthetic()
     student = run(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.5, batch_size=8)
-    with module.global_seed(0, "pretrain", "init"):
+    with global_seed(0, "pretrain", "init"):
         reference = timm.create_model(STUDENT, num_classes=0, img_size=8).train()
         head = nn.Linear(8 * 2 * 2, 5)
     (head(reference(data.images)) - data.representations).square().mean().backward()
@@ -76,18 +76,46 @@ def test_one_seed_gives_one_student_whatever_was_drawn_before() -> None:
     assert not torch.equal(weights(run(seed=2)), weights(first))
 
 
+@contextmanager
+def batches_seen() -> Iterator[list[Tensor]]:
+    """Yields what students are given while they train: the inputs of their first convolutions in train mode."""
+    seen: list[Tensor] = []
+
+    def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3 and layer.training:
+            seen.append(inputs[0].detach().clone())
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def which(batches: list[Tensor], data: SyntheticSet) -> list[int]:
+    """Returns the numbers of the images of training batches, of which the first two or so only try the student out."""
+    known = {image.numpy().tobytes(): number for number, image in enumerate(data.images.contiguous())}
+    found = [[known.get(image.contiguous().numpy().tobytes()) for image in batch] for batch in batches]
+    return [number for batch in found for number in batch if number is not None]
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(5, 4), (3, 2), (5, 256), (2, 2)])
 def test_no_batch_has_a_single_image_and_none_is_lost(count: int, batch_size: int) -> None:
-    batches = module._batches(count, batch_size, seed=0, epoch=0)
-    assert min(map(len, batches)) >= 2
-    assert sorted(torch.cat(batches).tolist()) == list(range(count))
-    student = run(student="test_resnet", synthetic=synthetic(count, size=32), batch_size=batch_size, epochs=1)
+    data = synthetic(count, size=32)
+    with batches_seen() as batches:
+        student = run(student="test_resnet", synthetic=data, batch_size=batch_size, epochs=1)
     assert weights(student).isfinite().all()
+    assert min(map(len, batches)) >= 2
+    assert sorted(which(batches, data)) == list(range(count))
 
 
 def test_batches_are_shuffled_anew_each_epoch() -> None:
-    first, second = (torch.cat(module._batches(50, 8, seed=0, epoch=epoch)).tolist() for epoch in (0, 1))
-    assert first != second != list(range(50))
+    data = synthetic(50)
+    with batches_seen() as batches:
+        run(synthetic=data, batch_size=10, epochs=2)
+    order = which(batches, data)
+    first, second = order[:50], order[50:]
+    assert sorted(first) == sorted(second) == list(range(50)) and first != second != list(range(50))
 
 
 def test_the_backbone_comes_back_in_eval_mode_without_a_head() -> None:
@@ -131,7 +159,7 @@ def test_a_loss_that_is_not_finite_names_epoch_student_and_cure(tmp_path: Path) 
 def test_what_cannot_work_is_refused_before_training(
     settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_epoch", lambda *_: pytest.fail("has begun to train"))
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda *_: pytest.fail("has begun to train"))
     with pytest.raises(UsageError, match=message):
         run(**settings)
 

@@ -191,9 +191,16 @@ def test_accuracy_by_images_has_a_curve_for_each_arm_and_lines_across(tmp_path: 
     assert axis.get_xlabel() == "images, log scale, mean and deviation of 2 seeds"
 
 
-def test_numbers_of_images_that_would_run_into_each_other_are_left_out() -> None:
-    assert charts._apart([50]) == [50] and charts._apart([50, 100, 200, 500]) == [50, 100, 200, 500]
-    assert charts._apart([10, 950, 1000]) == [10, 1000]
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [([50], [50]), ([50, 100, 200, 500], [50, 100, 200, 500]), ([10, 950, 1000], [10, 1000])],
+)
+def test_numbers_of_images_that_would_run_into_each_other_are_left_out(
+    tmp_path: Path, axes: list[Axes], counts: list[int], shown: list[int]
+) -> None:
+    charts.accuracy_by_images({"distilled": {count: [0.5] for count in counts}}, tmp_path / "curve.png", {})
+    (axis,) = axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == [f"{count:,}" for count in shown]
 
 
 def test_difference_bars_go_both_ways_from_zero(tmp_path: Path, axes: list[Axes]) -> None:

@@ -311,8 +311,8 @@ def test_several_students_and_tasks_are_averaged(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told_before_any_work(
     tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(size_sweep, "_one_size", lambda *_: pytest.fail("distilled"))
-    monkeypatch.setattr(size_sweep, "_search", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(DistillationStage, "run", lambda *_, **__: pytest.fail("distilled"))
+    monkeypatch.setattr(size_sweep, "run_search", lambda *_: pytest.fail("searched"))
     with pytest.raises(UsageError, match=message) as caught:
         run(tmp_path / "out", **changes)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
