@@ -30,10 +30,11 @@ def test_warm_up_trains_each_student_for_as_many_steps_as_its_age_says() -> None
     ages = [slot.age for slot in pool.slots]
     assert all(1 <= age <= 6 for age in ages) and len(set(ages)) > 2
     for slot, other in zip(pool.slots, fresh.slots, strict=True):
-        for _ in range(slot.age):
-            fresh._train(other, images, reps)
-        assert torch.equal(weights(slot.student), weights(other.student))
         assert int(slot.student[1].num_batches_tracked) == slot.age
+        if slot.age < 6:  # the step to the largest age would replace it
+            for _ in range(slot.age):
+                fresh.advance(other, images, reps)
+            assert torch.equal(weights(slot.student), weights(other.student))
 
 
 def test_a_training_step_equals_the_plain_reference() -> None:

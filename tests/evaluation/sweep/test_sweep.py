@@ -13,6 +13,7 @@ from lightly_distill import DistillationStage, DistillError, SyntheticSet, Usage
 from lightly_distill.evaluation import measure
 from lightly_distill.evaluation.sweep import sweep as size_sweep
 from lightly_distill.evaluation.sweep.record import Sweep
+from lightly_distill.method.pool import StudentPool
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runtime import seeding
@@ -169,12 +170,13 @@ def test_a_distillation_that_stopped_goes_on_from_its_checkpoint(
     assert torch.equal(sets(tmp_path / "out")[1], sets(straight[0])[1])
 
 
-def test_a_run_without_a_checkpoint_is_begun_again(tmp_path: Path) -> None:
-    folder = tmp_path / "out" / "size-4" / "run"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("{}")  # all that a run leaves that is killed while it warms up
-    synthetic = size_sweep._distilled(stage(num_images=4), size_sweep.open_source(IMAGES), folder)
-    assert len(synthetic) == 4
+def test_a_run_without_a_checkpoint_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StudentPool, "warm_up", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(tmp_path / "out", sizes=(4,), probes=("knn",))
+    left = tmp_path / "out" / "size-4" / "run"
+    assert (left / "config.yaml").exists() and not list(left.glob("checkpoints/*"))
+    assert set(run(tmp_path / "out", sizes=(4,), probes=("knn",)).sizes) == {4}
 
 
 def test_other_settings_are_refused_by_name_and_more_sizes_are_not(straight: tuple[Path, Sweep]) -> None:
