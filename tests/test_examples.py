@@ -43,7 +43,13 @@ def run(script: str, out: Path, *launcher: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize("script", ENCODERS)
+# half a minute and more each, and in all that is ours as simclr
+SLOW = ("barlowtwins", "dino")
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param(each, marks=pytest.mark.slow if each in SLOW else ()) for each in ENCODERS]
+)
 def test_an_example_distils_what_its_model_learned(script: str, tmp_path: Path) -> None:
     if script == "mae" and not hasattr(lightly.models.modules, "MaskedVisionTransformerDecoderTIMM"):
         pytest.skip("Lightly 1.6 brought the decoder of this example")
