@@ -63,4 +63,4 @@ def run(options: Namespace) -> None:
     if options.push is not None:
         url = publish_student(options.out, options.push, private=options.private or None)
         print(f"Sent {options.out} to {url}. To use it:")
-        print(textwrap.indent(adapter.how_to_load_from_hub(name, options.push), "    "))
+        print(textwrap.indent(adapter.how_to_load_from_hub(name, repo_id), "    "))
