@@ -44,7 +44,7 @@ def run(script: str, out: Path, *launcher: str) -> str:
 
 
 # half a minute and more each, and in all that is ours as simclr
-SLOW = ("barlowtwins", "dino")
+SLOW = ("barlowtwins", "dino", "mae")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,7 @@ def test_the_students_of_the_full_runs_exist() -> None:
         student_builder(name, 32)
 
 
+@pytest.mark.slow
 def test_gradient_bias_shows_the_bias_of_random_views(tmp_path: Path) -> None:
     printed = run("gradient_bias", tmp_path / "run")
     row = r"^{}, .*?(\S+)  \+- +(\S+) +(\S+) +(\S+) +(\S+)$"

@@ -125,8 +125,8 @@ class RepresentationCache:
         if missing:
             own |= self._computed({number: parts[number] for number in missing}, compute)
         # what others wrote is read from the folder, the very file: another run may have written another
-        told = {number: shard.path or shard.numbers for number, shard in own.items() if shard is not None}
-        everyone = {number: shard for each in self._processes.gather(told) for number, shard in each.items()}
+        held = {number: shard.path or shard.numbers for number, shard in own.items() if shard is not None}
+        everyone = {number: shard for each in self._processes.gather(held) for number, shard in each.items()}
         numbers = []
         for number, part in enumerate(parts):
             shard, other = own.get(number), everyone[number]
