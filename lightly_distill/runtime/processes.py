@@ -3,6 +3,7 @@
 Every process calls the same functions in the same order and holds the same synthetic set.
 """
 
+import atexit
 import os
 import socket
 from collections.abc import Callable
@@ -161,7 +162,14 @@ def launched(device: str) -> tuple[Processes, str]:
     if device.startswith("cuda:"):
         raise UsageError(f"device={device} is one device for several processes: give auto or cuda.")
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    atexit.register(_leave_group)
     return Processes(state.process_index, state.num_processes), "cpu" if device == "cpu" else str(state.device)
+
+
+def _leave_group() -> None:
+    """Ends the group of processes before the interpreter does: gloo's threads, still running then, may abort it."""
+    if distributed.is_initialized() and distributed.get_backend() == "gloo":
+        distributed.destroy_process_group()
 
 
 def _any_cuda(device: str) -> bool:
