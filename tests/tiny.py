@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightly_distill.method.config import DistillConfig, make_config
 from lightly_distill.runtime.seeding import generator
+from lightly_distill.runtime.settings import update
 
 SIZE = 8
 
@@ -36,8 +37,11 @@ def images(count: int = 60) -> Tensor:
 
 
 def config(**options: object) -> DistillConfig:
+    """The method of the paper, without what came later: each of these has tests of its own."""
     tiny = {"num_images": 10, "steps": 12, "batch_size": 16, "log_every": 1, "checkpoint_every": 4, "student": "tiny"}
-    return make_config(**{**tiny, "pool": {"size": 3, "max_age": 4}, **options})
+    plain = {"target_dims": None, "target_map": 0, "eight_bits": False}
+    own = make_config(**{**tiny, **plain, "pool": {"size": 3, "max_age": 4, "mixup": False, "crop_and_flip": False}})
+    return update(own, options)
 
 
 class EachRow:

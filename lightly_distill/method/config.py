@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError, did_you_mean
-from lightly_distill.runtime.settings import check_number, check_one_of, update
+from lightly_distill.runtime.settings import check_bool, check_number, check_one_of, update
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,13 @@ class PoolConfig:
     """SGD momentum of the students."""
     weight_decay: float = 1e-3
     """SGD weight decay of the students."""
+    mixup: bool = True
+    """Train the students on mixtures of two images and of their targets, as pre-training does."""
+    crop_and_flip: bool = True
+    """Shift and mirror the images at random in each training step, as pre-training does."""
 
     def __post_init__(self) -> None:
+        check_bool(self, "mixup", "crop_and_flip", prefix="pool.")
         check_number(self, "size", "max_age", "lr", prefix="pool.")
         check_number(self, "momentum", "weight_decay", least=0, prefix="pool.")
 
@@ -66,6 +71,8 @@ class PoolOptions(TypedDict, total=False):
     lr: float
     momentum: float
     weight_decay: float
+    mixup: bool
+    crop_and_flip: bool
 
 
 @dataclass(frozen=True)
@@ -74,11 +81,13 @@ class RidgeConfig:
 
     strength: float = 1e-6
     """Penalty as a fraction of the kernel's trace. No unit."""
+    map_strength: float = 1e-5
+    """The same, of the regression at the positions of the maps."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of kernel and solve; never lower than float32, whatever `precision` says."""
 
     def __post_init__(self) -> None:
-        check_number(self, "strength", prefix="ridge.")
+        check_number(self, "strength", "map_strength", prefix="ridge.")
         check_one_of("ridge.dtype", self.dtype, ("float32", "float64"))
 
 
@@ -86,6 +95,7 @@ class RidgeOptions(TypedDict, total=False):
     """Fields of `RidgeConfig`, as a part of `DistillOptions`."""
 
     strength: float
+    map_strength: float
     dtype: Literal["float32", "float64"]
 
 
@@ -101,7 +111,7 @@ class DistillConfig:
     num_images: int = 1000
     """Number of synthetic images, m."""
     steps: int = 2000
-    """Outer steps."""
+    """Outer steps. 0 selects: the set is of real images with their targets, and nothing is learned."""
     batch_size: int = 1024
     """Real images in each outer step; fewer if the source has fewer."""
     image_size: int | None = None
@@ -118,11 +128,20 @@ class DistillConfig:
     """What the synthetic images start from. "random": real images, drawn at random. "kmeans": those nearest to as many
     centroids of the target's representations. "noise": no real image, but normal noise that has mean and
     covariance of real images and their representations."""
-    target_dims: int | None = None
+    target_dims: int | Literal["auto"] | None = "auto"
     """Predict so many principal components of the target's representations, of the real images that are not held out,
-    instead of all their numbers. The set keeps what brings the target's own space back."""
+    instead of all their numbers, and keep with the set what brings the target's own space back. auto: 256, or as many
+    as there are, without that, which would outweigh a small set. null: the target's own numbers."""
     target_whiten: bool = False
     """Scale the principal components to the same variance, so that the loss is not ruled by the first of them."""
+    target_map: int | Literal["auto"] = "auto"
+    """Predict the target's last map too, averaged to so many cells a side: not only what is in an image but where.
+    auto: 4, or as many as the target's map has; 0 where it has no map of at least 2. 0: no map."""
+    map_dims: int = 64
+    """Principal components of each cell of the target's map."""
+    eight_bits: bool = True
+    """Keep images and targets in 8 bits: pixels as any image has them, and targets as whole numbers with a scale. They
+    are rounded in every step, so that nothing is lost at the end, and take a quarter of the bytes of float32."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
     seed: int = 0
@@ -151,20 +170,21 @@ class DistillConfig:
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
     def __post_init__(self) -> None:
-        check_number(self, "num_images", "steps", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
+        check_number(self, "num_images", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
+        check_number(self, "map_dims")
+        check_number(self, "steps", least=0)
         if self.image_size is not None:
             check_number(self, "image_size")
         if self.target_size is not None:
             check_number(self, "target_size")
-        if self.target_dims is not None:
+        if self.target_dims not in ("auto", None):
             check_number(self, "target_dims")
-        if not isinstance(self.target_whiten, bool):
-            raise UsageError(f"target_whiten must be true or false; got {self.target_whiten!r}.")
+        if self.target_map != "auto":
+            check_number(self, "target_map", least=0)
+        check_bool(self, "target_whiten", "eight_bits", "compile")
         if self.target_whiten and self.target_dims is None:
             raise UsageError("target_whiten scales principal components: give target_dims, how many.")
         check_one_of("precision", self.precision, ("fp32", "bf16"))
-        if not isinstance(self.compile, bool):
-            raise UsageError(f"compile must be true or false; got {self.compile!r}.")
         check_one_of("init", self.init, ("random", "kmeans", "noise"))
         check_one_of("parallel", self.parallel, ("batch", "pool"))
         chunk = self.chunk_size
@@ -209,8 +229,11 @@ class DistillOptions(TypedDict, total=False):
     target_size: int | None
     source_views: int | Literal["random"]
     init: Literal["random", "kmeans", "noise"]
-    target_dims: int | None
+    target_dims: int | Literal["auto"] | None
     target_whiten: bool
+    target_map: int | Literal["auto"]
+    map_dims: int
+    eight_bits: bool
     holdout: int
     seed: int
     device: str
@@ -226,7 +249,15 @@ class DistillOptions(TypedDict, total=False):
     ridge: RidgeConfig | RidgeOptions
 
 
-_PAPER_POOL = {"size": 10, "max_age": 1000, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+_PAPER_POOL = {
+    "size": 10,
+    "max_age": 1000,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 1e-3,
+    "mixup": False,
+    "crop_and_flip": False,
+}
 
 
 def _paper(num_images: int, image_size: int, student: str, lr: float) -> dict[str, Any]:
@@ -237,6 +268,9 @@ def _paper(num_images: int, image_size: int, student: str, lr: float) -> dict[st
         "steps": 160_000,
         "batch_size": 1024,
         "source_views": "random",
+        "target_dims": None,
+        "target_map": 0,
+        "eight_bits": False,
         "outer": {"lr_images": lr, "lr_representations": lr, "final_lr": 1e-3},
         "pool": _PAPER_POOL,
         "ridge": {"strength": 1e-6},

@@ -8,13 +8,12 @@ from statistics import fmean
 from typing import Any, NoReturn, Protocol
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.errors import DistillError
 from lightly_distill.method.cadence import Cadence
 from lightly_distill.method.config import DistillConfig
-from lightly_distill.method.krr import kernel_ridge
+from lightly_distill.method.objective import Objective
 from lightly_distill.method.pool import Slot
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
@@ -64,7 +63,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
             slot = state.pool.draw(state.step)
             with _precision(config, state.images.device):
                 state.losses.append(_outer_step(state, slot, batch, config))
-                state.pool.advance(slot, state.images, state.representations)
+                state.pool.advance(slot, *state.learned())
             state.step += 1
             progress.update()
 
@@ -91,7 +90,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
 def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder) -> None:
     """Trains the pool to staggered ages, and measures and saves what the first step starts from."""
     with _precision(config, state.images.device):
-        state.pool.warm_up(state.images, state.representations)
+        state.pool.warm_up(*state.learned())
     state.initial = held_out_loss(state, held_out, config)
     try:
         recorder.log({"step": 0, **state.initial})
@@ -115,11 +114,9 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
     with _named(f"Stopped before the update of step {state.step + 1}", slot):
         gradient = outer_gradient(
             slot.student,
-            state.images,
-            state.representations,
+            *state.learned(),
             batch,
-            ridge=config.ridge.strength,
-            dtype=getattr(torch, config.ridge.dtype),
+            objective=_objective(state, slot, config),
             chunk_size=state.pool.chunk_size,
             processes=state.team.divide,
         )
@@ -131,8 +128,15 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate * decay
     state.optimizer.step()
+    if state.rounding is not None:
+        state.rounding.clamp_(state.images, state.representations)
     state.jitters += gradient.jitters
     return loss
+
+
+def _objective(state: DistillState, slot: Slot, config: DistillConfig) -> Objective:
+    ridge = config.ridge
+    return Objective(ridge.strength, ridge.map_strength, getattr(torch, ridge.dtype), slot.features, state.targets)
 
 
 def held_out_loss(state: DistillState, held_out: RealBatch | None, config: DistillConfig) -> dict[str, Any]:
@@ -160,17 +164,13 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
 def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, config: DistillConfig) -> float:
     who = _named(f"Stopped at the measurement after step {state.step}", slot)
     with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device):
+        images, representations = state.learned()
         real_BF = features(slot.student, held_out.images, state.pool.chunk_size)
-        syn_MF = features(slot.student, state.images, state.pool.chunk_size)
+        syn_MF = features(slot.student, images, state.pool.chunk_size)
         require_finite({"features of the held-out images": real_BF, "features of the synthetic images": syn_MF})
-        prediction = kernel_ridge(
-            real_BF,
-            syn_MF,
-            state.representations,
-            ridge=config.ridge.strength,
-            dtype=getattr(torch, config.ridge.dtype),
-        )
-        return float(F.mse_loss(prediction.values, held_out.representations.to(prediction.values.dtype)))
+        objective = _objective(state, slot, config)
+        loss, _ = objective.loss(real_BF, syn_MF, representations, held_out.representations)
+        return float(loss)
 
 
 @contextmanager

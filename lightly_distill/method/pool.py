@@ -8,16 +8,17 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.errors import DistillError, first_line
 from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.memory import estimate
 from lightly_distill.method.step import chunks_of
+from lightly_distill.models.rows import Layout, RowHead, row_loss, with_rows
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.processes import SOLO, Team
+from lightly_distill.synthetic.recipe import vary
 
 _logger = logging.getLogger(__name__)
 
@@ -31,8 +32,9 @@ class Slot:
     Attributes:
         index: Place in the pool.
         name: Architecture of the student.
-        student: Images (M, C, H, W) to features (M, F).
-        head: Linear layer, features to representations (M, D).
+        student: Images (M, C, H, W) to rows of features (M, F).
+        features: Layout of these rows.
+        head: Linear layers, features to targets (M, D).
         optimizer: SGD over both.
         age: Training steps that this student has taken.
         births: Students that this slot has had before.
@@ -41,7 +43,8 @@ class Slot:
     index: int
     name: str
     student: nn.Module
-    head: nn.Linear
+    features: Layout
+    head: RowHead
     optimizer: torch.optim.SGD
     age: int = 0
     births: int = 0
@@ -58,7 +61,7 @@ class StudentPool:
         students: Name and builder of each architecture; slot i gets number i modulo their count.
         config: Size, lifetime and optimizer.
         images: Synthetic images, shape (M, C, H, W); here only to measure the features' width.
-        dim: Width D of the representations.
+        targets: Layout of the targets; a number is that of vectors without a map.
         seed: Root seed.
         team: The processes, and whether each holds a part of the pool or all of it.
         compile: With torch.compile; students of one architecture share the compiled code.
@@ -73,7 +76,7 @@ class StudentPool:
         students: Sequence[tuple[str, StudentBuilder]],
         config: PoolConfig,
         images: Tensor,
-        dim: int,
+        targets: Layout | int,
         seed: int,
         team: Team = SOLO,
         *,
@@ -86,7 +89,7 @@ class StudentPool:
         self.team = team
         self._students = students
         self._probe = images.detach()[:2]
-        self._dim = dim
+        self.targets = Layout(targets) if isinstance(targets, int) else targets
         self.slots = [self._born(index, births=0) for index in range(team.split.index, config.size, team.split.count)]
 
     def _born(self, index: int, births: int) -> Slot:
@@ -95,30 +98,30 @@ class StudentPool:
         with seeding.global_seed(self.seed, "student", index, births):
             # channels last: convolutions of the kernel pass take two thirds of the time, on a CPU too
             student = build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            features = self._tried(name, student)
-            head = nn.Linear(features.shape[1], self._dim).to(device)
+            student, features = self._tried(name, student)
+            head = RowHead(features, self.targets).to(device)
         optimizer = torch.optim.SGD(
             [*student.parameters(), *head.parameters()],
             lr=self.config.lr,
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
         )
-        return Slot(index, name, student, head, optimizer, births=births)
+        return Slot(index, name, student, features, head, optimizer, births=births)
 
-    @torch.no_grad()
-    def _tried(self, name: str, student: nn.Module) -> Tensor:
-        """Returns the features of a few images, compiling the student first if asked to."""
+    def _tried(self, name: str, student: nn.Module) -> tuple[nn.Module, Layout]:
+        """Returns a student whose output is rows, compiled if asked to, and their layout."""
+        student, features = with_rows(student, self._probe, self.targets.grid)
         if not self._compile:
-            features: Tensor = student.eval()(self._probe)
-            return features
+            return student, features
         student.compile()
         try:
-            features = student.eval()(self._probe)
+            with torch.no_grad():
+                student.eval()(self._probe)
         except Exception as error:  # a missing compiler, or what it does not understand
             raise DistillError(
                 f"Student '{name}' cannot be compiled, leave --compile out: {first_line(error)}"
             ) from error
-        return features
+        return student, features
 
     def fit_memory(self, images: Tensor, batch_size: int, chunk_size: int | str | None, *, steps: int) -> None:
         """Decides how many synthetic images a student is given at a time, and logs what the steps will need.
@@ -181,7 +184,7 @@ class StudentPool:
 
     def _train(self, slot: Slot, images: Tensor, representations: Tensor) -> None:
         """One SGD step on `mean((head(student(X_s)) - Y_s)^2)` over all synthetic images, train mode."""
-        images, representations = images.detach(), representations.detach()
+        images, representations = self._varied(slot, images.detach(), representations.detach())
         slot.student.train()
         slot.optimizer.zero_grad()
         chunks = chunks_of(images, self.chunk_size)
@@ -191,7 +194,8 @@ class StudentPool:
             _slower_statistics(slot.student, len(chunks)),
         ):
             for chunk, truth in zip(chunks, chunks_of(representations, self.chunk_size), strict=True):
-                part = F.mse_loss(slot.head(slot.student(chunk)).float(), truth) * (len(chunk) / len(images))
+                loss_of = row_loss(slot.head(slot.student(chunk)).float(), truth, self.targets)
+                part = loss_of * (len(chunk) / len(images))
                 with torch.autocast(images.device.type, enabled=False):
                     part.backward()  # type: ignore[no-untyped-call]
                 loss += part.detach()
@@ -204,6 +208,14 @@ class StudentPool:
         self._keep_alike(slot)
         slot.optimizer.step()
         slot.age += 1
+
+    def _varied(self, slot: Slot, images: Tensor, representations: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        if not (config.mixup or config.crop_and_flip):
+            return images, representations
+        draw = seeding.generator(self.seed, "vary", slot.index, slot.births, slot.age)
+        ways = {"crop_and_flip": config.crop_and_flip, "mixup": config.mixup}
+        return vary(images, representations, self.targets, draw, **ways)
 
     def _keep_alike(self, slot: Slot) -> None:
         """Averages what rounding, which on a GPU is not the same twice, may have made different between processes."""

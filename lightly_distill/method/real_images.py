@@ -10,10 +10,12 @@ from lightly_distill.data.pixels import crop_and_flip
 from lightly_distill.data.source import Source
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.projection import check_dims, fit_projection
-from lightly_distill.method.representation_cache import Keeper
-from lightly_distill.method.sight import target_frame
+from lightly_distill.method.representation_cache import Keeper, RepresentationCache
+from lightly_distill.method.rounding import Rounding, fit_scales
+from lightly_distill.method.sight import Sight, target_frame
 from lightly_distill.method.split import Split
 from lightly_distill.method.step import RealBatch
+from lightly_distill.method.target_maps import TargetMaps, find_grid, fit_maps
 from lightly_distill.method.truth import TargetTruth, Truth
 from lightly_distill.method.views import Views
 from lightly_distill.models.projection import Projection
@@ -21,6 +23,8 @@ from lightly_distill.models.targets import Target
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.processes import ALONE, SOLO, Processes, Team
+
+_SAMPLE = 512  # images that show how large the numbers of targets are
 
 
 class RealImages:
@@ -38,7 +42,8 @@ class RealImages:
 
     Attributes:
         batch_size: Images of a batch.
-        projection: Of the truth, on the CPU; None where there is none.
+        projection: Of the truth's vectors, on the CPU; None where there is none.
+        target_maps: Which map of the target the truth has; None where it has none.
         resident: All images, uint8, on a GPU, where they fit; None: they are read from the source.
     """
 
@@ -57,6 +62,7 @@ class RealImages:
         self.source, self.split, self.views, self.truth = source, split, views, truth
         self.mean, self.std = mean, std
         self.projection: Projection | None = None
+        self.target_maps: TargetMaps | None = None
         self.batch_size = min(config.batch_size, len(split.train))
         self.resident = _on_device(source, device)
         self._seed, self._device = config.seed, device
@@ -72,6 +78,7 @@ class RealImages:
         cache: Keeper | None = None,
         *,
         projection: Projection | None = None,
+        target_maps: TargetMaps | None = None,
         processes: Processes = ALONE,
     ) -> "RealImages":
         """Makes batches of images with the target's representations, which are computed here where they can be kept.
@@ -83,7 +90,8 @@ class RealImages:
             device: Where batches are delivered and representations computed.
             cache: What has or keeps representations; by default they are kept in memory.
             projection: Of a run that goes on. Default: it is fitted here, where `config.target_dims` asks for one.
-            processes: Of the run; the main one fits the projection.
+            target_maps: Of a run that goes on. Default: fitted here, where `config.target_map` asks for one.
+            processes: Of the run; the main one fits what is fitted.
 
         Raises:
             UsageError: If the source has too few images for the synthetic set or for the projection, before any work;
@@ -96,15 +104,19 @@ class RealImages:
             check_dims(config.target_dims, images=len(split.train))
         bf16 = config.precision == "bf16" and device.type == "cuda"
         frame = target_frame(source, target, config.target_size)
-        truth = TargetTruth(source, target, views, device, cache, frame, bf16=bf16)
+        grid = find_grid(target.to(device), frame.size, config.target_map, device)
+        if grid and target_maps is None:
+            sight = Sight(source, frame)
+            target_maps = _fitted_maps(sight, target, len(source), device, grid, config.map_dims, cache, processes)
+        truth = TargetTruth(source, target, views, device, cache, frame, target_maps=target_maps, bf16=bf16)
         if config.target_dims is not None:
             dims, whiten = config.target_dims, config.target_whiten
             projection = projection or processes.in_main(
-                lambda: fit_projection(truth.of_images, split.train, dims, whiten=whiten)
+                lambda: fit_projection(truth.vectors, split.train, dims, whiten=whiten)
             )
             truth.projection = projection.to(device)
         real = cls(source, split, views, truth, config, device, mean=target.mean, std=target.std)
-        real.projection = projection
+        real.projection, real.target_maps = projection, target_maps
         return real
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -115,6 +127,12 @@ class RealImages:
         """Returns images as they are, whatever the views."""
         images = self.normalise(self.source.read(indices))
         return RealBatch(images, self.truth.of_images(indices).to(self._device))
+
+    def rounding(self) -> Rounding:
+        """Returns how a set that is made of these images is rounded to 8 bits."""
+        sample = self.split.train[:: max(1, -(-len(self.split.train) // _SAMPLE))]
+        scales = fit_scales(self.truth.of_images(sample).to(self._device), self.truth.layout)
+        return Rounding(self._mean, self._std, scales)
 
     def held_out(self) -> RealBatch | None:
         """Returns the held-out images as they are, or None if there are none."""
@@ -144,6 +162,28 @@ class RealImages:
                 current, generator = epoch, seeding.generator(self._seed, "batches", epoch)
                 order = train[torch.randperm(len(train), generator=generator)]
             yield order[position * self.batch_size :][: self.batch_size]
+
+
+def _fitted_maps(
+    sight: Sight,
+    target: Target,
+    count: int,
+    device: torch.device,
+    grid: int,
+    dims: int,
+    cache: Keeper | None,
+    processes: Processes,
+) -> TargetMaps:
+    """Fits the maps, unless they are kept beside the representations already."""
+
+    def fit() -> dict[str, Tensor]:
+        return fit_maps(sight, target, count, device, grid, dims).projection.tensors()
+
+    def kept() -> dict[str, Tensor]:
+        name = f"map {grid} {dims}{sight.key}"
+        return cache.beside(name, fit) if isinstance(cache, RepresentationCache) else fit()
+
+    return TargetMaps(grid, Projection(**processes.in_main(kept)))
 
 
 def _on_device(source: Source, device: torch.device) -> Tensor | None:

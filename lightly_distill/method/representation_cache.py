@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightly_distill.errors import DistillError
@@ -44,6 +46,11 @@ class Representations:
 
     def __init__(self, shards: Sequence[Tensor]) -> None:
         self._shards = shards
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._shards[0].shape[-1]
 
     def gather(self, views: Tensor, indices: Tensor) -> Tensor:
         """Returns the representations of these views of these images.
@@ -99,6 +106,7 @@ class RepresentationCache:
         self._folder, self._facts, self._processes = folder, dict(facts or {}), processes
         self._also, self._shared = tuple(also), shared
         self._used: Path | None = None
+        self._beside: set[Path] = set()
 
     def keep(self, views: str, count: int, compute: Compute, *, bf16: bool = False) -> Representations:
         """Returns the representations of all images, computing what is not there.
@@ -133,10 +141,32 @@ class RepresentationCache:
             numbers.append(shard.numbers if shard else _of_others(other, len(part)))
         return Representations(numbers)
 
+    def beside(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Returns tensors that what is kept depends on, such as a basis, making and keeping them if they are not there.
+
+        Args:
+            name: Tells them apart from others of the same images and target.
+            make: Called if no folder has them.
+        """
+        file = f"{self._key(name, bf16=False)}.safetensors"
+        if self._folder is not None:
+            self._beside.add(self._folder / file)
+        for folder in (self._folder, *self._also):
+            if folder is not None and (folder / file).is_file():
+                try:
+                    return load_file(folder / file)
+                except (OSError, SafetensorError):
+                    _logger.warning("%s is not whole: making it again.", folder / file)
+        tensors = make()
+        if self._folder is not None:
+            with replacing(self._folder / file, f".{os.getpid()}-{secrets.token_hex(4)}") as partial:
+                save_file(tensors, partial)
+        return tensors
+
     def forget_others(self) -> None:
         """Removes the shards of all keys but the one in use, and what else is in the folder, unless others use it."""
         for path in self._folder.glob("*") if self._folder is not None and not self._shared else ():
-            if path != self._used:
+            if path != self._used and path not in self._beside:
                 remove(path)
 
     def _key(self, views: str, bf16: bool) -> str:

@@ -4,7 +4,7 @@ Shapes: n real images, B images of a batch, S height and width that students see
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,12 +70,25 @@ class Sight:
             counted = self._source.enlarged
             yield images
 
-    def represented(self, target: Target, indices: Tensor, device: torch.device) -> Tensor:
-        """Returns the target's representations of images as they are, float32 on the CPU, shape (B, D)."""
+    def represented(
+        self,
+        target: Target,
+        indices: Tensor,
+        device: torch.device,
+        ask: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Returns the target's representations of images as they are, float32 on the CPU, shape (B, D).
+
+        Args:
+            target: Frozen target model.
+            indices: Of the images, shape (B,).
+            device: Where to compute.
+            ask: As for `represent`.
+        """
         # a stream is read from the front once, and a disk is quicker in its order
         order = indices.argsort() if self.apart else torch.arange(len(indices))
         images = self.images(self.chunks(indices[order]))
-        found = represent(target, images, device=device, total=len(indices))
+        found = represent(target, images, device=device, total=len(indices), ask=ask)
         result = torch.empty_like(found)
         result[order] = found
         return result

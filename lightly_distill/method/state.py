@@ -12,12 +12,15 @@ from lightly_distill.errors import DistillError
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.pool import StudentBuilder, StudentPool
 from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.rounding import Rounding
 from lightly_distill.method.start import initial
 from lightly_distill.method.step import RealBatch
+from lightly_distill.method.target_maps import TargetMaps
 from lightly_distill.models.projection import Projection
+from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.processes import ALONE, Processes, Team
 
-_PROJECTION = "projection."  # begins the names of its tensors
+_PROJECTION, _MAPS = "projection.", "maps."  # begin the names of their tensors
 
 
 @dataclass
@@ -25,8 +28,9 @@ class DistillState:
     """All that a run changes.
 
     Attributes:
-        images: Synthetic images, shape (M, C, H, W), normalised. A leaf that requires grad.
-        representations: Synthetic representations, shape (M, D). A leaf that requires grad.
+        images: Synthetic images, shape (M, C, H, W), normalised, before they are rounded; see `learned`.
+        representations: Synthetic targets before they are rounded, rows of shape (M, D).
+        targets: Layout of these rows.
         source_index: Index in the source of the real image that each started from, -1 where it was noise, shape (M,).
         pool: Online students.
         optimizer: AdamW over images and representations.
@@ -34,12 +38,15 @@ class DistillState:
         step: Outer steps done.
         jitters: How often a ridge penalty had to grow.
         losses: Outer losses of the steps since the last row of measurements.
-        projection: Of the representations, on the CPU; None where they are the target's own.
+        rounding: To 8 bits; None where images and targets are float32.
+        projection: Of the target's representations, on the CPU; None where they are its own.
+        target_maps: Which map of the target the targets have; None where they have none.
         initial: What `held_out_loss` returned before the first step; empty until then.
     """
 
     images: Tensor
     representations: Tensor
+    targets: Layout
     source_index: Tensor
     pool: StudentPool
     optimizer: torch.optim.AdamW
@@ -48,7 +55,9 @@ class DistillState:
     jitters: int = 0
     losses: list[float] = field(default_factory=list)
     initial: dict[str, Any] = field(default_factory=dict)
+    rounding: Rounding | None = None
     projection: Projection | None = None
+    target_maps: TargetMaps | None = None
 
     @classmethod
     def start(
@@ -73,12 +82,22 @@ class DistillState:
         index, batch = chosen or initial(real, config)
         images, representations = batch.images.clone(), batch.representations.clone()
         processes.copy_from_main(images, representations)  # on a GPU, computed twice they need not be the same
-        images, representations = images.requires_grad_(), representations.requires_grad_()
-        pool = StudentPool(
-            students, config.pool, images, representations.shape[1], config.seed, team, compile=config.compile
-        )
+        targets = real.truth.layout
+        pool = StudentPool(students, config.pool, images, targets, config.seed, team, compile=config.compile)
         optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
-        return cls(images, representations, index, pool, optimizer, team, projection=real.projection)
+        state = cls(images, representations, targets, index, pool, optimizer, team)
+        state.projection, state.target_maps = real.projection, real.target_maps
+        state.rounding = real.rounding() if config.eight_bits else None
+        if state.rounding is not None:
+            processes.copy_from_main(state.rounding.scales)
+        return state
+
+    def learned(self) -> tuple[Tensor, Tensor]:
+        """Returns images and targets as the set has them, rounded if it is to have 8 bits; leaves that require grad."""
+        images, representations = self.images.detach(), self.representations.detach()
+        if self.rounding is not None:
+            images, representations = self.rounding.images(images), self.rounding.targets(representations)
+        return images.requires_grad_(), representations.requires_grad_()
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of the state by flat name."""
@@ -86,8 +105,12 @@ class DistillState:
         tensors |= {"images": self.images, "representations": self.representations, "source_index": self.source_index}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adamw.{number}.{name}": value for name, value in moments.items()}
+        if self.rounding is not None:
+            tensors["scales"] = self.rounding.scales
         if self.projection is not None:
             tensors |= {_PROJECTION + name: value for name, value in self.projection.tensors().items()}
+        if self.target_maps is not None:
+            tensors |= {_MAPS + name: value for name, value in self.target_maps.projection.tensors().items()}
         return tensors
 
     def facts(self) -> dict[str, Any]:
@@ -107,6 +130,8 @@ class DistillState:
             with torch.no_grad():
                 self.images.copy_(tensors["images"])
                 self.representations.copy_(tensors["representations"])
+                if self.rounding is not None:
+                    self.rounding.scales.copy_(tensors["scales"])
             self.source_index = tensors["source_index"]
             moments = _moments(tensors) if facts["step"] or "adamw.0.step" in tensors else {}
             groups = self.optimizer.state_dict()["param_groups"]
@@ -126,9 +151,19 @@ class DistillState:
 
 
 def saved_projection(tensors: dict[str, Tensor]) -> Projection | None:
-    """Returns the projection among the tensors of a state, None where there is none."""
-    parts = {name: value for name, value in tensors.items() if name.startswith(_PROJECTION)}
-    return Projection(**{name.removeprefix(_PROJECTION): value for name, value in parts.items()}) if parts else None
+    """Returns the projection of representations among the tensors of a state, None where there is none."""
+    return _projection(tensors, _PROJECTION)
+
+
+def saved_maps(tensors: dict[str, Tensor], grid: int) -> TargetMaps | None:
+    """Returns which maps a state was made with, None where there are none."""
+    projection = _projection(tensors, _MAPS)
+    return TargetMaps(grid, projection) if projection is not None else None
+
+
+def _projection(tensors: dict[str, Tensor], prefix: str) -> Projection | None:
+    parts = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return Projection(**parts) if parts else None
 
 
 def _moments(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

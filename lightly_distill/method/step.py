@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightly_distill.errors import DistillError
-from lightly_distill.method.krr import RIDGE, full_precision, kernel_ridge
+from lightly_distill.method.krr import full_precision
+from lightly_distill.method.objective import Objective
 from lightly_distill.runtime.processes import ALONE, Processes
+
+_OF_VECTORS = Objective()
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class RealBatch:
 
     Attributes:
         images: Normalised, shape (B, C, H, W).
-        representations: Shape (B, D).
+        representations: Targets, rows of shape (B, D); see `models/rows.py`.
         total: Images of the whole batch, where this is one process's part of it. None: these are all.
     """
 
@@ -33,7 +35,7 @@ class OuterGradient:
     """The outer loss and its gradient.
 
     Attributes:
-        loss: Mean squared error of the ridge prediction, a scalar.
+        loss: A scalar.
         images: Gradient with respect to the synthetic images, shape (M, C, H, W).
         representations: Gradient with respect to the synthetic representations, shape (M, D).
         jitters: How many times the ridge penalty had to grow.
@@ -66,12 +68,11 @@ def outer_gradient(
     representations: Tensor,
     real: RealBatch,
     *,
-    ridge: float = RIDGE,
-    dtype: torch.dtype = torch.float32,
+    objective: Objective = _OF_VECTORS,
     chunk_size: int | None = None,
     processes: Processes = ALONE,
 ) -> OuterGradient:
-    """Computes the outer loss of KRR-ST and its gradient to the synthetic set (arXiv:2310.06511, equation 6).
+    """Computes the outer loss and its gradient to the synthetic set; see `objective.py`.
 
     The gradient to the features comes first; the backward pass through the student then goes chunk by chunk, so that
     the memory for activations does not grow with M. A chunk smaller than M costs one more forward pass of the synthetic
@@ -82,8 +83,7 @@ def outer_gradient(
         images: Synthetic images, shape (M, C, H, W). A leaf that requires grad.
         representations: Synthetic representations, shape (M, D). A leaf that requires grad.
         real: Real batch; of several processes, this one's part of it.
-        ridge: See `kernel_ridge`.
-        dtype: See `kernel_ridge`.
+        objective: The outer loss. Default: KRR-ST's own, of rows that are vectors.
         chunk_size: Images that the student is given at a time. None: all.
         processes: That divide the work; each returns the same.
 
@@ -99,13 +99,10 @@ def outer_gradient(
         syn_MF = processes.join(own_MF, mine, len(images)).requires_grad_()
         guarded = {"features of the real images": real_BF, "features of the synthetic images": syn_MF}
         try:
-            prediction = kernel_ridge(real_BF, syn_MF, representations, ridge=ridge, dtype=dtype)
+            loss, jitters = objective.loss(real_BF, syn_MF, representations, real.representations, real.total)
         except DistillError:
             require_finite(guarded)  # the reason, where it is one
             raise
-        # of all processes' parts of the batch, whatever their sizes, the sum is the mean
-        squared = F.mse_loss(prediction.values, real.representations.to(dtype), reduction="sum")
-        loss = squared / ((real.total or len(real.images)) * representations.shape[1])
         with full_precision(images.device):  # the backward pass of the solve
             grad_MF, grad_representations = torch.autograd.grad(loss, [syn_MF, representations])
         loss, grad_MF, grad_representations = processes.sum(loss.detach(), grad_MF, grad_representations)
@@ -120,7 +117,7 @@ def outer_gradient(
             "gradient of the synthetic representations": grad_representations,
         }
     )
-    return OuterGradient(loss, grad_images, grad_representations, prediction.jitters)
+    return OuterGradient(loss, grad_images, grad_representations, jitters)
 
 
 class _Pass:

@@ -1,6 +1,6 @@
-"""What the ridge regression is to predict of a real image: as a rule, the target's representation of it.
+"""What the ridge regression is to predict of a real image: as a rule, the target's representation of it and its map.
 
-Shapes: n real images, V fixed views of each, B images of a batch, D numbers of a truth.
+Shapes: n real images, V fixed views of each, B images of a batch, D numbers of a truth, which is a row of `layout`.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,10 @@ from lightly_distill.data.source import Source
 from lightly_distill.method.krr import full_precision
 from lightly_distill.method.representation_cache import Keeper, RepresentationCache
 from lightly_distill.method.sight import Sight
+from lightly_distill.method.target_maps import TargetMaps
 from lightly_distill.method.views import Drawn, Views
 from lightly_distill.models.projection import Projection
+from lightly_distill.models.rows import Layout
 from lightly_distill.models.targets import Target
 
 PROJECTED = 8192  # representations at a time
@@ -24,6 +26,11 @@ PROJECTED = 8192  # representations at a time
 
 class Truth(Protocol):
     """What is true of real images and of their views."""
+
+    @property
+    def layout(self) -> Layout:
+        """What a row holds; its width is D."""
+        ...
 
     def of_images(self, indices: Tensor) -> Tensor:
         """Returns the truth of images as they are, float32 on the CPU, shape (B, D)."""
@@ -40,7 +47,7 @@ class Truth(Protocol):
 
 
 class TargetTruth:
-    """The target's representations: of fixed views all kept, of the views of one step computed in it.
+    """The target's representations and maps: of fixed views all kept, of the views of one step computed in it.
 
     The target is on the device while it computes. Where its representations are kept, it is on the CPU at other times.
 
@@ -51,10 +58,12 @@ class TargetTruth:
         device: Where representations are computed.
         cache: What has or keeps those of fixed views; by default they are kept in memory.
         frame: What the target sees of each image; by default what students see.
+        target_maps: Which map of the target is kept; None: none.
         bf16: Whether the target computes in bfloat16.
 
     Attributes:
         projection: Applied to all representations that are returned, on the device; None returns them as they are.
+            Maps have their own.
 
     Raises:
         DistillError: If the target fails, or a representation cannot be kept.
@@ -69,58 +78,85 @@ class TargetTruth:
         cache: Keeper | None = None,
         frame: Frame | None = None,
         *,
+        target_maps: TargetMaps | None = None,
         bf16: bool = False,
     ) -> None:
+        self._maps = target_maps
         self._views, self._device, self._bf16 = views, device, bf16
         self._sight = Sight(source, frame or source.frame)
         self.projection: Projection | None = None
         self._target = target.to(device)
         if views.fixed:
             kept, key = cache or RepresentationCache(), views.key + self._sight.key
+            key += target_maps.key if target_maps else ""
             self._kept = kept.keep(key, len(source), self._of_all_views, bf16=bf16)
         self._rest()
+
+    @property
+    def layout(self) -> Layout:
+        """What a row holds."""
+        dim = self._dim if self.projection is None else self.projection.basis.shape[1]
+        return Layout(dim, self._maps.channels, self._maps.grid) if self._maps else Layout(dim)
+
+    @property
+    def _dim(self) -> int:
+        """Numbers of the target's own representation."""
+        if self._views.fixed:
+            width = self._kept.width
+            return width - self._maps.channels * self._maps.grid**2 if self._maps else width
+        assert self._target.dim is not None, "the target has been tried on the first images"
+        return self._target.dim
 
     def of_images(self, indices: Tensor) -> Tensor:
         """Returns the target's representations of images as they are."""
         if self._views.plain:
             return self._projected(self._kept.gather(torch.zeros_like(indices), indices)).cpu()
-        with self._precision():
-            representations = self._sight.represented(self._target, indices, self._device)
+        rows = self._sight.represented(self._target, indices, self._device, self._ask)
         self._rest()
-        return self._projected(representations).cpu()
+        return self._projected(rows).cpu()
+
+    def vectors(self, indices: Tensor) -> Tensor:
+        """As `of_images`, without maps."""
+        return self.layout.split(self.of_images(indices))[0]
 
     def of_views(self, images: Tensor, drawn: Drawn) -> Tensor:
         """Returns the target's representations of a batch of views."""
         if drawn.numbers is not None:
             return self._projected(self._kept.gather(drawn.numbers, drawn.indices)).to(images.device)
         if not self._sight.apart:
-            return self._projected(self._ask(images))
+            return self._projected(self._ask(images.float() / 255))
         chunks = self._sight.chunks(drawn.indices)
         crops = torch.split(drawn.crops, len(chunks[0]))
         views = (self._view(*each) for each in zip(self._sight.images(chunks), crops, strict=True))
-        return self._projected(torch.cat([self._ask(view) for view in views]))
+        return self._projected(torch.cat([self._ask(view.float() / 255) for view in views]))
 
     def _of_all_views(self, indices: Tensor) -> Iterator[Tensor]:
         """Computes the representations of all fixed views of some images, a few at a time, shape (V, B, D)."""
         chunks = self._sight.chunks(indices)
         for chunk, images in zip(chunks, self._sight.images(chunks), strict=True):
             views = (self._view(images, crops[chunk]) for crops in self._views.table)
-            yield torch.stack([self._ask(view).cpu() for view in views])
+            yield torch.stack([self._ask(view.float() / 255).cpu() for view in views])
 
     def _view(self, images: Tensor, crops: Tensor) -> Tensor:
         return crop_and_flip(images, crops, self._sight.scale).to(self._device)
 
     def _ask(self, images: Tensor) -> Tensor:
         with self._precision():
-            representations: Tensor = self._target(images.float() / 255)
+            if self._maps is not None:
+                return self._maps.rows(self._target, images)
+            representations: Tensor = self._target(images)
         return representations
 
-    def _projected(self, representations: Tensor) -> Tensor:
+    def _projected(self, rows: Tensor) -> Tensor:
         if self.projection is None:
-            return representations
+            return rows
+        return torch.cat([self._of_chunk(chunk.to(self._device)) for chunk in torch.split(rows, PROJECTED)])
+
+    def _of_chunk(self, rows: Tensor) -> Tensor:
+        assert self.projection is not None
         with full_precision(self._device):
-            chunks = torch.split(representations, PROJECTED)
-            return torch.cat([self.projection.apply(chunk.to(self._device)) for chunk in chunks])
+            representations = self.projection.apply(rows[:, : self._dim])
+        return torch.cat([representations, rows[:, self._dim :]], dim=1)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)

@@ -13,12 +13,12 @@ from lightly_distill.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Centred, turned to K orthogonal directions, and divided by a scale for each.
+    """Centred, turned to K orthogonal directions, and divided by a scale.
 
     Attributes:
         mean: float32, shape (D,).
         basis: float32, orthonormal columns, shape (D, K).
-        scale: float32, positive, shape (K,).
+        scale: float32, positive, shape (K,); all equal if it is only to make the numbers of every target alike in size.
         variance: Share of the variance of the representations that lies in these directions, float32, shape ().
 
     Raises:
@@ -48,8 +48,8 @@ class Projection:
 
     @property
     def whitened(self) -> bool:
-        """Whether directions are scaled."""
-        return not bool((self.scale == 1).all())
+        """Whether directions are scaled each by itself."""
+        return not bool((self.scale == self.scale[0]).all())
 
     def apply(self, representations: Tensor) -> Tensor:
         """Maps (B, D) to (B, K), on the device of the projection."""

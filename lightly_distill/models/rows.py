@@ -5,7 +5,7 @@ checkpoints, the cache) need not know of maps. Shapes: B images, p numbers of th
 of a side.
 """
 
-import logging
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from lightly_distill.errors import UsageError
 from lightly_distill.models.maps import maps
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,10 @@ class Layout:
     def join(self, vectors: Tensor, last_maps: Tensor | None) -> Tensor:
         """Returns rows of vectors (B, p) and maps (B, C, g, g)."""
         return vectors if last_maps is None else torch.cat([vectors, last_maps.flatten(1)], dim=1)
+
+    def by_channel(self, numbers: Tensor) -> Tensor:
+        """Returns one number for each of the vector and for each channel of the map, of a row with equal cells."""
+        return torch.cat([numbers[: self.dim], numbers[self.dim :: self.grid**2] if self.grid else numbers[:0]])
 
 
 class FeatureRows(nn.Module):
@@ -108,18 +110,17 @@ def with_rows(backbone: nn.Module, images: Tensor, grid: int) -> tuple[nn.Module
     Args:
         backbone: Images to features.
         images: Normalised, shape (B, 3, S, S).
-        grid: g of the targets' map; 0 without one. A student that has no map is returned as it is.
+        grid: g of the targets' map; 0 without one. A student that has no map is returned as it is, and learns from the
+            vectors alone.
     """
     training = backbone.training
-    with torch.no_grad():
-        try:
+    backbone.eval()
+    try:
+        with torch.no_grad():
             if grid:
-                features, last_maps = maps(backbone.eval(), images, grid)
-                return FeatureRows(backbone, grid), Layout(features.shape[1], last_maps.shape[1], grid)
-        except UsageError as error:
-            _logger.info("%s It learns from the vectors alone.", error)
-        finally:
-            backbone.train(training)
-        width = int(backbone.eval()(images).shape[1])
+                with contextlib.suppress(UsageError):
+                    features, last_maps = maps(backbone, images, grid)
+                    return FeatureRows(backbone, grid), Layout(features.shape[1], last_maps.shape[1], grid)
+            return backbone, Layout(int(backbone(images).shape[1]))
+    finally:
         backbone.train(training)
-    return backbone, Layout(width)

@@ -278,7 +278,12 @@ def load_target(spec: str, encoder: str | None = None, target_class: str | None 
 
 
 def represent(
-    target: Target, batches: Iterable[Tensor], *, device: "torch.device | str", total: int | None = None
+    target: Target,
+    batches: Iterable[Tensor],
+    *,
+    device: "torch.device | str",
+    total: int | None = None,
+    ask: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Computes the representations of many images.
 
@@ -287,6 +292,7 @@ def represent(
         batches: uint8 images, shape (B, 3, H, W).
         device: Where to compute.
         total: n, if known; saves memory and gives the progress bar its end.
+        ask: Images in [0, 1] to rows, where they are to be more than the target's representations.
 
     Returns:
         float32 on the CPU, shape (n, d), in the order of the images.
@@ -299,7 +305,7 @@ def represent(
     count = 0
     with tqdm(total=total, unit="image", desc="Representations", disable=None) as bar:
         for batch in batches:
-            part = target(batch.to(device).float() / 255).cpu()
+            part = (ask or target)(batch.to(device).float() / 255).cpu()
             if total is None:
                 parts.append(part)
             else:

@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ from lightly_distill.method.brought import Brought
 from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
-from lightly_distill.method.projection import check_dims
+from lightly_distill.method.projection import MOST, check_dims
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.sight import find_for_target, try_target
 from lightly_distill.method.split import require_enough
-from lightly_distill.method.state import DistillState, saved_projection
+from lightly_distill.method.state import DistillState, saved_maps, saved_projection
+from lightly_distill.method.target_maps import find_grid
 from lightly_distill.models.students import student_builder
-from lightly_distill.models.targets import as_target, load_target
+from lightly_distill.models.targets import Target, as_target, load_target
 from lightly_distill.runs import curves
 from lightly_distill.runs.lock import locked
 from lightly_distill.runs.provenance import provenance, run_facts, session_facts, versions
 from lightly_distill.runs.representations import Found, find_representations, keeper
+from lightly_distill.runs.result import finished
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.device import free_memory, resolve_device
@@ -162,14 +165,10 @@ class DistillationStage:
         strict: bool,
         log: RunLog | None,
     ) -> SyntheticSet:
-        config, target = self.config, self.target
+        target = self.target
         session = session_facts(device, processes)
-        if config.parallel == "pool" and config.pool.size < processes.count:
-            raise UsageError(
-                f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
-            )
-        _require_batch(config.batch_size, config, processes)
-        images, students = self._look_at(dataset, device, found)  # before all images are read
+        _require_processes(self.config, processes)
+        images, students, config = self._look_at(dataset, device, found)  # before all images are read
         # after distributed training, batch norm's statistics differ
         processes.copy_from_main(*target.state_dict().values())
         # half of what is free, as by default, but for all processes of this machine together
@@ -189,10 +188,10 @@ class DistillationStage:
             folder, facts, log, processes, session, keeps if isinstance(keeps, RepresentationCache) else None
         )
         saved = run.load_checkpoint(strict=strict) if resume else None
-        projection = saved_projection(saved[0]) if saved else None
-        real = RealImages.of_target(source, target, config, device, keeps, projection=projection, processes=processes)
+        fitted = _saved(saved[0], config) if saved else {}
+        real = RealImages.of_target(source, target, config, device, keeps, processes=processes, **fitted)
         state = DistillState.start(real, students, config, processes)
-        initial = state.images.detach().clone()
+        initial = state.learned()[0].detach().clone()
         if saved is not None:
             state.restore(*saved)
         # what a command line could name
@@ -200,14 +199,12 @@ class DistillationStage:
         run.begin(resumed=saved is not None, config={**data, **target.options, **named, **facts["config"]})
         distill(state, real, config, run)
 
-        synthetic = SyntheticSet(
-            state.images.detach().cpu(),
-            state.representations.detach().cpu(),
+        synthetic = finished(
+            state,
             mean=target.mean,
             std=target.std,
-            source_index=state.source_index,
             provenance=provenance(facts, state, run, device, run.seconds_before + time.perf_counter() - started),
-            projection=real.projection,
+            keep_projection=config.target_dims != "auto",
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
         if folder is not None and processes.main:
@@ -219,8 +216,12 @@ class DistillationStage:
 
     def _look_at(
         self, dataset: Any, device: torch.device, found: Found = None
-    ) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]]]:
-        """Finds the images, and tries students, target and representations that were brought on the first of them."""
+    ) -> tuple[Source | Decoder, list[tuple[str, StudentBuilder]], DistillConfig]:
+        """Finds the images, and tries students, target and representations that were brought on the first of them.
+
+        Returns:
+            Images, students, and the settings, in which the target's map is what this target has.
+        """
         config = self.config
         images, frame = find_for_target(
             dataset,
@@ -234,16 +235,42 @@ class DistillationStage:
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
         dim = try_target(images, self.target.to(device), frame, device)
+        config = replace(config, target_map=_grid(config, self.target, frame.size, device, found))
         if dim is not None:
             if isinstance(found, Brought):
                 found.check(views=config.source_views, items=None, dim=dim)
             if config.target_dims is not None:
                 check_dims(config.target_dims, images=_items(images), dim=dim)
-                dim = config.target_dims
+                dim = min(MOST, dim) if config.target_dims == "auto" else config.target_dims
             sides = (3, images.image_size, images.image_size)
             shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
             artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
-        return images, students
+        return images, students, config
+
+
+def _grid(config: DistillConfig, target: Target, size: int, device: torch.device, found: Found) -> int:
+    if not isinstance(found, Brought):
+        return find_grid(target, size, config.target_map, device)
+    if config.target_map not in ("auto", 0):
+        raise UsageError(
+            f"{found.name} has representations but no maps: give target_map=0, or leave --representations out."
+        )
+    return 0
+
+
+def _saved(tensors: dict[str, torch.Tensor], config: DistillConfig) -> dict[str, Any]:
+    """Returns what a run that goes on has fitted before."""
+    assert isinstance(config.target_map, int)
+    return {"projection": saved_projection(tensors), "target_maps": saved_maps(tensors, config.target_map)}
+
+
+def _require_processes(config: DistillConfig, processes: Processes) -> None:
+    """Refuses fewer students or images than there are processes."""
+    if config.parallel == "pool" and config.pool.size < processes.count:
+        raise UsageError(
+            f"pool.size must be at least {processes.count}, one student for each process; got {config.pool.size}."
+        )
+    _require_batch(config.batch_size, config, processes)
 
 
 def _items(images: Source | Decoder) -> int | None:

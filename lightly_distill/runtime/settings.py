@@ -51,6 +51,17 @@ def update(config: ConfigT, options: Mapping[str, Any]) -> ConfigT:
     return replace(config, **changes)  # type: ignore[type-var]
 
 
+def check_bool(config: Any, *names: str, prefix: str = "") -> None:
+    """Refuses fields that are not true or false.
+
+    Raises:
+        UsageError: If one is something else.
+    """
+    for name in names:
+        if not isinstance(getattr(config, name), bool):
+            raise UsageError(f"{prefix}{name} must be true or false; got {getattr(config, name)!r}.")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns a configuration as nested plain values, the form in which it is saved."""
     return asdict(config)

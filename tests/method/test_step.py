@@ -5,6 +5,7 @@ from torch import Tensor, nn
 import reference
 import tiny
 from lightly_distill.errors import DistillError
+from lightly_distill.method.objective import Objective
 from lightly_distill.method.step import RealBatch, chunks_of, kernel_pass, outer_gradient
 from lightly_distill.runtime.seeding import generator, global_seed
 
@@ -22,7 +23,7 @@ def problem(m: int = 7, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, 
 @pytest.mark.parametrize("m", [1, 7, 33, 50])
 def test_loss_and_gradients_equal_the_plain_reference(m: int) -> None:
     student, images, reps, real = problem(m)
-    ours = outer_gradient(student, images, reps, real, dtype=torch.float64)
+    ours = outer_gradient(student, images, reps, real, objective=Objective(dtype=torch.float64))
     plain = reference.outer_loss(student, images, reps, real.images, real.representations)
     expected = torch.autograd.grad(plain, [images, reps])
     torch.testing.assert_close(ours.loss, plain.detach(), rtol=1e-6, atol=0)
@@ -35,8 +36,8 @@ def test_loss_and_gradients_equal_the_plain_reference(m: int) -> None:
 def test_in_chunks_of_any_size_it_is_the_same(m: int, chunk_size: int) -> None:
     student, images, reps, real = problem(m)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    whole = outer_gradient(student, images, reps, real, dtype=torch.float64)
-    ours = outer_gradient(student, images, reps, real, dtype=torch.float64, chunk_size=chunk_size)
+    whole = outer_gradient(student, images, reps, real, objective=Objective(dtype=torch.float64))
+    ours = outer_gradient(student, images, reps, real, objective=Objective(dtype=torch.float64), chunk_size=chunk_size)
     torch.testing.assert_close(ours.loss, whole.loss, rtol=1e-9, atol=0)
     for a, b in ((ours.images, whole.images), (ours.representations, whole.representations)):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9 * float(b.abs().max()))
@@ -48,7 +49,7 @@ def test_no_more_images_at_a_time_than_a_chunk_are_in_memory_with_their_graph() 
     student, images, reps, real = problem(20)
     sizes: list[tuple[int, bool]] = []
     student[0].register_forward_hook(lambda module, inputs, output: sizes.append((len(output), output.requires_grad)))
-    outer_gradient(student, images, reps, real, dtype=torch.float64, chunk_size=6)
+    outer_gradient(student, images, reps, real, objective=Objective(dtype=torch.float64), chunk_size=6)
     assert sizes == [(n, False) for n in (5, 4, 5, 5, 5, 5)] + [(n, True) for n in (5, 5, 5, 5)]
 
 
@@ -75,10 +76,10 @@ def test_chunks_are_as_even_as_can_be(rows: int, chunk_size: int | None, sizes: 
 def test_a_small_move_down_the_gradient_lowers_the_loss_as_the_gradient_says() -> None:
     student, images, reps, real = problem(12)
     # a large ridge, so that the loss is smooth; the penalty's own change is not part of the gradient: keep it fixed
-    gradient = outer_gradient(student, images, reps, real, ridge=0.1, dtype=torch.float64)
+    gradient = outer_gradient(student, images, reps, real, objective=Objective(0.1, objective=Objective(dtype=torch.float64)))
     with torch.no_grad():
         moved = reps - 1e-4 * gradient.representations / gradient.representations.norm()
-    after = outer_gradient(student, images, moved.requires_grad_(), real, ridge=0.1, dtype=torch.float64)
+    after = outer_gradient(student, images, moved.requires_grad_(), real, objective=Objective(0.1, objective=Objective(dtype=torch.float64)))
     expected = -1e-4 * gradient.representations.norm()
     torch.testing.assert_close(after.loss - gradient.loss, expected, rtol=1e-2, atol=0)
 
@@ -88,7 +89,7 @@ def test_the_student_comes_back_as_it_was() -> None:
     student[0].bias.requires_grad_(False)  # a flag of its own
     student[1].eval()  # and a mode of its own
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    outer_gradient(student, images, reps, real, dtype=torch.float64)
+    outer_gradient(student, images, reps, real, objective=Objective(dtype=torch.float64))
     assert [module.training for module in student] == [True, False, True, True, True, True]
     assert student.training
     assert not student[0].bias.requires_grad and student[0].weight.requires_grad
@@ -120,7 +121,7 @@ def test_what_is_not_finite_is_named(broken: str, message: str, value: float) ->
     with torch.no_grad():
         tensors[broken].view(-1)[3] = value
     with pytest.raises(DistillError, match=message):
-        outer_gradient(student, images, reps, real, dtype=torch.float64)
+        outer_gradient(student, images, reps, real, objective=Objective(dtype=torch.float64))
 
 
 def test_under_bf16_autocast_kernel_solve_and_their_gradient_stay_float32() -> None:

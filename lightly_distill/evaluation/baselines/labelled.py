@@ -26,6 +26,7 @@ from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.split import Split
 from lightly_distill.method.step import RealBatch
 from lightly_distill.method.views import Drawn, Views
+from lightly_distill.models.rows import Layout
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD
 from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run, open_recorded
@@ -43,6 +44,11 @@ class LabelTruth:
 
     def __init__(self, vectors: Tensor) -> None:
         self._vectors = vectors
+
+    @property
+    def layout(self) -> Layout:
+        """Vectors without maps."""
+        return Layout(self._vectors.shape[1])
 
     def of_images(self, indices: Tensor) -> Tensor:
         """Returns the vectors of images as they are."""

@@ -11,6 +11,7 @@ from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.distill import distill
 from lightly_distill.method.state import DistillState
 from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD
+from lightly_distill.runs.result import finished
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -55,11 +56,5 @@ def supervised_ridge(
     run = RunFolder(None, {})
     distill(state, labelled.real, config, run)
     losses = {"initial": state.initial["heldout_loss"], "final": run.last("heldout_loss")}
-    return SyntheticSet(
-        state.images.detach().cpu(),
-        state.representations.detach().cpu(),
-        mean=mean,
-        std=std,
-        source_index=state.source_index,
-        provenance={**baseline_facts("krr-labels", source, config, started), "heldout_loss": losses},
-    )
+    facts = {**baseline_facts("krr-labels", source, config, started), "heldout_loss": losses}
+    return finished(state, mean=mean, std=std, provenance=facts)

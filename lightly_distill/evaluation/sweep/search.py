@@ -183,10 +183,10 @@ def judge(
     """
     state = DistillState.start(real, students, config)
     distill(state, real, config, RunFolder(None, {}))
-    dim, chunk_size = state.representations.shape[1], state.pool.chunk_size
-    state.pool = StudentPool(students, yardstick.pool, state.images, dim, yardstick.seed)
+    chunk_size = state.pool.chunk_size
+    state.pool = StudentPool(students, yardstick.pool, state.images, state.targets, yardstick.seed)
     state.pool.chunk_size = chunk_size
-    state.pool.warm_up(state.images, state.representations)
+    state.pool.warm_up(*state.learned())
     return float(held_out_loss(state, real.held_out(), yardstick)["heldout_loss"])
 
 

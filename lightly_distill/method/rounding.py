@@ -1,0 +1,72 @@
+"""Eight bits in the loop: the images that students see have whole pixels, and targets are whole numbers with a scale.
+
+What is learned stays continuous and is rounded each time it is used; the gradient of the rounded goes straight through
+to it. So the set loses nothing when it is stored.
+
+Shapes: M synthetic images, D numbers of a row of targets.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightly_distill.models.rows import Layout
+
+CODES = 127  # the largest; int8 without -128
+_ROOM = 1.25  # learned targets may become larger than those of real images
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How images and targets are rounded.
+
+    Attributes:
+        mean: Of each channel in units of [0, 1], shape (1, 3, 1, 1).
+        std: As `mean`.
+        scales: Of each number of a row of targets, float32, positive, shape (D,).
+    """
+
+    mean: Tensor
+    std: Tensor
+    scales: Tensor
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Returns normalised images as uint8, shape (M, 3, H, W)."""
+        return self._of_255(images).byte()
+
+    def images(self, images: Tensor) -> Tensor:
+        """Returns normalised images as they are after `pixels`."""
+        return (self._of_255(images) / 255 - self.mean) / self.std
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """Returns rows whose numbers are whole multiples of their scales, shape (M, D)."""
+        return (rows / self.scales).round().clamp(-CODES, CODES) * self.scales
+
+    def clamp_(self, images: Tensor, rows: Tensor) -> None:
+        """Keeps what is learned where rounding does not hold it, in place: beyond, no gradient would bring it back."""
+        black, white = (0 - self.mean) / self.std, (1 - self.mean) / self.std
+        images.clamp_(black, white)
+        rows.clamp_(-CODES * self.scales, CODES * self.scales)
+
+    def _of_255(self, images: Tensor) -> Tensor:
+        return ((images * self.std + self.mean) * 255).round().clamp(0, 255)
+
+
+def fit_scales(rows: Tensor, targets: Layout) -> Tensor:
+    """Finds the scales of targets: one for all numbers of the vector and one for all of the map.
+
+    Equal steps for all numbers lose the least squared error a bit, and numbers that hardly vary then take few bytes.
+
+    Args:
+        rows: Of real images, shape (B, D).
+        targets: Their layout.
+
+    Returns:
+        float32, shape (D,).
+    """
+    scales = torch.empty(targets.width, device=rows.device)
+    for part in (slice(0, targets.dim), slice(targets.dim, None)):
+        if scales[part].numel():
+            scales[part] = rows[:, part].abs().max().clamp(min=1e-12) * _ROOM / CODES
+    return scales

@@ -1,0 +1,128 @@
+"""The target's map as a truth: its last map averaged to a few cells, of which each has a few principal components.
+
+The mean representation of an image says what is in it, its map also where. Both come from one pass of the target.
+
+Shapes: B images, d numbers of a representation, C channels of the target's map, K of the kept one, g cells of a side.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightly_distill.errors import UsageError
+from lightly_distill.method.krr import full_precision
+from lightly_distill.method.projection import fit_projection
+from lightly_distill.method.sight import Sight
+from lightly_distill.models.projection import Projection
+from lightly_distill.models.targets import Target
+
+GRIDS = (4, 3, 2)  # of which the first that a target has is taken, if the user does not say
+SAMPLE = 2048  # images in whose maps the principal components are found, evenly spread over the source
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TargetMaps:
+    """Which map is kept.
+
+    Attributes:
+        grid: g.
+        projection: Of the C channels of a cell to K, on the CPU.
+    """
+
+    grid: int
+    projection: Projection
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return self.projection.basis.shape[1]
+
+    @property
+    def key(self) -> str:
+        """Tells these maps apart from others of the same target."""
+        digest = hashlib.sha256()
+        for tensor in self.projection.tensors().values():
+            digest.update(tensor.contiguous().numpy().data)
+        return f" map {self.grid}, {digest.hexdigest()[:16]}"
+
+    def rows(self, target: Target, images: Tensor) -> Tensor:
+        """Asks the target.
+
+        Args:
+            target: On the device of the images.
+            images: Floating point in [0, 1], shape (B, 3, T, T).
+
+        Returns:
+            Representations and maps, shape (B, d + K g g); see `models/rows.py`.
+        """
+        representations, last_maps = target.maps(images, self.grid)
+        with full_precision(images.device):
+            kept = self.projection.to(images.device).apply(last_maps.permute(0, 2, 3, 1).float())
+        return torch.cat([representations, kept.permute(0, 3, 1, 2).flatten(1)], dim=1)
+
+
+def find_grid(target: Target, size: int, wanted: int | Literal["auto"], device: torch.device) -> int:
+    """Returns g, trying the target on images of the size that it will see.
+
+    Args:
+        target: On the device.
+        size: T.
+        wanted: `DistillConfig.target_map`.
+        device: Where the target computes.
+
+    Returns:
+        g; 0 where no map is wanted, or the target has none of at least 2 cells a side and that was left to us.
+
+    Raises:
+        UsageError: If the map that is wanted is not there.
+    """
+    images = torch.full((1, 3, size, size), 0.5, device=device)
+    if wanted != "auto":
+        if wanted:
+            target.maps(images, wanted)
+        return wanted
+    reason = ""
+    for grid in GRIDS:
+        try:
+            target.maps(images, grid)
+        except UsageError as error:
+            reason = str(error)
+        else:
+            return grid
+    _logger.info("%s Only its representations are predicted.", reason)
+    return 0
+
+
+def fit_maps(sight: Sight, target: Target, count: int, device: torch.device, grid: int, dims: int) -> TargetMaps:
+    """Finds the directions in which the cells of the target's maps vary most.
+
+    Args:
+        sight: Shows the target the images.
+        target: On the device.
+        count: Images of the source.
+        device: Where the target computes.
+        grid: g.
+        dims: K; less where there are not so many directions.
+
+    Raises:
+        UsageError: If the target has no map of so many cells.
+    """
+    sample = torch.arange(count)[:: max(1, -(-count // SAMPLE))]
+    channels = 0
+
+    def cells(indices: Tensor) -> Tensor:
+        nonlocal channels
+        images = sight.images(sight.chunks(indices))
+        parts = [target.maps(chunk.to(device).float() / 255, grid)[1].cpu() for chunk in images]
+        channels = parts[0].shape[1]
+        return torch.cat(parts).permute(0, 2, 3, 1).reshape(-1, channels)
+
+    cells(sample[:1])
+    dims = min(dims, channels, len(sample) * grid**2 - 1)
+    return TargetMaps(grid, fit_projection(cells, sample, dims, rows=grid**2))
