@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from lightly_distill.evaluation.probes import knn_accuracy, linear_accuracy
 from lightly_distill.evaluation.report import charts
 from lightly_distill.evaluation.trial import features
 from lightly_distill.models.students import student_builder
-from lightly_distill.models.targets import represent
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runtime import seeding
 
@@ -36,7 +36,7 @@ LABELS = 100  # labelled digits of the probes
 REPEATS = 8  # disjoint draws of those labels, averaged
 
 TARGET, TARGET_EPOCHS = "resnet10t", 30
-STUDENT, PRETRAIN_EPOCHS = "convnet_16_32_64", 60
+STUDENT, PRETRAIN_STEPS = "convnet_16_32_64", 60
 PRETRAININGS = 4  # of each arm, averaged: single ones of a minute's recipe differ by a point or two
 SETTINGS: dict[str, Any] = {
     "num_images": 20,
@@ -169,17 +169,9 @@ def run(out: Path, *, seed: int = 0, overwrite: bool = False) -> Accuracies:
 
 def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, labels: Tensor, seed: int) -> Accuracies:
     """Measures the student from scratch, pre-trained on the real images that the set started from, and on the set."""
-    start = images[synthetic.source_index]
-    arms = {
-        "scratch": None,
-        "random real images": SyntheticSet(
-            normalise(start, synthetic.mean, synthetic.std),
-            represent(stage.target, [start], device="cpu"),
-            mean=synthetic.mean,
-            std=synthetic.std,
-        ),
-        "distilled": synthetic,
-    }
+    # no steps: the very images that the set started from, with the same kind of targets
+    selected = DistillationStage(stage.target, config=replace(stage.config, steps=0)).run(images[:TRAIN])
+    arms = {"scratch": None, "random real images": selected, "distilled": synthetic}
     accuracies = {}
     for name, arm in arms.items():
         measured = []
@@ -189,7 +181,7 @@ def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, l
                 with seeding.global_seed(own_seed, "pretrain", "init"):  # the weights that `pretrain` starts from
                     backbone = student_builder(STUDENT, SIZE)()
             else:
-                backbone = pretrain(STUDENT, arm, epochs=PRETRAIN_EPOCHS, seed=own_seed, device="cpu")
+                backbone = pretrain(STUDENT, arm, steps=PRETRAIN_STEPS, seed=own_seed, device="cpu")
             measured.append(probe(features(backbone, normalise(images, synthetic.mean, synthetic.std)), labels.numpy()))
         accuracies[name] = {kind: float(np.mean([one[kind] for one in measured])) for kind in measured[0]}
     return accuracies

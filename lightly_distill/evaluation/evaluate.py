@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm import tqdm
 from typing_extensions import Unpack
@@ -27,7 +28,10 @@ from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.settings import choose
+from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+_STORED = 2000  # images that are written to see how many bytes they take
 
 _logger = logging.getLogger(__name__)
 
@@ -150,7 +154,7 @@ def _try(attempt: Attempt, result: Evaluation) -> None:
         _leave_out(attempt.arm, [result], attempt.seed, error)
         return
     made = attempt.made if isinstance(attempt.made, SyntheticSet) else None
-    found = result.arms.setdefault(attempt.arm.name, ArmResult(len(made or ()), _bytes(attempt.arm, made)))
+    found = result.arms.setdefault(attempt.arm.name, ArmResult(len(made or ()), _bytes(made)))
     found.seconds.append(cost.seconds)
     if made is not None:
         found.peak_memory.append(cost.bytes)
@@ -165,11 +169,12 @@ def _leave_out(arm: Arm, results: Iterable[Evaluation], seed: int, error: Distil
         _logger.warning("%s, arm %s is left out: %s", result.student, arm.name, result.failed[arm.name])
 
 
-def _bytes(arm: Arm, made: SyntheticSet | None) -> int:
+def _bytes(made: SyntheticSet | None) -> int:
+    """Returns the bytes of the files of a set; where there are very many images, from those of some."""
     if made is None:
         return 0
-    real = "real" in arm.needs  # 8-bit images as they are; what another arm has, was learned
-    return made.images.numel() * (1 if real else 4) + made.representations.numel() * 4
+    few = made.part(torch.arange(min(len(made), _STORED)))  # without its record, which other arms do not have
+    return round(artifact.stored_bytes(few) * len(made) / len(few))
 
 
 def _as_set(value: "SyntheticSet | str | Path") -> SyntheticSet:

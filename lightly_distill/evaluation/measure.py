@@ -42,10 +42,9 @@ class Bench:
 
     def warm_up(self) -> None:
         """Trains each student a little: the first training loads libraries, which no arm is to pay for."""
-        own = self.inputs.own
-        two = SyntheticSet(own.images[:2], own.representations[:2], mean=own.mean, std=own.std)
+        two = self.inputs.own.part(torch.arange(2))
         for name in self.students:
-            pretrain(name, two, epochs=1, batch_size=2, lr=1e-6, device=str(self.device), progress=False)
+            pretrain(name, two, steps=1, batch_size=2, lr=1e-6, device=str(self.device), progress=False)
 
 
 @dataclass
@@ -80,10 +79,10 @@ class Attempt:
                 with seeding.global_seed(self.seed, "pretrain", "init"):  # the weights that `pretrain` starts from
                     backbone = self.bench.students[student]().to(device)
             else:
-                recipe = self.bench.config.recipe(self.arm)
+                recipe = self.bench.config.recipe(self.arm, len(made))
                 backbone = pretrain(student, made, config=recipe, seed=self.seed, device=str(device), progress=False)
         if made is not None and device.type == "cpu":  # a GPU was given a copy of it inside
-            cost.bytes += made.images.nbytes + made.representations.nbytes
+            cost.bytes += made.images.nbytes + made.targets.nbytes
         return backbone, cost
 
     def accuracies(self, student: str, backbone: nn.Module) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What an evaluation is asked to do, checked before anything is opened or trained."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -65,10 +66,15 @@ class TransferConfig(PretrainConfig):
         """`distilled` and the baselines, in the order of the tables."""
         return [arm for name, arm in ARMS.items() if name == DISTILLED or name in self.baselines]
 
-    def recipe(self, arm: Arm) -> PretrainConfig:
-        """Returns how students are pre-trained on an arm."""
+    def recipe(self, arm: Arm, images: int) -> PretrainConfig:
+        """Returns how students are pre-trained on an arm of so many images.
+
+        Where these are the whole source, for `full_epochs` and without mixup, which is for want of images.
+        """
         own = PretrainConfig(**{field.name: getattr(self, field.name) for field in fields(PretrainConfig)})
-        return own if arm.size_matters else replace(own, epochs=self.full_epochs)
+        if arm.size_matters:
+            return own
+        return replace(own, steps=self.full_epochs * math.ceil(images / self.batch_size), mixup=False)
 
     def recorded(self) -> dict[str, Any]:
         """Returns as plain values what decides the numbers of an arm, but for its seed and device."""

@@ -38,7 +38,7 @@ class OuterOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """The pool of online students and how each is trained on the synthetic set (SGD)."""
+    """The pool of online students and how each is trained on the synthetic set, as pre-training does."""
 
     size: int = 20
     """Number of students, l in the paper. A short run wants many: images fitted to few networks fit only those."""
@@ -46,12 +46,14 @@ class PoolConfig:
     """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as the
     pre-training on the finished set will take, 500 by default; before the first step each student takes up to so many,
     so that a smaller number starts sooner."""
-    lr: float = 0.1
-    """SGD learning rate of the students."""
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    """Of the students. auto: SGD for those with batch norm, AdamW for those with layer norm instead, such as ViTs."""
+    lr: float | None = None
+    """Learning rate of the students. Default: 0.1 with SGD, 0.001 with AdamW."""
     momentum: float = 0.9
-    """SGD momentum of the students."""
-    weight_decay: float = 1e-3
-    """SGD weight decay of the students."""
+    """Momentum of SGD."""
+    weight_decay: float | None = None
+    """Weight decay of the students. Default: 0.001 with SGD, 0.05 with AdamW."""
     mixup: bool = True
     """Train the students on mixtures of two images and of their targets, as pre-training does."""
     crop_and_flip: bool = True
@@ -59,8 +61,13 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         check_bool(self, "mixup", "crop_and_flip", prefix="pool.")
-        check_number(self, "size", "max_age", "lr", prefix="pool.")
-        check_number(self, "momentum", "weight_decay", least=0, prefix="pool.")
+        check_number(self, "size", "max_age", prefix="pool.")
+        check_number(self, "momentum", least=0, prefix="pool.")
+        check_one_of("pool.optimizer", self.optimizer, ("auto", "sgd", "adamw"))
+        if self.lr is not None:
+            check_number(self, "lr", prefix="pool.")
+        if self.weight_decay is not None:
+            check_number(self, "weight_decay", least=0, prefix="pool.")
 
 
 class PoolOptions(TypedDict, total=False):
@@ -68,9 +75,10 @@ class PoolOptions(TypedDict, total=False):
 
     size: int
     max_age: int
-    lr: float
+    optimizer: Literal["auto", "sgd", "adamw"]
+    lr: float | None
     momentum: float
-    weight_decay: float
+    weight_decay: float | None
     mixup: bool
     crop_and_flip: bool
 
@@ -252,6 +260,7 @@ class DistillOptions(TypedDict, total=False):
 _PAPER_POOL = {
     "size": 10,
     "max_age": 1000,
+    "optimizer": "sgd",
     "lr": 0.1,
     "momentum": 0.9,
     "weight_decay": 1e-3,

@@ -51,6 +51,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         DistillError: If a loss, gradient or student is not finite, naming step and student; before the update.
         KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`.
     """
+    if not config.steps:  # a selection of real images: there is nothing to learn
+        return
     held_out = real.held_out()
     # a resumed run keeps the chunks that it began with: in others, batch norm is trained otherwise
     chunk_size = state.pool.chunk_size if state.initial else config.chunk_size

@@ -14,11 +14,11 @@ from lightly_distill.errors import DistillError, first_line
 from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.memory import estimate
 from lightly_distill.method.step import chunks_of
+from lightly_distill.models.recipe import make_optimizer, vary
 from lightly_distill.models.rows import Layout, RowHead, row_loss, with_rows
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.processes import SOLO, Team
-from lightly_distill.synthetic.recipe import vary
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Slot:
         student: Images (M, C, H, W) to rows of features (M, F).
         features: Layout of these rows.
         head: Linear layers, features to targets (M, D).
-        optimizer: SGD over both.
+        optimizer: Over both.
         age: Training steps that this student has taken.
         births: Students that this slot has had before.
     """
@@ -45,7 +45,7 @@ class Slot:
     student: nn.Module
     features: Layout
     head: RowHead
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     age: int = 0
     births: int = 0
 
@@ -100,11 +100,14 @@ class StudentPool:
             student = build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             student, features = self._tried(name, student)
             head = RowHead(features, self.targets).to(device)
-        optimizer = torch.optim.SGD(
-            [*student.parameters(), *head.parameters()],
-            lr=self.config.lr,
-            momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay,
+        config = self.config
+        optimizer = make_optimizer(
+            student,
+            head,
+            kind=config.optimizer,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
         )
         return Slot(index, name, student, features, head, optimizer, births=births)
 
@@ -200,10 +203,11 @@ class StudentPool:
                     part.backward()  # type: ignore[no-untyped-call]
                 loss += part.detach()
         if not torch.isfinite(loss):
+            lr, size = slot.optimizer.param_groups[0]["lr"], representations.square().mean().sqrt().item()
             raise DistillError(
                 f"Student {slot.index} ({slot.name}) diverged at training step {slot.age + 1} on the synthetic set "
-                f"(loss {loss.item()}): lower pool.lr, now {self.config.lr}. The larger the target's representations "
-                f"(root mean square here: {representations.square().mean().sqrt().item():.3g}), the lower it must be."
+                f"(loss {loss.item()}): lower pool.lr, now {lr:g}. The larger the target's representations "
+                f"(root mean square here: {size:.3g}), the lower it must be."
             )
         self._keep_alike(slot)
         slot.optimizer.step()
@@ -246,9 +250,8 @@ class StudentPool:
             for part, module in (("student", slot.student), ("head", slot.head)):
                 tensors |= {f"{prefix}{part}.{name}": value for name, value in module.state_dict().items()}
             for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
-                buffer = slot.optimizer.state.get(parameter, {}).get("momentum_buffer")
-                if buffer is not None:
-                    tensors[f"{prefix}momentum.{number}"] = buffer
+                kept = slot.optimizer.state.get(parameter, {}).items()
+                tensors |= {f"{prefix}optimizer.{number}.{name}": value for name, value in kept if value is not None}
         return tensors
 
     def restore(self, tensors: dict[str, Tensor], counts: Sequence[dict[str, int]]) -> None:
@@ -270,10 +273,12 @@ class StudentPool:
             for part, module in (("student.", slot.student), ("head.", slot.head)):
                 module.load_state_dict({n.removeprefix(part): v for n, v in own.items() if n.startswith(part)})
             for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
-                if f"momentum.{number}" in own:
-                    # as the parameter lies in memory: a checkpoint does not keep channels last
-                    buffer = torch.empty_like(parameter).copy_(own[f"momentum.{number}"])
-                    slot.optimizer.state[parameter]["momentum_buffer"] = buffer
+                start = f"optimizer.{number}."
+                for name, value in own.items():
+                    if name.startswith(start):
+                        # as the parameter lies in memory: a checkpoint does not keep channels last
+                        kept = torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
+                        slot.optimizer.state[parameter][name.removeprefix(start)] = kept
 
 
 @contextmanager

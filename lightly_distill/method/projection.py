@@ -41,7 +41,7 @@ def check_dims(dims: int | Literal["auto"], *, images: int | None = None, dim: i
     if need > free_memory(torch.device("cpu")):
         raise UsageError(
             f"target_dims needs the covariance of all {dim} numbers of the target's representations, "
-            f"{need / 2**30:.0f} GiB: leave it out, or give a target with fewer."
+            f"{need / 2**30:.0f} GiB: give target_dims=null, or a target with fewer."
         )
     if images is not None and dims != "auto" and dims >= images:
         raise UsageError(
@@ -53,7 +53,7 @@ def check_dims(dims: int | Literal["auto"], *, images: int | None = None, dim: i
 def fit_projection(
     of_images: Callable[[Tensor], Tensor],
     indices: Tensor,
-    dims: int | Literal["auto"],
+    wanted: int | Literal["auto"],
     *,
     whiten: bool = False,
     rows: int = 1,
@@ -63,7 +63,7 @@ def fit_projection(
     Args:
         of_images: Indices to representations, float32, shape (B * rows, D).
         indices: Of the images, shape (n,).
-        dims: K; "auto": `MOST`, or as many as there are if that is fewer.
+        wanted: K; "auto": `MOST`, or as many as there are if that is fewer.
         whiten: Whether each direction is divided by its standard deviation, and not all by one number.
         rows: Of each image: one representation, or the cells of its map.
 
@@ -73,11 +73,10 @@ def fit_projection(
     Raises:
         UsageError: If there are not so many directions, or one that is to be whitened has no variance.
     """
-    check_dims(dims, images=len(indices) * rows)
+    check_dims(wanted, images=len(indices) * rows)
     mean, covariance = _moments(of_images(part).double() for part in torch.split(indices, max(1, CHUNK // rows)))
-    check_dims(dims, dim=len(mean))
-    if dims == "auto":
-        dims = max(1, min(MOST, len(mean), len(indices) - 1))
+    check_dims(wanted, dim=len(mean))
+    dims = max(1, min(MOST, len(mean), len(indices) - 1)) if wanted == "auto" else wanted
     variances, directions = torch.linalg.eigh(covariance)  # increasing
     variances, basis = variances.flip(0).clamp(min=0), directions.flip(1)[:, :dims]
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))

@@ -10,12 +10,12 @@ from lightly_distill.data.pixels import crop_and_flip
 from lightly_distill.data.source import Source
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.projection import check_dims, fit_projection
-from lightly_distill.method.representation_cache import Keeper, RepresentationCache
+from lightly_distill.method.representation_cache import Keeper
 from lightly_distill.method.rounding import Rounding, fit_scales
 from lightly_distill.method.sight import Sight, target_frame
 from lightly_distill.method.split import Split
 from lightly_distill.method.step import RealBatch
-from lightly_distill.method.target_maps import TargetMaps, find_grid, fit_maps
+from lightly_distill.method.target_maps import TargetMaps, find_grid, kept_maps
 from lightly_distill.method.truth import TargetTruth, Truth
 from lightly_distill.method.views import Views
 from lightly_distill.models.projection import Projection
@@ -107,7 +107,7 @@ class RealImages:
         grid = find_grid(target.to(device), frame.size, config.target_map, device)
         if grid and target_maps is None:
             sight = Sight(source, frame)
-            target_maps = _fitted_maps(sight, target, len(source), device, grid, config.map_dims, cache, processes)
+            target_maps = kept_maps(sight, target, len(source), device, grid, config.map_dims, cache, processes)
         truth = TargetTruth(source, target, views, device, cache, frame, target_maps=target_maps, bf16=bf16)
         if config.target_dims is not None:
             dims, whiten = config.target_dims, config.target_whiten
@@ -162,28 +162,6 @@ class RealImages:
                 current, generator = epoch, seeding.generator(self._seed, "batches", epoch)
                 order = train[torch.randperm(len(train), generator=generator)]
             yield order[position * self.batch_size :][: self.batch_size]
-
-
-def _fitted_maps(
-    sight: Sight,
-    target: Target,
-    count: int,
-    device: torch.device,
-    grid: int,
-    dims: int,
-    cache: Keeper | None,
-    processes: Processes,
-) -> TargetMaps:
-    """Fits the maps, unless they are kept beside the representations already."""
-
-    def fit() -> dict[str, Tensor]:
-        return fit_maps(sight, target, count, device, grid, dims).projection.tensors()
-
-    def kept() -> dict[str, Tensor]:
-        name = f"map {grid} {dims}{sight.key}"
-        return cache.beside(name, fit) if isinstance(cache, RepresentationCache) else fit()
-
-    return TargetMaps(grid, Projection(**processes.in_main(kept)))
 
 
 def _on_device(source: Source, device: torch.device) -> Tensor | None:

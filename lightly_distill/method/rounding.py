@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightly_distill.models.rows import Layout
+from lightly_distill.models.rows import MAX_CODE, Layout
 
-CODES = 127  # the largest; int8 without -128
 _ROOM = 1.25  # learned targets may become larger than those of real images
 
 
@@ -41,16 +40,21 @@ class Rounding:
 
     def targets(self, rows: Tensor) -> Tensor:
         """Returns rows whose numbers are whole multiples of their scales, shape (M, D)."""
-        return (rows / self.scales).round().clamp(-CODES, CODES) * self.scales
+        return round_targets(rows, self.scales)
 
     def clamp_(self, images: Tensor, rows: Tensor) -> None:
         """Keeps what is learned where rounding does not hold it, in place: beyond, no gradient would bring it back."""
         black, white = (0 - self.mean) / self.std, (1 - self.mean) / self.std
         images.clamp_(black, white)
-        rows.clamp_(-CODES * self.scales, CODES * self.scales)
+        rows.clamp_(-MAX_CODE * self.scales, MAX_CODE * self.scales)
 
     def _of_255(self, images: Tensor) -> Tensor:
         return ((images * self.std + self.mean) * 255).round().clamp(0, 255)
+
+
+def round_targets(rows: Tensor, scales: Tensor) -> Tensor:
+    """Returns rows (M, D) whose numbers are the nearest whole multiples of their scales (D,)."""
+    return (rows / scales).round().clamp(-MAX_CODE, MAX_CODE) * scales
 
 
 def fit_scales(rows: Tensor, targets: Layout) -> Tensor:
@@ -68,5 +72,5 @@ def fit_scales(rows: Tensor, targets: Layout) -> Tensor:
     scales = torch.empty(targets.width, device=rows.device)
     for part in (slice(0, targets.dim), slice(targets.dim, None)):
         if scales[part].numel():
-            scales[part] = rows[:, part].abs().max().clamp(min=1e-12) * _ROOM / CODES
+            scales[part] = rows[:, part].abs().max().clamp(min=1e-12) * _ROOM / MAX_CODE
     return scales

@@ -16,9 +16,11 @@ from torch import Tensor
 from lightly_distill.errors import UsageError
 from lightly_distill.method.krr import full_precision
 from lightly_distill.method.projection import fit_projection
+from lightly_distill.method.representation_cache import Keeper, RepresentationCache
 from lightly_distill.method.sight import Sight
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target
+from lightly_distill.runtime.processes import ALONE, Processes
 
 GRIDS = (4, 3, 2)  # of which the first that a target has is taken, if the user does not say
 SAMPLE = 2048  # images in whose maps the principal components are found, evenly spread over the source
@@ -126,3 +128,25 @@ def fit_maps(sight: Sight, target: Target, count: int, device: torch.device, gri
     cells(sample[:1])
     dims = min(dims, channels, len(sample) * grid**2 - 1)
     return TargetMaps(grid, fit_projection(cells, sample, dims, rows=grid**2))
+
+
+def kept_maps(
+    sight: Sight,
+    target: Target,
+    count: int,
+    device: torch.device,
+    grid: int,
+    dims: int,
+    cache: Keeper | None = None,
+    processes: Processes = ALONE,
+) -> TargetMaps:
+    """As `fit_maps`, unless a cache has kept them beside the representations already; in the main process only."""
+
+    def fit() -> dict[str, Tensor]:
+        return fit_maps(sight, target, count, device, grid, dims).projection.tensors()
+
+    def kept() -> dict[str, Tensor]:
+        name = f"map {grid} {dims}{sight.key}"
+        return cache.beside(name, fit) if isinstance(cache, RepresentationCache) else fit()
+
+    return TargetMaps(grid, Projection(**processes.in_main(kept)))

@@ -3,7 +3,7 @@
 Shapes: n real images, V fixed views of each, B images of a batch, D numbers of a truth, which is a row of `layout`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -19,7 +19,7 @@ from lightly_distill.method.target_maps import TargetMaps
 from lightly_distill.method.views import Drawn, Views
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.rows import Layout
-from lightly_distill.models.targets import Target
+from lightly_distill.models.targets import Target, represent
 
 PROJECTED = 8192  # representations at a time
 
@@ -118,6 +118,16 @@ class TargetTruth:
     def vectors(self, indices: Tensor) -> Tensor:
         """As `of_images`, without maps."""
         return self.layout.split(self.of_images(indices))[0]
+
+    def of_others(self, batches: Iterable[Tensor], total: int) -> Tensor:
+        """Returns the truth of images that are not of the source, float32 on the CPU, shape (total, D).
+
+        Args:
+            batches: uint8 images, shape (B, 3, T, T).
+            total: Of all batches.
+        """
+        rows = represent(self._target, batches, device=self._device, total=total, ask=self._ask)
+        return self._projected(rows).cpu()
 
     def of_views(self, images: Tensor, drawn: Drawn) -> Tensor:
         """Returns the target's representations of a batch of views."""

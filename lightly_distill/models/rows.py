@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from lightly_distill.errors import UsageError
 from lightly_distill.models.maps import maps
 
+MAX_CODE = 127  # of a number that is kept in 8 bits; int8 without -128
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -48,6 +50,10 @@ class Layout:
     def by_channel(self, numbers: Tensor) -> Tensor:
         """Returns one number for each of the vector and for each channel of the map, of a row with equal cells."""
         return torch.cat([numbers[: self.dim], numbers[self.dim :: self.grid**2] if self.grid else numbers[:0]])
+
+    def by_number(self, numbers: Tensor) -> Tensor:
+        """Takes back `by_channel`: one number for each of a row."""
+        return torch.cat([numbers[: self.dim], numbers[self.dim :].repeat_interleave(self.grid**2)])
 
 
 class FeatureRows(nn.Module):

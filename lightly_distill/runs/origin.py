@@ -14,13 +14,19 @@ from lightly_distill.data.pixels import normalise, resized
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.brought import Brought
+from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.method.projection import fit_projection
 from lightly_distill.method.representation_cache import Keeper
+from lightly_distill.method.sight import Sight
+from lightly_distill.method.split import Split
+from lightly_distill.method.target_maps import TargetMaps, kept_maps
 from lightly_distill.method.truth import TargetTruth
 from lightly_distill.method.views import Views
 from lightly_distill.models.encoders import CHECKPOINTS
 from lightly_distill.models.projection import Projection
-from lightly_distill.models.targets import Target, as_target, load_target, represent
+from lightly_distill.models.targets import Target, as_target, load_target
 from lightly_distill.runs.representations import find_representations, keeper, reader
+from lightly_distill.runs.result import as_set
 from lightly_distill.runs.run_folder import run_config
 from lightly_distill.runtime import seeding
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -31,7 +37,7 @@ MOST = 4096  # pixels a side that a record may ask for
 
 @dataclass
 class RealSide:
-    """The real images, the target model, and the target's representations of the images, computed once.
+    """The real images, the target model, and the target's representations and maps of the images, computed once.
 
     Args:
         source: Real images.
@@ -39,7 +45,10 @@ class RealSide:
         device: Where representations are computed.
         frame: What the target sees of each real image; by default what students see.
         keeper: What has or keeps the representations of the images; by default they are computed.
+        target_maps: Which map of the target is wanted; None: none.
         projection: Applied to all representations: those of a set are compared with others in its own coordinates.
+        recorded: Of a set that has coordinates without their projection, which is found again: how it was made.
+        eight_bits: Whether images and targets are rounded, as those of the set that they are compared with.
         bf16: Whether the target computes in bfloat16.
     """
 
@@ -48,18 +57,42 @@ class RealSide:
     device: torch.device
     frame: Frame | None = None
     keeper: Keeper | None = None
+    target_maps: TargetMaps | None = None
     projection: Projection | None = None
+    recorded: DistillConfig | None = None
+    eight_bits: bool = False
     bf16: bool = False
 
     @cached_property
+    def truth(self) -> TargetTruth:
+        """What is true of the images as they are."""
+        truth = TargetTruth(
+            self.source,
+            self.target,
+            Views(0, len(self.source), 0),
+            self.device,
+            self.keeper,
+            self.frame,
+            target_maps=self.target_maps,
+            bf16=self.bf16,
+        )
+        self.target.to(self.device)  # where the truth has taken it from
+        projection, made = self.projection, self.recorded
+        if projection is None and made is not None and made.target_dims is not None:
+            train = Split.of(self.source, made).train
+            projection = fit_projection(truth.vectors, train, made.target_dims, whiten=made.target_whiten)
+        truth.projection = None if projection is None else projection.to(self.device)
+        return truth
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Representations and maps of all real images, float32, shape (n, D); see `models/rows.py`."""
+        return self.truth.of_images(torch.arange(len(self.source)))
+
+    @property
     def representations(self) -> Tensor:
         """Of all real images, float32, shape (n, d)."""
-        every = torch.arange(len(self.source))
-        views = Views(0, len(every), 0)
-        truth = TargetTruth(self.source, self.target, views, self.device, self.keeper, self.frame, bf16=self.bf16)
-        self.target.to(self.device)  # where the truth has taken it from
-        truth.projection = None if self.projection is None else self.projection.to(self.device)
-        return truth.of_images(every)
+        return self.truth.layout.split(self.rows)[0]
 
     @property
     def target_size(self) -> int:
@@ -67,18 +100,17 @@ class RealSide:
         return (self.frame or self.source.frame).size
 
     def represent(self, images: Tensor) -> Tensor:
-        """Returns the target's representations of images that are no real ones, float32, shape (B, D).
+        """Returns representations and maps of images that are no real ones, float32, shape (B, D).
 
         Args:
             images: uint8, shape (B, 3, S, S). They are enlarged to what the target sees.
         """
         batches = (resized(batch, self.target_size) for batch in torch.split(images, CHUNK))
-        found = represent(self.target, batches, device=self.device, total=len(images))
-        return found if self.projection is None else self.projection.apply(found)
+        return self.truth.of_others(batches, len(images))
 
     def chosen(self, indices: Tensor) -> SyntheticSet:
         """Returns these real images and the target's representations of them."""
-        return self._as_set(self.source.read(indices), self.representations[indices], indices)
+        return self._as_set(self.source.read(indices), self.rows[indices], indices)
 
     def noise(self, count: int, seed: int) -> SyntheticSet:
         """Returns uniform noise and the target's representations of it."""
@@ -87,10 +119,11 @@ class RealSide:
         images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
         return self._as_set(images, self.represent(images), None)
 
-    def _as_set(self, images: Tensor, representations: Tensor, indices: Tensor | None) -> SyntheticSet:
-        return SyntheticSet(
-            normalise(images, self.target.mean, self.target.std),
-            representations,
+    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None) -> SyntheticSet:
+        return as_set(
+            images if self.eight_bits else normalise(images, self.target.mean, self.target.std),
+            rows,
+            self.truth.layout,
             mean=self.target.mean,
             std=self.target.std,
             source_index=indices,
@@ -115,7 +148,7 @@ def real_side(
     device: torch.device,
     *,
     representations: Any = None,
-    projection: Projection | None = None,
+    in_its_coordinates: bool = False,
 ) -> RealSide:
     """Opens the real images and the target, which the configuration of a run names where the user does not.
 
@@ -126,7 +159,7 @@ def real_side(
         own: The set, which records what the target saw of each image.
         device: Where representations are computed.
         representations: Of the images, see `find_representations`. Default: what the run has kept of them, if any.
-        projection: For `RealSide`.
+        in_its_coordinates: Whether the representations are to be like those of the set, or the target's own.
 
     Raises:
         UsageError: If one of them is missing, or cannot be opened.
@@ -143,16 +176,41 @@ def real_side(
     if isinstance(found, Brought):
         found.check(views=0, items=None, dim=own.projection.dim if own.projection else own.dim)
     source = open_recorded(data, own)
-    sha256 = model.weights_sha256()
+    sha256, frame = model.weights_sha256(), _recorded_frame(own)
+    kept = kept_by_run(synthetic, known, source, sha256) if found is None else keeper(found, source, sha256, None)
+    made, grid = recorded_config(own), own.layout.grid
+    target_maps = None
+    if grid:
+        sight, dims = Sight(source, frame or source.frame), made.map_dims if made else own.layout.channels
+        target_maps = kept_maps(sight, model.to(device), len(source), device, grid, dims, kept)
     return RealSide(
         source,
         model.to(device),
         device,
-        _recorded_frame(own),
-        kept_by_run(synthetic, known, source, sha256) if found is None else keeper(found, source, sha256, None),
-        projection,
-        device.type == "cuda" and _part(own, "config").get("precision") == "bf16",
+        frame,
+        kept,
+        target_maps,
+        own.projection if in_its_coordinates else None,
+        made if in_its_coordinates else None,
+        eight_bits=own.pixels is not None,
+        bf16=device.type == "cuda" and made is not None and made.precision == "bf16",
     )
+
+
+def recorded_config(own: SyntheticSet) -> DistillConfig | None:
+    """Returns the settings that a set was made with, None if it has no record of them that can be used.
+
+    What a version that made it did not know is as it was then.
+    """
+    recorded = _part(own, "config")
+    if not recorded:
+        return None
+    before: dict[str, Any] = {"target_dims": None, "target_map": 0, "eight_bits": False}
+    pool = {"mixup": False, "crop_and_flip": False, **_mapping(recorded.get("pool"))}
+    try:
+        return make_config(**{**before, **recorded, "pool": pool, "device": "cpu"})
+    except UsageError:  # of a newer version, or a stranger's
+        return None
 
 
 def open_recorded(data: Any, own: SyntheticSet) -> Source:
@@ -193,6 +251,10 @@ def _part(own: SyntheticSet, name: str) -> dict[str, Any]:
     """Returns a part of the record of a set, which may be a stranger's."""
     part = own.provenance.get(name)
     return part if isinstance(part, dict) else {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def config_of_run(synthetic: Any) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def provenance(
 def heldout_losses(initial: dict[str, Any], run: RunFolder) -> dict[str, Any]:
     """Returns the held-out loss at the start and at the end, in a mixed pool also of each architecture."""
     first, last = initial.get("heldout_loss_by_student", {}), run.last("heldout_loss_by_student") or {}
-    losses = {"initial": initial["heldout_loss"], "final": run.last("heldout_loss")}
+    losses = {"initial": initial.get("heldout_loss"), "final": run.last("heldout_loss")}
     by_student = {name: {"initial": loss, "final": last.get(name)} for name, loss in first.items()}
     return {**losses, "by_student": by_student} if by_student else losses
 

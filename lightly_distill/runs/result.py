@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from lightly_distill.method.rounding import fit_scales, round_targets
 from lightly_distill.method.state import DistillState
+from lightly_distill.models.rows import Layout
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 
@@ -27,17 +32,35 @@ def finished(
     images, rows = (tensor.detach().cpu() for tensor in state.learned())
     scales = None
     if state.rounding is not None:
-        images = state.rounding.pixels(state.images.detach()).cpu()
-        scales = state.targets.by_channel(state.rounding.scales).cpu()
-    representations, maps = state.targets.split(rows)
-    return SyntheticSet(
+        images, scales = state.rounding.pixels(state.images.detach()).cpu(), state.rounding.scales.cpu()
+    return as_set(
         images,
-        representations.contiguous(),
-        maps=maps if maps is None else maps.contiguous(),
-        scales=scales,
+        rows,
+        state.targets,
+        scales,
         mean=mean,
         std=std,
         source_index=state.source_index,
         provenance=provenance,
         projection=state.projection if keep_projection else None,
     )
+
+
+def as_set(images: Tensor, rows: Tensor, targets: Layout, scales: Tensor | None = None, **rest: Any) -> SyntheticSet:
+    """Makes a set of images with rows of targets.
+
+    Args:
+        images: uint8 for a set of 8 bits, whose targets are rounded if they are not yet, or normalised float32.
+        rows: Targets, shape (m, D). Maps are left out of a set of floats, whose format has none.
+        targets: Layout of these rows.
+        scales: Of the numbers of a row, if they are rounded already, shape (D,).
+        rest: Further arguments of `SyntheticSet`.
+    """
+    if images.dtype != torch.uint8:
+        return SyntheticSet(images, targets.split(rows)[0].contiguous(), **rest)
+    if scales is None:
+        scales = fit_scales(rows, targets)
+        rows = round_targets(rows, scales)
+    representations, maps = targets.split(rows)
+    maps = None if maps is None else maps.contiguous()
+    return SyntheticSet(images, representations.contiguous(), maps=maps, scales=targets.by_channel(scales), **rest)

@@ -97,7 +97,7 @@ def find_near_copies(synthetic: SyntheticSet, real: RealSide) -> NearCopies:
         real: The real images it was distilled from, at least 2, and its target.
     """
     shown = synthetic.displayable()
-    own = real.represent(shown)
+    own = real.truth.layout.split(real.represent(shown))[0]
     count = min(len(real.source), COMPARED)
     order = torch.randperm(len(real.source), generator=seeding.generator(0, "near copies"))[:count].sort().values
     pixels = _nearest(_flat(shown), _flat(real.source.read(order)), order, _pixels(real), real.device)

@@ -1,9 +1,9 @@
 """A synthetic set on disk: a folder that is also the layout of a Hugging Face dataset repository.
 
     README.md                         the dataset card; anybody's to edit, so without a hash
-    data/train-00000-of-00001.parquet image (PNG, for eyes), pixels (float32), representation (float32), source_index
-    lightly_distill.json              format version, shape, normalisation, provenance, metrics, hashes
-    preview.png                       the grid of images
+    data/train-00000-of-00001.parquet the images and their targets: `eight_bits.py` (format 2), `parquet.py` (format 1)
+    lightly_distill.json              format version, shape, normalisation, scales, provenance, metrics, hashes
+    preview.png                       the grid of images; in format 2 preview.webp, a few of them
     projection.safetensors            what brings back the target's own space, where the set is of principal components
 
 A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read. From the
@@ -22,31 +22,37 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.models.projection import Projection
+from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.files import sync
-from lightly_distill.synthetic import parquet
-from lightly_distill.synthetic.contents import Contents
+from lightly_distill.synthetic import eight_bits, parquet
+from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW, Contents, has_one_scale
 
-FORMAT_VERSION = "1.1"
-WITHOUT_PROJECTION = "1.0"  # of a set without one, so that older versions read it; they refuse the file that they miss
+FORMAT_VERSION = "2.0"  # 8 bits
+OF_FLOATS = "1.1"
+WITHOUT_PROJECTION = "1.0"  # of floats without one, so that older versions read it; they refuse the file that they miss
 KIND = "synthetic_set"
 FACTS = "lightly_distill.json"
 DATA = "data/train-00000-of-00001.parquet"
 CARD = "README.md"
-PREVIEW = "preview.png"
 PROJECTION = "projection.safetensors"
 MAX_FACTS = 16 * 2**20  # bytes of JSON
 MAX_SHAPE = {"m": 10**6, "C": 3, "H": 4096, "W": 4096, "d": 2**17}
 MAX_NUMBERS = 2**31 - 1  # of all images, and of all representations: 8 GiB each, and what Arrow's lists can count
+_PREVIEWED = 36  # images, of a set of 8 bits
 MAX_BESIDE = 64 * 2**20  # bytes of all files but the data
 
-_FILE_NAME = re.compile(rf"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png)|{re.escape(PROJECTION)}", re.ASCII)
+_FILE_NAME = re.compile(rf"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png|webp)|{re.escape(PROJECTION)}", re.ASCII)
 _OWN_FILE = re.compile(
-    "|".join([*map(re.escape, (CARD, FACTS, PREVIEW, PROJECTION)), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII
+    "|".join(
+        [*map(re.escape, (CARD, FACTS, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION)), r"data/train-\d+-of-\d+\.parquet"]
+    ),
+    re.ASCII,
 )
 _LEFT_BY_THE_SYSTEM = re.compile(r"(data/)?\.[^/]*")  # such as .DS_Store; not what is in a hidden folder, such as .git
 
@@ -91,6 +97,14 @@ def write(synthetic: Contents, folder: Path, *, overwrite: bool) -> Path:
     return folder
 
 
+def stored_bytes(synthetic: Contents) -> int:
+    """Returns how many bytes the files of a set take on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "set")
+        _write_files(synthetic, place, None)
+        return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+
+
 def find(folder: Path) -> Path:
     """Returns the folder of a set, given it or the output folder of a run.
 
@@ -116,19 +130,41 @@ def read(folder: Path) -> dict[str, Any]:
     facts = read_facts(folder)
     for name, expected in hashed(facts).items():
         check_file(folder / name, expected)
-    count, channels, height, width, dim = (facts["shape"][letter] for letter in MAX_SHAPE)
     try:
-        images, representations, source_index = parquet.read(folder / DATA, (count, channels, height, width), dim)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        data = _read_codes(folder, facts) if "scales" in facts else _read_floats(folder, facts)
+    except (OSError, ValueError, KeyError, SyntaxError, pa.ArrowException) as error:  # Pillow raises some of these
         raise DistillError(f"{folder / DATA} cannot be read as a synthetic set: {error}") from error
-    projection = _projection(folder / PROJECTION, facts) if PROJECTION in facts["files"] else None
     return {
-        "images": images,
-        "representations": representations,
-        "source_index": source_index,
-        "projection": projection,
+        **data,
+        "projection": _projection(folder / PROJECTION, facts) if PROJECTION in facts["files"] else None,
         **{key: facts[key] for key in ("mean", "std", "provenance", "metrics")},
     }
+
+
+def _read_floats(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    count, channels, height, width, dim = (facts["shape"][letter] for letter in MAX_SHAPE)
+    names = ("images", "representations", "source_index")
+    return dict(zip(names, parquet.read(folder / DATA, (count, channels, height, width), dim), strict=True))
+
+
+def _read_codes(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    layout, scales = _layout(facts), torch.tensor(facts["scales"], dtype=torch.float32)
+    if len(scales) == (2 if layout.grid else 1):  # one for all numbers of a representation, one for all of a map
+        scales = scales.repeat_interleave(torch.tensor([layout.dim, layout.channels][: len(scales)]))
+    shape = facts["shape"]
+    pixels, codes, source_index = eight_bits.read(folder / DATA, tuple(shape[each] for each in "mCHW"), layout)
+    representations, maps = layout.split(codes * layout.by_number(scales))
+    return {
+        "images": pixels,
+        "representations": representations.contiguous(),
+        "maps": maps if maps is None else maps.contiguous(),
+        "scales": scales,
+        "source_index": source_index,
+    }
+
+
+def _layout(facts: dict[str, Any]) -> Layout:
+    return Layout(facts["shape"]["d"], **facts.get("map", {}))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -200,10 +236,10 @@ def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> 
             raise DistillError(
                 f"{owner} is not what was published: {name} has {sizes[name]} bytes, {FACTS} says {size}."
             )
-    count, channels, height, width, dim = (facts["shape"][letter] for letter in MAX_SHAPE)
-    pixels = channels * height * width
+    count, *sides = (facts["shape"][letter] for letter in "mCHW")
+    pixels = math.prod(sides)
     # float32 as it is, a PNG that no compression helped, and what a table needs for each row and itself
-    most = count * (4 * (pixels + dim) + 2 * pixels + 2**12) + 2**20
+    most = count * (4 * (pixels + _layout(facts).width) + 2 * pixels + 2**12) + 2**20
     projection = claimed.get(PROJECTION, 0)
     beside = sum(claimed.values()) - claimed[DATA] - projection
     if claimed[DATA] > most or projection > _most_projection(facts) or beside > MAX_BESIDE:
@@ -223,6 +259,8 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
     for key in ("provenance", "metrics", "files"):
         if not isinstance(facts[key], dict):
             raise TypeError(f"{key} must be an object")
+    if "scales" in facts:
+        _check_scales(path, facts)
     if PROJECTION in facts["files"]:
         original = facts["projection"]["from"]
         check_shape({**facts["shape"], "d": original}, str(path), DistillError)
@@ -235,6 +273,18 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
             raise TypeError(f"bytes and sha256 of {name}")
     if DATA not in facts["files"]:
         raise DistillError(f"{path} lists no {DATA}: the set is not complete.")
+
+
+def _check_scales(path: Path, facts: dict[str, Any]) -> None:
+    """Refuses scales and a map that a set of 8 bits cannot have."""
+    shape, known = facts.get("map", {}), set(facts.get("map", {}))
+    if "map" in facts and (known != {"channels", "grid"} or not all(type(v) is int and v > 0 for v in shape.values())):
+        raise TypeError("map must have channels and grid")
+    layout, scales = _layout(facts), facts["scales"]
+    check_shape({**facts["shape"], "d": layout.width}, str(path), DistillError)
+    counts = (2 if layout.grid else 1, layout.dim + layout.channels)
+    if not isinstance(scales, list) or len(scales) not in counts or not all(type(s) is float for s in scales):
+        raise TypeError(f"scales must be a list of {counts[0]} or {counts[1]} numbers")
 
 
 def check_shape(shape: dict[str, int], owner: str, error: type[DistillError]) -> None:
@@ -323,12 +373,18 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
     )
 
     (folder / "data").mkdir(parents=True)
-    displayable = synthetic.displayable()
-    pictures.image_grid(displayable).save(folder / PREVIEW)
     (folder / CARD).write_text(card.text(synthetic, before=before), encoding="utf-8", errors="surrogateescape")
-    parquet.write(
-        folder / DATA, synthetic.images, synthetic.representations, synthetic.source_index, displayable=displayable
-    )
+    if synthetic.pixels is not None and synthetic.scales is not None:
+        codes = (synthetic.targets / synthetic.layout.by_number(synthetic.scales)).round().to(torch.int8)
+        eight_bits.write(folder / DATA, synthetic.pixels, codes, synthetic.layout, synthetic.source_index)
+        few = pictures.image_grid(synthetic.pixels[:_PREVIEWED].cpu())
+        few.save(folder / EIGHT_BIT_PREVIEW, format="WEBP", quality=50, method=6)
+    else:
+        displayable = synthetic.displayable()
+        pictures.image_grid(displayable).save(folder / PREVIEW)
+        parquet.write(
+            folder / DATA, synthetic.images, synthetic.representations, synthetic.source_index, displayable=displayable
+        )
     if synthetic.projection is not None:
         save_file(
             {name: value.cpu().contiguous() for name, value in synthetic.projection.tensors().items()},
@@ -340,11 +396,14 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
 
 
 def _facts(synthetic: Contents, folder: Path) -> str:
-    projection = synthetic.projection
+    projection, maps = synthetic.projection, synthetic.maps
+    of_floats = OF_FLOATS if projection is not None else WITHOUT_PROJECTION
     facts = {
-        "format_version": FORMAT_VERSION if projection is not None else WITHOUT_PROJECTION,
+        "format_version": of_floats if synthetic.pixels is None else FORMAT_VERSION,
         "kind": KIND,
         "shape": _shape(synthetic),
+        **({"map": {"channels": maps.shape[1], "grid": maps.shape[2]}} if maps is not None else {}),
+        **({"scales": _scales(synthetic)} if synthetic.scales is not None else {}),
         **({"projection": {"from": projection.dim}} if projection is not None else {}),
         "mean": synthetic.mean,
         "std": synthetic.std,
@@ -352,14 +411,25 @@ def _facts(synthetic: Contents, folder: Path) -> str:
         "metrics": synthetic.metrics,
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-            for name in (DATA, PREVIEW, *([PROJECTION] if projection is not None else []))
+            for name in (DATA, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION)
+            if (folder / name).exists()
         },
     }
     try:
         plain = json.loads(json.dumps(facts, allow_nan=False))  # as it will be read: lists, and names as text
     except (TypeError, ValueError) as error:
         raise UsageError(f"Provenance and metrics of a synthetic set must be JSON without NaN: {error}") from error
-    return json.dumps({**plain, "sha256": _digest(plain)}, indent=2) + "\n"
+    indent = 2 if synthetic.pixels is None else None  # a small set is not to be outweighed by blanks
+    return json.dumps({**plain, "sha256": _digest(plain)}, indent=indent) + "\n"
+
+
+def _scales(synthetic: Contents) -> list[float]:
+    """Returns the scales, in short if they are one for the representations and one for the maps."""
+    assert synthetic.scales is not None
+    scales = (
+        synthetic.scales[[0, -1][: 1 + synthetic.layout.channels]] if has_one_scale(synthetic) else synthetic.scales
+    )
+    return [float(scale) for scale in scales]
 
 
 def _shape(synthetic: Contents) -> dict[str, int]:

@@ -12,7 +12,7 @@ import yaml
 from lightly_distill.runtime import templates
 from lightly_distill.synthetic import card_frame
 from lightly_distill.synthetic.conditions import conditions
-from lightly_distill.synthetic.contents import Contents
+from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW, Contents, has_one_scale
 
 _T = TypeVar("_T")
 
@@ -58,6 +58,11 @@ def text(
         place=repo_id or "path/to/this/folder",
         mean=_short(synthetic.mean),
         std=_short(synthetic.std),
+        selected=synthetic.provenance.get("steps") == 0,
+        eight_bits=synthetic.pixels is not None,
+        map=synthetic.layout if synthetic.maps is not None else None,
+        scales={"representations": 1 if has_one_scale(synthetic) else synthetic.dim},
+        preview=EIGHT_BIT_PREVIEW if synthetic.pixels is not None else PREVIEW,
         projection=synthetic.projection,
         facts=facts(synthetic) | _sizes(synthetic, size),
         config=_config(synthetic.provenance.get("config")),
@@ -126,9 +131,11 @@ def _sizes(synthetic: Contents, size: int | None) -> dict[str, str]:
     """Tells how large the set is, and its source at the same image size."""
     from lightly_distill.runtime.words import size_text  # here: the card is imported with the package
 
-    numbers = 4 * (synthetic.images.numel() + synthetic.representations.numel())
+    targets = synthetic.targets.numel()
+    eight_bits = synthetic.pixels is not None
+    numbers = synthetic.images.numel() + targets if eight_bits else 4 * (synthetic.images.numel() + targets)
     files = f"{size_text(size)} in files, " if size else ""
-    lines = {"size": f"{files}{size_text(numbers)} of images and representations in memory"}
+    lines = {"size": f"{files}{size_text(numbers)} of images and targets"}
     source = _part(synthetic.provenance, "source")
     images, side = source.get("images"), source.get("image_size")
     if isinstance(images, int) and isinstance(side, int):

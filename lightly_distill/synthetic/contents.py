@@ -1,4 +1,7 @@
-"""What a synthetic set holds, checked: images, a representation of each, and the record of where they come from."""
+"""What a synthetic set holds, checked: images, targets of each, and the record of where they come from.
+
+Shapes: m images, d numbers of a representation, C channels of a map, g cells of a side.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,22 +11,35 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightly_distill.data.pixels import normalise
 from lightly_distill.errors import UsageError
 from lightly_distill.models.projection import Projection
+from lightly_distill.models.rows import MAX_CODE, Layout
+
+PREVIEW = "preview.png"
+EIGHT_BIT_PREVIEW = "preview.webp"
 
 
 class Contents(Dataset[tuple[Tensor, Tensor]]):
     """The tensors of a synthetic set and its record; `SyntheticSet` adds the ways to disk and to the Hub.
 
     Args:
-        images: float32, shape (m, 3, H, W), in normalised pixel space: unbounded, see `mean` and `std`.
+        images: Shape (m, 3, H, W): uint8 pixels, of a set of 8 bits (format 2), or float32 in normalised pixel space,
+            unbounded (format 1).
         representations: float32, shape (m, d).
         mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
         std: As `mean`.
+        maps: float32, shape (m, C, g, g); None where the set has none. Of a set of 8 bits only.
+        scales: Of a set of 8 bits: float32, positive, shape (d + C,), for each number of a representation and each
+            channel of a map; all numbers are whole multiples of theirs, of at most 127.
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
         projection: By which the target's representations became those of the set; None where these are its own.
+
+    Attributes:
+        images: float32, normalised, shape (m, 3, H, W): what students see.
+        pixels: uint8, shape (m, 3, H, W); None in a set of format 1.
 
     Raises:
         UsageError: If shapes or types do not fit, or a number is not finite.
@@ -36,17 +52,23 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        maps: Tensor | None = None,
+        scales: Tensor | None = None,
         source_index: Tensor | None = None,
         provenance: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
         projection: Projection | None = None,
     ) -> None:
-        _check("images", images, ("m", "C", "H", "W"), torch.float32)
+        eight_bits = isinstance(images, Tensor) and images.dtype == torch.uint8
+        _check("images", images, ("m", "C", "H", "W"), torch.uint8 if eight_bits else torch.float32)
         _check("representations", representations, ("m", "d"), torch.float32)
         if source_index is None:
             source_index = torch.full((len(images),), -1)
         _check("source_index", source_index, ("m",), torch.int64)
+        if maps is not None:
+            _check("maps", maps, ("m", "C", "g", "g"), torch.float32)
         counts = {"images": len(images), "representations": len(representations), "source_index": len(source_index)}
+        counts |= {"maps": len(maps)} if maps is not None else {}
         if len(set(counts.values())) > 1:
             raise UsageError(f"A synthetic set has as many of each; got {counts}.")
         if images.shape[1] != 3 or len(mean) != 3 or len(std) != 3:
@@ -61,11 +83,18 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
                 f"The projection of a synthetic set gives {projection.basis.shape[1]} numbers, its representations "
                 f"have {representations.shape[1]}."
             )
-        self.images = images.detach()
-        self.representations = representations.detach()
-        self.source_index = source_index
         self.mean: tuple[float, ...] = tuple(float(value) for value in mean)
         self.std: tuple[float, ...] = tuple(float(value) for value in std)
+        self.pixels = images.detach() if eight_bits else None
+        self.images = normalise(images, self.mean, self.std) if eight_bits else images.detach()
+        self.representations = representations.detach()
+        self.maps = None if maps is None else maps.detach()
+        self.scales = scales
+        if eight_bits:
+            _check_codes(scales, self.targets, self.layout)
+        elif maps is not None or scales is not None:
+            raise UsageError("Maps and scales are of a synthetic set of 8 bits: give its images as uint8 pixels.")
+        self.source_index = source_index
         self.provenance = provenance or {}
         self.metrics = metrics or {}
         self.projection = projection
@@ -81,14 +110,33 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         """Length d of a representation."""
         return self.representations.shape[1]
 
+    @property
+    def layout(self) -> Layout:
+        """What a row of `targets` holds."""
+        return Layout(self.dim) if self.maps is None else Layout(self.dim, *self.maps.shape[1:3])
+
+    @property
+    def targets(self) -> Tensor:
+        """Representations and maps as rows, float32, shape (m, d + C g g); see `models/rows.py`."""
+        return self.layout.join(self.representations, self.maps)
+
     def original_representations(self) -> Tensor:
         """Returns the representations in the target's own space, float32, shape (m, D): D is d without a projection."""
         return self.representations if self.projection is None else self.projection.restore(self.representations)
 
     def displayable(self) -> Tensor:
         """Returns the images for eyes: uint8, shape (m, 3, H, W), clipped to what a screen can show."""
+        if self.pixels is not None:
+            return self.pixels.cpu()
         mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
         return ((self.images.cpu() * std + mean) * 255).round().clamp(0, 255).byte()
+
+
+def has_one_scale(contents: Contents) -> bool:
+    """Returns whether all numbers of a representation have one scale, and all channels of a map."""
+    assert contents.scales is not None
+    parts = (contents.scales[: contents.dim], contents.scales[contents.dim :])
+    return all(bool((part == part[:1]).all()) for part in parts)
 
 
 def _check(name: str, value: Tensor, shape: tuple[str, ...], dtype: torch.dtype) -> None:
@@ -99,5 +147,21 @@ def _check(name: str, value: Tensor, shape: tuple[str, ...], dtype: torch.dtype)
         raise UsageError(
             f"The {name} of a synthetic set must be {expected}; got {value.dtype} of shape {tuple(value.shape)}."
         )
-    if not value.isfinite().all():
+    if value.is_floating_point() and not value.isfinite().all():
         raise UsageError(f"The {name} of a synthetic set must be finite; got NaN or infinity.")
+
+
+def _check_codes(scales: Tensor | None, targets: Tensor, layout: Layout) -> None:
+    """Refuses targets of a set of 8 bits that are no whole multiples of their scales."""
+    count = layout.dim + layout.channels
+    if not isinstance(scales, Tensor) or scales.dtype != torch.float32 or tuple(scales.shape) != (count,):
+        raise UsageError(f"A synthetic set of 8 bits has float32 scales of shape ({count},) for its targets.")
+    if not (scales.isfinite().all() and (scales > 0).all()):
+        raise UsageError("The scales of a synthetic set must be finite and positive.")
+    steps = layout.by_number(scales)
+    codes = (targets / steps).round()
+    if codes.abs().max() > MAX_CODE or not torch.equal(codes * steps, targets):
+        raise UsageError(
+            f"Targets of a synthetic set of 8 bits are whole multiples of their scales, of at most {MAX_CODE}: round "
+            "them first, or give its images as float32."
+        )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightly_distill.synthetic import address, artifact
 from lightly_distill.synthetic.conditions import RECORDED, conditions
+from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 WIDTH = 100  # characters of a line
@@ -45,14 +46,18 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
     count, channels, height, width = synthetic.images.shape
     started = int((synthetic.source_index >= 0).sum())
     shown = synthetic.displayable()
+    kept = "float32" if synthetic.pixels is None else "8 bits"
     lines = {
         "images": f"{count} of {channels}x{height}x{width}",
-        "pixels": f"{_statistics(synthetic.images)}, float32, normalised",
+        "pixels": f"{_statistics(synthetic.images)}, {kept}, normalised",
         "on a screen": f"{((shown == 0) | (shown == 255)).float().mean():.1%} of the pixel values black or white",
         "normalisation": f"mean {_text(synthetic.mean)}, std {_text(synthetic.std)}",
         "started from": f"{started} real images, {count - started} of noise",
-        "representations": f"{count} of {synthetic.dim} numbers, {_statistics(synthetic.representations)}, float32",
+        "representations": f"{count} of {synthetic.dim} numbers, {_statistics(synthetic.representations)}, {kept}",
     }
+    if synthetic.maps is not None:
+        _, cells, grid, _ = synthetic.maps.shape
+        lines["maps"] = f"{count} of {grid}x{grid} cells with {cells} numbers, {_statistics(synthetic.maps)}, 8 bits"
     if synthetic.projection is not None:
         lines["projection"] = synthetic.projection.words()
     if synthetic.origin:
@@ -60,7 +65,7 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
     if folder is not None:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         lines["on disk"] = f"{size / 1e6:.2f} MB ({size} bytes) in {folder}"
-        lines["picture"] = str(folder / artifact.PREVIEW)
+        lines["picture"] = str(folder / (PREVIEW if synthetic.pixels is None else EIGHT_BIT_PREVIEW))
     known = {name: fact for name, fact in synthetic.provenance.items() if name not in RECORDED}
     in_words = conditions(synthetic.provenance, count)
     origin = {**_groups(known), **in_words, **_groups({"measured": synthetic.metrics})}

@@ -1,4 +1,4 @@
-"""The parquet file of a synthetic set, laid out as Hugging Face `datasets` itself writes the same columns.
+"""The parquet file of a set of float32 (format 1), laid out as Hugging Face `datasets` itself writes the same columns.
 
 Shapes: m images of C channels, height H and width W; d numbers of a representation.
 """
@@ -31,12 +31,12 @@ def write(path: Path, images: Tensor, representations: Tensor, source_index: Ten
     pixels = pa.array(images.cpu().contiguous().numpy().reshape(-1))
     for length in (width, height, channels):
         pixels = pa.ListArray.from_arrays(np.arange(0, len(pixels) + 1, length, dtype=np.int32), pixels)
-    numbers = pa.array(representations.cpu().contiguous().numpy().reshape(-1))
+    flat = pa.array(representations.cpu().contiguous().numpy().reshape(-1))
     pngs = [{"bytes": _png(image), "path": None} for image in displayable]
     columns = [
         pa.array(pngs, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
         pixels,
-        pa.FixedSizeListArray.from_arrays(numbers, representations.shape[1]),
+        pa.FixedSizeListArray.from_arrays(flat, representations.shape[1]),
         pa.array(source_index.cpu().numpy()),
     ]
     schema = _schema([column.type for column in columns], (channels, height, width), representations.shape[1])
@@ -59,12 +59,12 @@ def read(path: Path, shape: tuple[int, int, int, int], dim: int) -> tuple[Tensor
     shapes = {"pixels": shape, "representation": (shape[0], dim), "source_index": shape[:1]}
     types = {"pixels": np.float32, "representation": np.float32, "source_index": np.int64}
     with pq.ParquetFile(path) as file:
-        announced = _announced(file.metadata)
+        found = announced(file.metadata)
         for name, expected in shapes.items():
-            if announced.get(name) != int(np.prod(expected)):
-                raise ValueError(f"{name} has {announced.get(name, 0)} numbers, expected shape {expected}")
+            if found.get(name) != int(np.prod(expected)):
+                raise ValueError(f"{name} has {found.get(name, 0)} numbers, expected shape {expected}")
         table = file.read(columns=list(shapes))
-    images, representations, source_index = (_numbers(table, name, types[name], shapes[name]) for name in shapes)
+    images, representations, source_index = (numbers(table, name, types[name], shapes[name]) for name in shapes)
     return images, representations, source_index
 
 
@@ -96,7 +96,7 @@ def _png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _announced(metadata: pq.FileMetaData) -> dict[str, int]:
+def announced(metadata: pq.FileMetaData) -> dict[str, int]:
     """Counts the numbers of each column as the end of the file lists them."""
     counts: dict[str, int] = {}
     for group in range(metadata.num_row_groups):
@@ -107,7 +107,7 @@ def _announced(metadata: pq.FileMetaData) -> dict[str, int]:
     return counts
 
 
-def _numbers(table: pa.Table, name: str, dtype: type, shape: tuple[int, ...]) -> Tensor:
+def numbers(table: pa.Table, name: str, dtype: type, shape: tuple[int, ...]) -> Tensor:
     """Takes the numbers out of a column of nested lists, each list of the length that it must have."""
     values = table[name].combine_chunks()
     if isinstance(values, pa.ExtensionArray):  # where `datasets` is imported, Arrow knows the type by its name
@@ -118,7 +118,7 @@ def _numbers(table: pa.Table, name: str, dtype: type, shape: tuple[int, ...]) ->
         values = values.flatten()
     if values.null_count:
         raise ValueError(f"{name}: a number is missing")
-    numbers = values.to_numpy(zero_copy_only=False)
-    if numbers.dtype != dtype or numbers.size != int(np.prod(shape)):
-        raise ValueError(f"{name} holds {numbers.size} of {numbers.dtype}, expected {np.dtype(dtype)} of shape {shape}")
-    return torch.from_numpy(numbers.reshape(shape).copy())
+    found = values.to_numpy(zero_copy_only=False)
+    if found.dtype != dtype or found.size != int(np.prod(shape)):
+        raise ValueError(f"{name} holds {found.size} of {found.dtype}, expected {np.dtype(dtype)} of shape {shape}")
+    return torch.from_numpy(found.reshape(shape).copy())

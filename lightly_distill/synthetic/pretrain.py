@@ -1,22 +1,24 @@
 """Trains a fresh student on a synthetic set."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import trange
+from tqdm import tqdm
 from typing_extensions import Unpack
 
-from lightly_distill.errors import DistillError, UsageError
-from lightly_distill.models.students import feature_dim, find_adapter, student_builder
+from lightly_distill.errors import DistillError, UsageError, did_you_mean
+from lightly_distill.models.recipe import make_optimizer, vary
+from lightly_distill.models.rows import RowHead, row_loss, with_rows
+from lightly_distill.models.students import find_adapter, student_builder
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.seeding import generator, global_seed
-from lightly_distill.runtime.settings import check_number, choose
+from lightly_distill.runtime.settings import check_bool, check_number, check_one_of, choose
 
 if TYPE_CHECKING:
     from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -24,42 +26,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How a student is trained on a synthetic set: by SGD, to predict its representations.
+    """How a student is trained on a synthetic set, to predict its representations and maps.
 
-    The defaults are those of KRR-ST (arXiv:2310.06511), but for half of its 1,000 epochs.
+    The defaults are what was best for small sets, of real images as of synthetic ones; `RECIPES["paper"]` is that of
+    KRR-ST (arXiv:2310.06511).
     """
 
-    epochs: int = 500
-    """Passes over the set in pre-training."""
+    steps: int = 500
+    """Training steps, whatever the number of images."""
     batch_size: int = 256
-    """Images of a step, at least 2; a last batch of a single image joins the one before it."""
-    lr: float = 0.1
-    """Learning rate of SGD in pre-training, constant."""
+    """Images of a step, at least 2; all, if the set has fewer."""
+    mixup: bool = True
+    """Mix pairs of images, and their targets alike (arXiv:1710.09412), anew in each step."""
+    crop_and_flip: bool = True
+    """Shift images by up to an eighth of their side and mirror half of them, anew in each step."""
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    """auto: SGD for students with batch norm, AdamW for those with layer norm instead, such as ViTs."""
+    lr: float | None = None
+    """Learning rate. Default: 0.1 with SGD, 0.001 with AdamW."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: as it is, or down to 0."""
     momentum: float = 0.9
     """Of SGD."""
-    weight_decay: float = 1e-3
-    """Of SGD, on the backbone and its head."""
+    weight_decay: float | None = None
+    """On the backbone and its head. Default: 0.001 with SGD, 0.05 with AdamW."""
 
     def __post_init__(self) -> None:
-        check_number(self, "epochs", "lr")
+        check_number(self, "steps")
         check_number(self, "batch_size", least=2)
-        check_number(self, "momentum", "weight_decay", least=0)
+        check_number(self, "momentum", least=0)
+        check_bool(self, "mixup", "crop_and_flip")
+        check_one_of("optimizer", self.optimizer, ("auto", "sgd", "adamw"))
+        check_one_of("schedule", self.schedule, ("constant", "cosine"))
+        if self.lr is not None:
+            check_number(self, "lr")
+        if self.weight_decay is not None:
+            check_number(self, "weight_decay", least=0)
 
 
 class PretrainOptions(TypedDict, total=False):
     """The fields of `PretrainConfig` as keywords."""
 
-    epochs: int
+    steps: int
     batch_size: int
-    lr: float
+    mixup: bool
+    crop_and_flip: bool
+    optimizer: Literal["auto", "sgd", "adamw"]
+    lr: float | None
+    schedule: Literal["constant", "cosine"]
     momentum: float
-    weight_decay: float
+    weight_decay: float | None
+
+
+RECIPES: dict[str, PretrainConfig] = {
+    "default": PretrainConfig(),
+    # 1,000 epochs of its 1,000 images: KRR-ST, arXiv:2310.06511, section 4
+    "paper": PretrainConfig(steps=4000, mixup=False, crop_and_flip=False, optimizer="sgd"),
+}
 
 
 def pretrain(
     student: str,
     synthetic: "SyntheticSet",
     *,
+    recipe: str = "default",
     config: PretrainConfig | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -67,19 +97,21 @@ def pretrain(
     progress: bool = True,
     **options: Unpack[PretrainOptions],
 ) -> nn.Module:
-    """Trains a fresh student to predict the representations of a synthetic set, as in KRR-ST (arXiv:2310.06511).
+    """Trains a fresh student to predict the representations and maps of a synthetic set.
 
-    The loss is the mean squared error of a linear head on the student's features, without augmentation.
+    The loss is the mean squared error of a linear head on the student's features, plus that of a 1x1 convolution on its
+    last map, where set and student have maps.
 
     Args:
         student: Name of the backbone: `ADAPTER:NAME`, or `NAME` for a timm model.
         synthetic: The set to train on; at least 2 images.
-        config: All settings at once, instead of options.
+        recipe: Of `RECIPES`, which the options change: `default`, or `paper` for that of KRR-ST.
+        config: All settings at once, instead of recipe and options.
         seed: Root of all random draws: initial weights, order of the images, dropout.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         out: New or empty folder for the trained backbone, written as the student's library writes it.
         progress: Shows a bar where there is a terminal.
-        options: Fields of `PretrainConfig`, such as `epochs=100`.
+        options: Fields of `PretrainConfig`, such as `steps=1000`.
 
     Returns:
         The backbone without the head, in eval mode, on the device it was trained on. It expects images normalised
@@ -89,39 +121,34 @@ def pretrain(
         UsageError: If a number is out of range, the student is unknown or does not fit, or `out` is not empty.
         DistillError: If the loss is no longer a finite number.
     """
-    recipe = choose(config, PretrainConfig(), options)
+    settings = choose(config, find_recipe(recipe), options)
     _check(synthetic.images)
     folder = None if out is None else empty_folder(Path(out))
     place = resolve_device(device)
-    images, representations = synthetic.images.to(place), synthetic.representations.to(place)
-    size = images.shape[-1]
-    build = student_builder(student, size)
+    images, targets = synthetic.images.to(place), synthetic.targets.to(place)
+    build = student_builder(student, images.shape[-1])
     with global_seed(seed, "pretrain", "init"):
-        backbone = build()
-        head = nn.Linear(feature_dim(backbone, size), representations.shape[1])
-    model = nn.Sequential(backbone, head).to(place)
-    # a third faster on a CPU; as the students of the pool
-    model = model.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-
-    bar = trange(recipe.epochs, unit="epoch", desc=f"Pre-training {student}", disable=None if progress else True)
-    for epoch in bar:
-        with global_seed(seed, "pretrain", epoch, device=place):
-            batches = _batches(len(images), recipe.batch_size, seed, epoch)
-            loss = _epoch(model, optimizer, images, representations, batches)
-        if not loss < float("inf"):
-            raise DistillError(
-                f"The loss of student '{student}' is {loss} in epoch {epoch + 1} of {recipe.epochs}. "
-                f"Try a smaller learning rate, such as lr={recipe.lr / 10:g}."
-            )
-        bar.set_postfix(loss=f"{loss:.4g}")
+        backbone = build().to(place)
+        rows, features = with_rows(backbone, images[:2], synthetic.layout.grid)
+        head = RowHead(features, synthetic.layout).to(place)
+    # channels last: a third faster on a CPU; as the students of the pool
+    training = Training(rows.to(memory_format=torch.channels_last), head, settings, seed)
+    bar = tqdm(total=settings.steps, unit="step", desc=f"Pre-training {student}", disable=None if progress else True)
+    with bar:
+        while training.step < settings.steps:
+            loss = training.pass_over(images, targets)
+            if not loss < float("inf"):
+                raise DistillError(
+                    f"The loss of student '{student}' is {loss} after step {training.step} of {settings.steps}. "
+                    f"Try a smaller learning rate, such as lr={training.lr / 10:g}."
+                )
+            bar.update(training.step - bar.n)
+            bar.set_postfix(loss=f"{loss:.4g}")
 
     backbone.eval()
     if folder is not None:
         adapter, _ = find_adapter(student)
-        adapter.save(backbone, str(folder), _metadata(student, synthetic, recipe, seed))
+        adapter.save(backbone, str(folder), _metadata(student, synthetic, settings, seed))
     return backbone
 
 
@@ -139,19 +166,75 @@ def is_trained(
     return bool(written == json.loads(json.dumps(_metadata(student, synthetic, config, seed))))
 
 
-def _epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, representations: Tensor, batches: list[Tensor]
-) -> float:
-    """Makes one step of each batch and returns the mean loss of the images."""
-    total = torch.zeros((), device=images.device)  # stays on the device: read once an epoch
-    for indices in batches:
-        indices = indices.to(images.device)
-        loss = F.mse_loss(model(images[indices]), representations[indices])
-        optimizer.zero_grad(set_to_none=True)
+def find_recipe(name: str) -> PretrainConfig:
+    """Returns a recipe by name.
+
+    Raises:
+        UsageError: If there is none of this name.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"Unknown recipe '{name}'.{did_you_mean(name, RECIPES)}")
+    return RECIPES[name]
+
+
+class Training:
+    """A student in training on a synthetic set.
+
+    Args:
+        rows: Images to rows of features; trained.
+        head: To rows of targets; trained.
+        config: All settings.
+        seed: Root of all random draws.
+
+    Attributes:
+        step: Steps done.
+        lr: Learning rate at the start.
+    """
+
+    def __init__(self, rows: nn.Module, head: RowHead, config: PretrainConfig, seed: int) -> None:
+        self._rows, self._head, self._config, self._seed = rows.train(), head, config, seed
+        self._optimizer = make_optimizer(
+            rows,
+            head,
+            kind=config.optimizer,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.step, self._pass = 0, 0
+        self.lr: float = self._optimizer.param_groups[0]["lr"]
+
+    def pass_over(self, images: Tensor, targets: Tensor) -> float:
+        """Makes a step of each batch of a pass over the set, or those that are left; returns their mean loss."""
+        with global_seed(self._seed, "pretrain", self._pass, device=images.device):
+            batches = _batches(len(images), self._config.batch_size, self._seed, self._pass)
+            batches = batches[: self._config.steps - self.step]
+            total = torch.zeros((), device=images.device)  # stays on the device: read once a pass
+            for indices in batches:
+                total += self._one_step(images, targets, indices.to(images.device)) * len(indices)
+        self._pass += 1
+        return total.item() / sum(map(len, batches))
+
+    def _one_step(self, images: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
+        config, layout = self._config, self._head.targets
+        draw = generator(self._seed, "pretrain", "vary", self.step)
+        batch, truth = vary(
+            images[indices],
+            targets[indices],
+            layout,
+            draw,
+            crop_and_flip=config.crop_and_flip,
+            mixup=config.mixup,
+        )
+        if config.schedule == "cosine":
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.lr * (1 + math.cos(math.pi * self.step / config.steps)) / 2
+        loss = row_loss(self._head(self._rows(batch)), truth, layout)
+        self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        optimizer.step()
-        total += loss.detach() * len(indices)
-    return total.item() / len(images)
+        self._optimizer.step()
+        self.step += 1
+        return loss.detach()
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:

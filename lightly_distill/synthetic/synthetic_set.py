@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from torch import Tensor
 from typing_extensions import Unpack
 
 from lightly_distill.errors import DistillError, UsageError
@@ -15,10 +16,13 @@ class SyntheticSet(Contents):
     """A small set of learned images, each with a learned target representation.
 
     Args:
-        images: float32, shape (m, 3, H, W), in normalised pixel space: unbounded, see `mean` and `std`.
+        images: Shape (m, 3, H, W): uint8 pixels, of a set of 8 bits (format 2), or float32 in normalised pixel space,
+            unbounded (format 1).
         representations: float32, shape (m, d).
         mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
         std: As `mean`.
+        maps: float32, shape (m, C, g, g): what the target sees in each cell of an image; None where there are none.
+        scales: Of a set of 8 bits, shape (d + C,); see `Contents`.
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
@@ -37,6 +41,19 @@ class SyntheticSet(Contents):
     def __repr__(self) -> str:
         count, channels, height, width = self.images.shape
         return f"SyntheticSet({count} images {channels}x{height}x{width}, representations of {self.dim})"
+
+    def part(self, indices: Tensor) -> "SyntheticSet":
+        """Returns some of the images with their targets, in this order; the record is left out."""
+        return SyntheticSet(
+            (self.images if self.pixels is None else self.pixels)[indices],
+            self.representations[indices],
+            maps=None if self.maps is None else self.maps[indices],
+            scales=self.scales,
+            mean=self.mean,
+            std=self.std,
+            source_index=self.source_index[indices],
+            projection=self.projection,
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes the set as a folder, which is also the layout of a Hugging Face dataset.

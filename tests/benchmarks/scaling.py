@@ -112,7 +112,7 @@ def one_step(student: str, count: int, size: int, batch: int, chunk_size: "int |
         pool.advance(slot, images, representations)
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": min(seconds), "gib": peak / 2**30, "features": slot.head.in_features}
+    return {"seconds": min(seconds), "gib": peak / 2**30, "features": slot.features.width}
 
 
 def measured(*arguments: Any) -> dict[str, Any]:

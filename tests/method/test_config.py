@@ -28,7 +28,7 @@ from lightly_distill.runtime.settings import differences, to_dict, update
         ({"pool": {"max_ages": 5}}, "Unknown option 'max_ages'. Did you mean 'max_age'?"),
         ({"num_images": 0}, "num_images must be a positive whole number; got 0."),
         ({"num_images": 2.5}, "num_images must be a positive whole number; got 2.5."),
-        ({"steps": "200"}, "steps must be a positive whole number; got '200'."),
+        ({"steps": "200"}, "steps must be at least 0, a whole number; got '200'."),
         ({"image_size": -1}, "image_size must be a positive whole number; got -1."),
         ({"outer": {"lr_images": float("nan")}}, "outer.lr_images must be a positive number; got nan."),
         ({"outer": {"final_lr": 2}}, "outer.final_lr is a fraction"),

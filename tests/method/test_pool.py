@@ -42,7 +42,7 @@ def test_a_training_step_equals_the_plain_reference() -> None:
     slot = pool.slots[0]
     twin_model, twin_head = tiny.student(), nn.Linear(32, 5)
     twin_model.load_state_dict(slot.student.state_dict())
-    twin_head.load_state_dict(slot.head.state_dict())
+    twin_head.load_state_dict(slot.head.vector.state_dict())
     twin = reference.new_student(lambda: (twin_model, twin_head), torch.float32)
     for _ in range(5):
         pool.advance(slot, images, reps)
@@ -145,7 +145,7 @@ def test_a_mixed_pool_takes_its_architectures_in_turn() -> None:
     images = torch.randn(4, 3, 8, 8)
     wide = lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 40))  # noqa: E731
     pool = StudentPool([("tiny", tiny.student), ("wide", wide)], PoolConfig(size=3), images, 5, seed=0)
-    assert [(slot.name, slot.head.in_features) for slot in pool.slots] == [("tiny", 32), ("wide", 40), ("tiny", 32)]
+    assert [(slot.name, slot.features.width) for slot in pool.slots] == [("tiny", 32), ("wide", 40), ("tiny", 32)]
 
 
 def test_a_restored_pool_goes_on_as_the_old_one_bit_for_bit() -> None:

@@ -76,10 +76,10 @@ def test_chunks_are_as_even_as_can_be(rows: int, chunk_size: int | None, sizes: 
 def test_a_small_move_down_the_gradient_lowers_the_loss_as_the_gradient_says() -> None:
     student, images, reps, real = problem(12)
     # a large ridge, so that the loss is smooth; the penalty's own change is not part of the gradient: keep it fixed
-    gradient = outer_gradient(student, images, reps, real, objective=Objective(0.1, objective=Objective(dtype=torch.float64)))
+    gradient = outer_gradient(student, images, reps, real, objective=Objective(0.1, dtype=torch.float64))
     with torch.no_grad():
         moved = reps - 1e-4 * gradient.representations / gradient.representations.norm()
-    after = outer_gradient(student, images, moved.requires_grad_(), real, objective=Objective(0.1, objective=Objective(dtype=torch.float64)))
+    after = outer_gradient(student, images, moved.requires_grad_(), real, objective=Objective(0.1, dtype=torch.float64))
     expected = -1e-4 * gradient.representations.norm()
     torch.testing.assert_close(after.loss - gradient.loss, expected, rtol=1e-2, atol=0)
 

@@ -238,9 +238,7 @@ def open_inputs(
                 f"The arms {_that_need('real')} need the real images and the target model: give {missing}, or leave "
                 "these arms out."
             )
-        real = real_side(
-            synthetic, data, target, own, device, representations=representations, projection=own.projection
-        )
+        real = real_side(synthetic, data, target, own, device, representations=representations, in_its_coordinates=True)
         check_origin(own, real)
     if "labels" in needs:
         labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lightly_distill.data.labels import rank_in_class, source_labels
 from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.split import Split
@@ -29,7 +29,7 @@ from lightly_distill.method.views import Drawn, Views
 from lightly_distill.models.rows import Layout
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD
-from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run, open_recorded
+from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run, open_recorded, recorded_config
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.settings import to_dict
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -214,13 +214,13 @@ def labelled_side(
             f"The arms {arms} need the real images that the set was distilled from, with labels: give data, or leave "
             "these arms out."
         )
-    recorded = own.provenance.get("config")
-    if not isinstance(recorded, dict):
+    recorded = recorded_config(own)
+    if recorded is None:
         raise UsageError(
             f"The set has no record of how it was distilled, which the arms {arms} repeat with labels: leave these "
             "arms out."
         )
-    config = make_config(**{**recorded, "num_images": len(own), "device": str(device)})
+    config = replace(recorded, num_images=len(own), device=str(device))
     source = open_recorded(data, own) if real is None else real.source
     check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
     side = LabelledSide(source, source_labels(data, source.kept), config, own)

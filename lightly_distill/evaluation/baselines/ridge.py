@@ -55,6 +55,6 @@ def supervised_ridge(
     state = DistillState.start(labelled.real, students, config, chosen=labelled.initial(config.num_images))
     run = RunFolder(None, {})
     distill(state, labelled.real, config, run)
-    losses = {"initial": state.initial["heldout_loss"], "final": run.last("heldout_loss")}
+    losses = {"initial": state.initial.get("heldout_loss"), "final": run.last("heldout_loss")}
     facts = {**baseline_facts("krr-labels", source, config, started), "heldout_loss": losses}
     return finished(state, mean=mean, std=std, provenance=facts)

@@ -1,11 +1,16 @@
-"""What is done to a batch of synthetic images before a student is trained on it, in the pool as in pre-training."""
+"""How a student is trained on a synthetic set, in the pool as in pre-training: optimizer and augmentation."""
+
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_distill.models.rows import Layout
 
+Kind = Literal["auto", "sgd", "adamw"]
+# learning rate and weight decay of each, where the user does not say; those of SGD are of KRR-ST, arXiv:2310.06511
+DEFAULTS = {"sgd": (0.1, 1e-3), "adamw": (1e-3, 0.05)}
 PAD = 1 / 8  # of the side, reflected; a random crop of 4 pixels at 32
 
 
@@ -58,3 +63,43 @@ def _crop_and_flip(images: Tensor, rows: Tensor, targets: Layout, generator: tor
     if last_maps is not None:
         last_maps = torch.where(mirrored.view(-1, 1, 1, 1), last_maps.flip(3), last_maps)
     return images.contiguous(memory_format=torch.channels_last), targets.join(vectors, last_maps)
+
+
+def kind_of(student: nn.Module, kind: Kind) -> Literal["sgd", "adamw"]:
+    """Returns which optimizer suits a student: SGD, or AdamW where it has layer norm and no batch norm, as ViTs."""
+    if kind != "auto":
+        return kind
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules())
+    has_layer_norm = any(isinstance(module, nn.LayerNorm) for module in student.modules())
+    return "adamw" if has_layer_norm and not has_batch_norm else "sgd"
+
+
+def make_optimizer(
+    student: nn.Module,
+    head: nn.Module,
+    *,
+    kind: Kind,
+    lr: float | None,
+    momentum: float,
+    weight_decay: float | None,
+) -> torch.optim.Optimizer:
+    """Makes the optimizer of a student and its head.
+
+    Args:
+        student: The backbone.
+        head: From features to targets.
+        kind: Which; `auto` is decided by `kind_of`.
+        lr: Learning rate; None: that of `DEFAULTS`.
+        momentum: Of SGD.
+        weight_decay: Of all weights; None: that of `DEFAULTS`.
+    """
+    kind = kind_of(student, kind)
+    own_lr, own_decay = DEFAULTS[kind]
+    parameters = [*student.parameters(), *head.parameters()]
+    options: dict[str, Any] = {
+        "lr": own_lr if lr is None else lr,
+        "weight_decay": own_decay if weight_decay is None else weight_decay,
+    }
+    if kind == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    return torch.optim.SGD(parameters, momentum=momentum, **options)
