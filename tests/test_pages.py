@@ -37,12 +37,12 @@ PYTHON, CONSOLE = "python", "console"
 SMALLER = {
     'target=model, student="resnet18", num_images=1000': "target=model, student='resnet18', num_images=10, steps=2, "
     "batch_size=32, pool={'size': 2, 'max_age': 3}",
-    '"mobilenetv3_small_100", synthetic': '"mobilenetv3_small_100", synthetic, epochs=2',
+    '"mobilenetv3_small_100", synthetic': '"mobilenetv3_small_100", synthetic, steps=2',
 }
 SMALLER_COMMANDS = {
     "distill": "--num-images 10 --steps 2 --batch-size 32 --pool.size 2 --pool.max-age 3",
-    "pretrain": "--epochs 2",
-    "evaluate": "--baselines scratch --labels 50 --epochs 2 --seeds 1",
+    "pretrain": "--steps 2",
+    "evaluate": "--baselines scratch --labels 50 --pretrain-steps 2 --seeds 1",
 }
 
 

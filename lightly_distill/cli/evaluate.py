@@ -11,6 +11,7 @@ from lightly_distill.cli.options import (
     SET_HELP,
     config_option,
     config_written,
+    recipe_option,
     representations_option,
     several,
     target_options,
@@ -22,10 +23,11 @@ from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.models.targets import load_target
+from lightly_distill.synthetic.pretrain import PretrainConfig, find_recipe
 
 ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
 _AS_TEXT = {"baselines", "probes", "labels", "seeds"}  # fields whose options take one text, or a checked number
-_ONLY_PYTHON = {"batch_size", "momentum", "weight_decay"}  # in a sweep --batch-size is that of the distillation
+_OF_RECIPE = {field.name for field in fields(PretrainConfig)} - {"lr"}  # in a sweep --steps are of the distillation
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -93,13 +95,26 @@ def transfer_options(
         help="Labelled images that a task is learned from: a number, a share as 1% or 0.01, or all.",
     )
     parser.add_argument("--seeds", type=PositiveInt, default=3, help="Repetitions, each with its own draws.")
-    parser.add_class_arguments(TransferConfig, nested_key=None, skip=_AS_TEXT | _ONLY_PYTHON | set(skip))
+    recipe_option(parser)
+    parser.add_argument(
+        "--pretrain-steps",
+        type=PositiveInt | None,
+        default=None,
+        metavar="N",
+        help="Training steps of pre-training, in all arms but full. Default: those of the recipe.",
+    )
+    parser.add_class_arguments(TransferConfig, nested_key=None, skip=_AS_TEXT | _OF_RECIPE | set(skip))
 
 
 def transfer_config(options: Namespace, skip: Collection[str] = ()) -> TransferConfig:
     """Returns the settings that the options of `transfer_options` give."""
-    declared = {field.name for field in fields(TransferConfig)} - _AS_TEXT - _ONLY_PYTHON - set(skip)
+    declared = {field.name for field in fields(TransferConfig)} - _AS_TEXT - _OF_RECIPE - set(skip)
+    recipe = find_recipe(options.recipe)
+    own = {name: getattr(recipe, name) for name in _OF_RECIPE}
+    if options.pretrain_steps is not None:
+        own["steps"] = options.pretrain_steps
     return TransferConfig(
+        **own,
         **{name: options[name] for name in declared},
         baselines=listed(options.baselines),
         probes=listed(options.probe),

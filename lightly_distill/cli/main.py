@@ -3,7 +3,8 @@
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -13,6 +14,7 @@ from lightly_distill.cli.options import PROGRAM
 from lightly_distill.errors import UsageError, did_you_mean
 from lightly_distill.method.config import PRESETS
 from lightly_distill.runtime.processes import is_main
+from lightly_distill.synthetic.pretrain import RECIPES
 
 # in the order of --help
 COMMANDS = {
@@ -43,8 +45,8 @@ class _Parser(ArgumentParser):
         sys.exit(2)
 
 
-def build_parser(preset: str | None = None) -> ArgumentParser:
-    """Builds the parser of all commands; a preset gives those that distil their defaults."""
+def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
+    """Builds the parser of all commands, some of whose options may be given other defaults."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
@@ -52,8 +54,8 @@ def build_parser(preset: str | None = None) -> ArgumentParser:
         command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))
         module.arguments(command)
         known = {action.dest for action in command._actions}
-        if preset is not None and "preset" in known:
-            command.set_defaults({key: value for key, value in _flat(PRESETS[preset]).items() if key in known})
+        if defaults is not None:
+            command.set_defaults({key: value for key, value in defaults.items() if key in known})
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         commands.add_subcommand(name, command, help=module.ABOUT)
     return parser
@@ -104,10 +106,14 @@ def _parse(argv: Sequence[str]) -> Namespace:
     if not parsed.command:
         parser.print_help()
         sys.exit(2)
-    preset = parsed[parsed.command].get("preset")
-    if preset is not None:
-        # read again over the preset, so that options and files have the last word
-        parsed = build_parser(preset).parse_args(argv)
+    options = parsed[parsed.command]
+    preset, recipe = options.get("preset"), options.get("recipe")
+    defaults = _flat(PRESETS[preset]) if preset is not None else {}
+    if recipe is not None and parsed.command == "pretrain":
+        defaults |= asdict(RECIPES[recipe])
+    if defaults:
+        # read again over the preset or recipe, so that options and files have the last word
+        parsed = build_parser(defaults).parse_args(argv)
     return parsed
 
 

@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill.errors import UsageError
 from lightly_distill.runtime.files import replacing
+from lightly_distill.synthetic.pretrain import RECIPES
 
 PROGRAM = "lightly-distill"
 SET_HELP = (
@@ -68,6 +70,17 @@ def several(given: list[str] | str) -> list[str]:
     if isinstance(given, str):
         return list(ast.literal_eval(given)) if given.startswith("[") else [given]
     return given
+
+
+def recipe_option(parser: ArgumentParser) -> None:
+    """Declares which recipe of pre-training the other options change."""
+    parser.add_argument(
+        "--recipe",
+        type=Literal[tuple(RECIPES)],
+        default="default",
+        help="How students are pre-trained. default: what was best for small sets. paper: as the authors of KRR-ST, "
+        "without augmentation.",
+    )
 
 
 def representations_option(parser: ArgumentParser, default: str) -> None:

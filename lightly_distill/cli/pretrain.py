@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightly_distill.cli.options import SET_HELP, config_option, config_written
+from lightly_distill.cli.options import SET_HELP, config_option, config_written, recipe_option
 from lightly_distill.models.students import find_adapter
 from lightly_distill.sharing.publish_student import publish_student
 from lightly_distill.synthetic import address
@@ -31,6 +31,7 @@ def arguments(parser: ArgumentParser) -> None:
         "command completes it and trains nothing again.",
     )
     parser.add_argument("--private", action="store_true", help="Of a new model on the Hub: only you may see it.")
+    recipe_option(parser)
     parser.add_class_arguments(PretrainConfig, nested_key=None)
     parser.add_argument(
         "--seed",

@@ -66,7 +66,7 @@ def evaluate(
         others: More arms, name to a set or its folder.
         out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
         config: All settings at once, instead of options.
-        options: Fields of `TransferConfig`, such as `baselines=["random"]`, `probes=["linear"]`, `epochs=100`.
+        options: Fields of `TransferConfig`, such as `baselines=["random"]`, `probes=["linear"]`, `steps=1000`.
 
     Returns:
         The results of each student. An arm whose pre-training diverges is left out, and named in `failed`.

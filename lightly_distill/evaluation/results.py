@@ -142,7 +142,7 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any
         summary = [
             {
                 "student": result["setting"]["student"],
-                "epochs": result["setting"]["epochs"],
+                **{name: result["setting"][name] for name in ("steps", "epochs") if name in result["setting"]},
                 **{name: result[name] for name in ("seeds", "images", "arms", "machine", "date")},
             }
             for result in results

@@ -1,6 +1,6 @@
 """The settings of a distillation: small frozen dataclasses, checked when they are made, saved with every result."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -292,6 +292,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tinyimagenet": _paper(2000, 64, "convnet_64_128_256_512", 1e-5),
     "imagenet64": _paper(1000, 64, "convnet_64_128_256_512", 1e-5),
 }
+
+
+def as_recorded(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns recorded settings with what the version that recorded them did not know, as it was then."""
+    before = {"target_dims": None, "target_whiten": False, "target_map": 0, "map_dims": 64, "eight_bits": False}
+    filled = {**before, **recorded}
+    pool, ridge = filled.get("pool"), filled.get("ridge")
+    if isinstance(pool, Mapping):
+        filled["pool"] = {"mixup": False, "crop_and_flip": False, "optimizer": "sgd", **pool}
+    if isinstance(ridge, Mapping):
+        filled["ridge"] = {"map_strength": 1e-5, **ridge}
+    return filled
 
 
 def make_config(preset: str | None = None, **options: Unpack[DistillOptions]) -> DistillConfig:

@@ -269,7 +269,7 @@ class StudentPool:
             slot = self.slots[place] = self._born(old.index, count["births"])
             slot.age = count["age"]
             prefix = f"pool.{slot.index}."
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            own = {_renamed(name.removeprefix(prefix)): v for name, v in tensors.items() if name.startswith(prefix)}
             for part, module in (("student.", slot.student), ("head.", slot.head)):
                 module.load_state_dict({n.removeprefix(part): v for n, v in own.items() if n.startswith(part)})
             for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
@@ -279,6 +279,14 @@ class StudentPool:
                         # as the parameter lies in memory: a checkpoint does not keep channels last
                         kept = torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
                         slot.optimizer.state[parameter][name.removeprefix(start)] = kept
+
+
+def _renamed(name: str) -> str:
+    """Returns the name of a tensor of a slot as it is now, given that of a version before there were maps."""
+    part, _, rest = name.partition(".")
+    if part == "momentum":
+        return f"optimizer.{rest}.momentum_buffer"
+    return f"head.vector.{rest}" if part == "head" and rest in ("weight", "bias") else name
 
 
 @contextmanager

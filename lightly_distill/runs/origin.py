@@ -14,7 +14,7 @@ from lightly_distill.data.pixels import normalise, resized
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.brought import Brought
-from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.method.config import DistillConfig, as_recorded, make_config
 from lightly_distill.method.projection import fit_projection
 from lightly_distill.method.representation_cache import Keeper
 from lightly_distill.method.sight import Sight
@@ -198,17 +198,12 @@ def real_side(
 
 
 def recorded_config(own: SyntheticSet) -> DistillConfig | None:
-    """Returns the settings that a set was made with, None if it has no record of them that can be used.
-
-    What a version that made it did not know is as it was then.
-    """
+    """Returns the settings that a set was made with, None if it has no record of them that can be used."""
     recorded = _part(own, "config")
     if not recorded:
         return None
-    before: dict[str, Any] = {"target_dims": None, "target_map": 0, "eight_bits": False}
-    pool = {"mixup": False, "crop_and_flip": False, **_mapping(recorded.get("pool"))}
     try:
-        return make_config(**{**before, **recorded, "pool": pool, "device": "cpu"})
+        return make_config(**{**as_recorded(recorded), "device": "cpu"})
     except UsageError:  # of a newer version, or a stranger's
         return None
 
@@ -251,10 +246,6 @@ def _part(own: SyntheticSet, name: str) -> dict[str, Any]:
     """Returns a part of the record of a set, which may be a stranger's."""
     part = own.provenance.get(name)
     return part if isinstance(part, dict) else {}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def config_of_run(synthetic: Any) -> dict[str, Any]:

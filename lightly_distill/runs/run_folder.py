@@ -23,6 +23,7 @@ import yaml
 from torch import Tensor
 
 from lightly_distill.errors import UsageError
+from lightly_distill.method.config import as_recorded
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs import checkpoint, lock, representations
@@ -36,8 +37,6 @@ TRACKERS = "trackers"
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", representations.FOLDER, "pictures", "set", TRACKERS)
 # settings that may change between a run and its resumption
 FREE_TO_CHANGE = ("device", "log_every", "checkpoint_every", "checkpoint_minutes")
-# settings that older versions did not have, with what these did
-BEFORE: dict[str, Any] = {"target_dims": None, "target_whiten": False}
 
 _logger = logging.getLogger(__name__)
 
@@ -254,7 +253,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
-    config = {**BEFORE, **plain["config"]}
+    config = as_recorded(plain["config"])
     plain["config"] = {name: value for name, value in config.items() if name not in FREE_TO_CHANGE}
     plain["source"].pop("name")  # how it was written; the fingerprint says what it is
     # by default it depends on target and images; in older versions, which record none, the target saw what students see

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from lightly_distill.errors import UsageError, did_you_mean
 
@@ -94,7 +94,7 @@ def check_number(config: Any, *names: str, least: float | None = None, prefix: s
     kinds = get_type_hints(type(config))
     for name in names:
         value = getattr(config, name)
-        whole = kinds[name] is not float
+        whole = float not in (kinds[name], *get_args(kinds[name]))
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not (value > 0 if least is None else value >= least):
             bound = "a positive" if least is None else f"at least {least}, a"

@@ -61,7 +61,7 @@ def text(
         selected=synthetic.provenance.get("steps") == 0,
         eight_bits=synthetic.pixels is not None,
         map=synthetic.layout if synthetic.maps is not None else None,
-        scales={"representations": 1 if has_one_scale(synthetic) else synthetic.dim},
+        scales={"representations": 1 if synthetic.scales is None or has_one_scale(synthetic) else synthetic.dim},
         preview=EIGHT_BIT_PREVIEW if synthetic.pixels is not None else PREVIEW,
         projection=synthetic.projection,
         facts=facts(synthetic) | _sizes(synthetic, size),

@@ -59,7 +59,7 @@ def distill(*more: str, data: str = "photos", out: str = "run") -> int:
 def test_distill_pretrain_and_inspect_work_one_after_the_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distill() == 0
     assert "Outer loss on held-out real images:" in capsys.readouterr().out
-    assert main(["pretrain", "--set", "run", "--student", "convnet_4_4", "--epochs", "2", "--out", "student"]) == 0
+    assert main(["pretrain", "--set", "run", "--student", "convnet_4_4", "--steps", "2", "--out", "student"]) == 0
     recipe = "".join(line[4:] + "\n" for line in capsys.readouterr().out.splitlines() if line.startswith("    "))
     loaded: dict[str, Any] = {}
     exec(recipe, loaded)  # what was printed does what it says
@@ -341,7 +341,7 @@ def make_animals() -> None:
 def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_animals()
     assert distill() == 0
-    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "2"]
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--pretrain-steps", "2"]
     more = ["--full-epochs", "1", "--seeds", "2", "--baselines", "scratch,random,full", "--labels", "50%,100%"]
     more += ["--target", TARGET]  # a function of the user's is run only where the user names it
     capsys.readouterr()
@@ -463,10 +463,10 @@ def test_help_knows_every_arm_and_probe(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_folder_in_which_nothing_was_made_can_be_given_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_animals()
     assert distill() == 0
-    train = ["pretrain", "--set", "run", "--student", "convnet_4_4", "--epochs", "2", "--out", "student"]
+    train = ["pretrain", "--set", "run", "--student", "convnet_4_4", "--steps", "2", "--out", "student"]
     assert main([*train, "--lr", "1e30"]) == 1
     assert main(train) == 0
-    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--epochs", "1"]
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "animals", "--pretrain-steps", "1"]
     command += ["--seeds", "1", "--probe", "knn", "--baselines", "scratch", "--out", "results"]
     with monkeypatch.context() as patched:
         patched.setattr(measure, "pretrain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -28,6 +28,7 @@ from lightly_distill import DistillationStage, evaluate, pretrain
 HERE = Path(__file__).parent
 KEPT, EXPECTED = HERE / "kept", HERE / "expected.json"
 STOP_AFTER, STEPS = 7, 12
+PAPER = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3}
 STAGE: dict[str, Any] = {
     "student": "convnet_4_8,convnet_4_8_in",  # a mixed pool: batch norm and instance norm
     "num_images": 10,
@@ -39,7 +40,10 @@ STAGE: dict[str, Any] = {
     "checkpoint_every": 100,
     "seed": 3,
     "device": "cpu",
-    "pool": {"size": 4, "max_age": 5},
+    "pool": {"size": 4, "max_age": 5, "mixup": False, "crop_and_flip": False, **PAPER},
+    "target_dims": None,
+    "target_map": 0,
+    "eight_bits": False,
 }
 STUDENT = "convnet_4_8"
 EVALUATION: dict[str, Any] = {
@@ -47,7 +51,9 @@ EVALUATION: dict[str, Any] = {
     "probes": ("knn", "linear", "linear-pooled", "finetune", "data-free"),
     "labels": (50,),
     "seeds": 2,
-    "epochs": 5,
+    "steps": 5,
+    "mixup": False,
+    "crop_and_flip": False,
     "full_epochs": 2,
     "finetune_steps": 10,
     "device": "cpu",
@@ -90,7 +96,7 @@ def play(folder: Path) -> dict[str, Any]:
         assert left.code == 128 + signal.SIGTERM
     shutil.copytree(run, folder / "interrupted")
     synthetic = stage.run(source, out=run, resume=True)
-    pretrain(STUDENT, synthetic, epochs=10, device="cpu", out=folder / "student", progress=False)
+    pretrain(STUDENT, synthetic, recipe="paper", steps=10, device="cpu", out=folder / "student", progress=False)
     task = ("digits", source, [(image, label) for image, label in zip(images[500:], labels[500:], strict=True)])
     results = evaluate(run, STUDENT, [task], data=source, target=model(), **EVALUATION, out=folder / "evaluation")
     synthetic.push_to_hub(

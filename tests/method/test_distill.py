@@ -178,7 +178,13 @@ def test_40_steps_are_23_a_stop_and_17_bit_for_bit(kind: str, tmp_path: Path) ->
         ours, theirs = resumed.tensors(), straight.tensors()
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-        for kept in ("images", "adamw.0.exp_avg", "adamw.1.exp_avg_sq", "pool.0.student.0.weight", "pool.2.head.vector.bias"):
+        for kept in (
+            "images",
+            "adamw.0.exp_avg",
+            "adamw.1.exp_avg_sq",
+            "pool.0.student.0.weight",
+            "pool.2.head.vector.bias",
+        ):
             assert kept in ours
         assert "pool.1.student.1.running_var" in ours  # BatchNorm's buffers
         assert resumed.facts() == straight.facts()  # ages, births

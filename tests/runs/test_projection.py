@@ -77,7 +77,7 @@ def test_the_set_brings_the_original_space_back_from_disk_bit_for_bit(run: Path,
     raw.save(tmp_path / "copy", overwrite=True)
     assert not (tmp_path / "copy" / artifact.PROJECTION).exists()
     assert json.loads((tmp_path / "copy" / artifact.FACTS).read_text())["format_version"] == "1.0"
-    assert pretrain(STUDENT, synthetic, epochs=1, device="cpu", progress=False) is not None
+    assert pretrain(STUDENT, synthetic, steps=1, device="cpu", progress=False) is not None
 
 
 def test_card_and_inspect_say_how_many_of_how_many_and_what_is_kept(run: Path) -> None:
@@ -117,7 +117,7 @@ def test_all_arms_have_targets_in_the_coordinates_of_the_set(run: Path) -> None:
     task = (TensorDataset(tiny.images(12), torch.arange(12) % 3),) * 2
     labelled, baselines = TensorDataset(data, torch.arange(COUNT) % 3), ["random", "krr-labels"]
     (result,) = evaluate(
-        run, STUDENT, [task], data=labelled, target=target, baselines=baselines, epochs=1, seeds=1, device="cpu"
+        run, STUDENT, [task], data=labelled, target=target, baselines=baselines, steps=1, seeds=1, device="cpu"
     )
     assert set(result.arms) == {"random", "krr-labels", "distilled"} and not result.failed
 

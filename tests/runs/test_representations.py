@@ -86,7 +86,7 @@ def test_another_runs_folder_is_read_and_left_as_it_is(tmp_path: Path) -> None:
 
 def test_evaluate_finds_what_a_run_has_kept(tmp_path: Path) -> None:
     task = (TensorDataset(tiny.images(12), torch.arange(12) % 3),) * 2
-    quick: dict[str, Any] = {"epochs": 1, "seeds": 1, "device": "cpu", "baselines": ["random"], "probes": ["knn"]}
+    quick: dict[str, Any] = {"steps": 1, "seeds": 1, "device": "cpu", "baselines": ["random"], "probes": ["knn"]}
     for name, given in (("run", None), ("other", tmp_path / "shared")):
         distil(out=tmp_path / name, representations=given)
         before = sorted(tmp_path.rglob("*"))

@@ -344,7 +344,7 @@ def test_a_mixed_pool_of_timm_students_runs_and_tells_the_loss_of_each(folder: P
 
 def test_somebody_else_pretrains_from_the_folder(folder: Path, tmp_path: Path) -> None:
     DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path)
-    backbone = pretrain(STUDENT, SyntheticSet.load(tmp_path), epochs=3)
+    backbone = pretrain(STUDENT, SyntheticSet.load(tmp_path), steps=3)
     assert backbone(torch.zeros(2, 3, 8, 8)).shape == (2, 16)
 
 

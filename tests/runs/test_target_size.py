@@ -143,8 +143,8 @@ def test_evaluate_uses_the_size_that_the_set_records(run: Path, folder: Path) ->
         baselines=arms,
         probes=("knn",),
         seeds=1,
-        epochs=1,
-        full_epochs=1,
+        steps=1,
+        full_steps=1,
         device="cpu",
     )
     assert set(result.arms) == {*arms, "distilled"} and not result.failed
@@ -212,7 +212,7 @@ def test_a_sweep_shows_the_target_its_size(folder: Path, tmp_path: Path) -> None
     target = target_of()
     stage = DistillationStage(target, **{**OPTIONS, "pool": {"size": 2, "max_age": 2}})
     given = sizes_given(stage.target)
-    options: dict[str, Any] = {"baselines": ("random",), "probes": ("knn",), "seeds": 1, "epochs": 1}
+    options: dict[str, Any] = {"baselines": ("random",), "probes": ("knn",), "seeds": 1, "steps": 1}
     tasks = [("halves", items[:30], items[30:])]
     sweep(stage, folder, [4, 6], tasks, out=tmp_path / "sweep", **options)
     assert set(given) == {(T, T)}

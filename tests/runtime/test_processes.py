@@ -168,9 +168,9 @@ def test_a_split_pool_averages_the_gradients_of_each_processs_own_student_and_ba
 def stage_gradients(tmp_path: Path, two: SyntheticSet) -> None:
     from lightly_distill.data.source import open_source
     from lightly_distill.method.config import make_config
+    from lightly_distill.method.objective import Objective
     from lightly_distill.method.real_images import RealImages
     from lightly_distill.method.state import DistillState
-    from lightly_distill.method.objective import Objective
     from lightly_distill.method.step import outer_gradient
     from lightly_distill.models.students import student_builder
     from lightly_distill.models.targets import as_target
@@ -191,7 +191,13 @@ def stage_gradients(tmp_path: Path, two: SyntheticSet) -> None:
         batch = next(iter(real.batches(0, 1, team=team)))
         slots.append(slot.index)
         gradients.append(
-            outer_gradient(slot.student, state.images, state.representations, batch, objective=Objective(1e-2, objective=Objective(dtype=torch.float64)))
+            outer_gradient(
+                slot.student,
+                state.images,
+                state.representations,
+                batch,
+                objective=Objective(1e-2, objective=Objective(dtype=torch.float64)),
+            )
         )
     assert slots[0] % 2 == 0 and slots[1] % 2 == 1
     mean: Tensor = (gradients[0].images + gradients[1].images) / 2

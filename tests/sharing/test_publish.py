@@ -21,7 +21,7 @@ from synthetic_sets import make_set
 
 def results(synthetic: SyntheticSet, **changes: Any) -> list[dict[str, Any]]:
     one = {
-        "setting": {"student": "resnet18", "epochs": 3, "set": synthetic.provenance, "labels": [None]},
+        "setting": {"student": "resnet18", "steps": 3, "set": synthetic.provenance, "labels": [None]},
         "command": "lightly-distill evaluate --set secret/path",
         "seeds": [0, 1],
         "images": {"distilled": 6},
@@ -109,7 +109,7 @@ def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monk
     ours = make_set()
     ours.images.clamp_(-3, 3)
     ours.provenance["source"]["name"] = "/home/alice/patients"
-    pretrain("convnet_4_4", ours, epochs=1, device="cpu", out=tmp_path / "student")
+    pretrain("convnet_4_4", ours, steps=1, device="cpu", out=tmp_path / "student")
     sent: dict[str, str] = {}
 
     def send(workspace: Path, *args: Any, **options: Any) -> SimpleNamespace:
@@ -127,13 +127,13 @@ def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monk
 def test_a_student_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
     ours = make_set()
     ours.images.clamp_(-3, 3)
-    recipe = PretrainConfig(epochs=1, batch_size=4, weight_decay=0.0)
+    recipe = PretrainConfig(steps=1, batch_size=4, weight_decay=0.0)
     given: dict[str, Any] = {"student": "convnet_4_4", "synthetic": ours, "config": recipe}
     out = tmp_path / "student"
     assert not is_trained(out=out, **given)
     pretrain(out=out, device="cpu", **given)
     assert is_trained(out=out, **given)
-    assert not is_trained(out=out, **{**given, "config": replace(recipe, epochs=2)})
+    assert not is_trained(out=out, **{**given, "config": replace(recipe, steps=2)})
     assert not is_trained(out=out, **given, seed=1)
     assert not is_trained(out=out, **{**given, "student": "convnet_8_8"})
     other = make_set()
@@ -151,7 +151,7 @@ def test_the_card_of_a_student_names_the_set_and_keeps_what_is_the_users() -> No
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
         "input_size": [3, 32, 32],
-        "pretraining": {"epochs": 3},
+        "pretraining": {"steps": 3},
         "synthetic_set": {"source": {"name": "cifar|10"}, "target": "t"},
         "set": "me/set@abc",
     }
@@ -166,7 +166,7 @@ def test_the_card_of_a_student_names_the_set_and_keeps_what_is_the_users() -> No
     ):
         assert part in text, part
     edited = text.replace("library_name: timm", "library_name: timm\nlicense: mit") + "Mine.\n"
-    again = card_text({**facts, "pretraining": {"epochs": 4}}, "import timm", edited)
-    assert "license: mit" in again and again.endswith("Mine.\n") and "epochs 4" in again and "epochs 3" not in again
+    again = card_text({**facts, "pretraining": {"steps": 4}}, "import timm", edited)
+    assert "license: mit" in again and again.endswith("Mine.\n") and "steps 4" in again and "steps 3" not in again
     del facts["set"]
     assert "datasets" not in yaml.safe_load(card_text(facts, "", None).split("---")[1])

@@ -32,7 +32,7 @@ def synthetic(count: int = 6, size: int = 8) -> Any:
 
 
 def run(**settings: Any) -> nn.Module:
-    settings = {"synthetic": synthetic(), "epochs": 3, "batch_size": 4, "device": "cpu", "progress": False} | settings
+    settings = {"synthetic": synthetic(), "steps": 3, "batch_size": 4, "device": "cpu", "progress": False} | settings
     return pretrain(settings.pop("student", STUDENT), **settings)
 
 
@@ -42,9 +42,9 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 def test_the_student_learns_to_predict_the_representations() -> None:
     data = synthetic(count=20)
-    student = run(synthetic=data, epochs=60, batch_size=20, lr=0.01, weight_decay=0.0)
+    student = run(synthetic=data, steps=60, batch_size=20, lr=0.01, weight_decay=0.0)
     features = torch.cat([student(data.images), torch.ones(20, 1)], dim=1).detach()
-    untrained = run(synthetic=data, epochs=1, lr=1e-12)
+    untrained = run(synthetic=data, steps=1, lr=1e-12)
     before = torch.cat([untrained(data.images), torch.ones(20, 1)], dim=1).detach()
 
     def residual(inputs: torch.Tensor) -> float:  # of ridge regression, with a penalty that makes the width matter
@@ -57,7 +57,7 @@ def test_the_student_learns_to_predict_the_representations() -> None:
 
 def test_a_step_is_sgd_on_the_mean_squared_error_in_train_mode() -> None:
     data = synthetic()
-    student = run(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.5, batch_size=8)
+    student = run(steps=1, lr=0.1, momentum=0.0, weight_decay=0.5, batch_size=8)
     with global_seed(0, "pretrain", "init"):
         reference = timm.create_model(STUDENT, num_classes=0, img_size=8).train()
         head = nn.Linear(8 * 2 * 2, 5)
@@ -103,7 +103,7 @@ def which(batches: list[Tensor], data: SyntheticSet) -> list[int]:
 def test_no_batch_has_a_single_image_and_none_is_lost(count: int, batch_size: int) -> None:
     data = synthetic(count, size=32)
     with batches_seen() as batches:
-        student = run(student="test_resnet", synthetic=data, batch_size=batch_size, epochs=1)
+        student = run(student="test_resnet", synthetic=data, batch_size=batch_size, steps=1)
     assert weights(student).isfinite().all()
     assert min(map(len, batches)) >= 2
     assert sorted(which(batches, data)) == list(range(count))
@@ -112,7 +112,7 @@ def test_no_batch_has_a_single_image_and_none_is_lost(count: int, batch_size: in
 def test_batches_are_shuffled_anew_each_epoch() -> None:
     data = synthetic(50)
     with batches_seen() as batches:
-        run(synthetic=data, batch_size=10, epochs=2)
+        run(synthetic=data, batch_size=10, steps=2)
     order = which(batches, data)
     first, second = order[:50], order[50:]
     assert sorted(first) == sorted(second) == list(range(50)) and first != second != list(range(50))
@@ -131,27 +131,27 @@ def test_the_written_student_is_the_returned_one(tmp_path: Path) -> None:
     assert torch.equal(weights(loaded), weights(student))
     config = json.loads((folder / "config.json").read_text())
     assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
-    assert config["lightly_distill"]["pretraining"]["epochs"] == 3
+    assert config["lightly_distill"]["pretraining"]["steps"] == 3
     assert config["lightly_distill"]["synthetic_set"] == {"target": "mine"}
 
 
 def test_a_loss_that_is_not_finite_names_epoch_student_and_cure(tmp_path: Path) -> None:
     message = r"The loss of student 'convnet_4_8' is (nan|inf) in epoch \d of 9\. Try a smaller .* lr=1e\+29\."
     with pytest.raises(DistillError, match=message):
-        run(lr=1e30, epochs=9, out=tmp_path)
+        run(lr=1e30, steps=9, out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs must be a positive whole number; got 0"),
+        ({"steps": 0}, "steps must be a positive whole number; got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, a whole number; got 1"),
         ({"synthetic": synthetic(count=1)}, "number of images of at least 2, got 1"),
         ({"lr": 0.0}, r"lr must be a positive number; got 0\.0"),
         ({"lr": float("nan")}, "lr must be a positive number; got nan"),
         ({"momentum": -1.0}, "momentum must be at least 0, a number; got -1"),
-        ({"epoch": 3}, r"Unknown option 'epoch'\. Did you mean 'epochs'"),
+        ({"step": 3}, r"Unknown option 'step'\. Did you mean 'steps'"),
         ({"student": "convnet"}, "timm knows no model 'convnet'"),
         ({"device": "gpu"}, "Unknown device 'gpu'. Expected auto, cpu, cuda or cuda:N."),
     ],
@@ -186,7 +186,7 @@ def test_an_output_that_is_there_is_not_overwritten(what: str, tmp_path: Path) -
 def test_an_output_folder_that_cannot_be_made_is_told_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be made"):
-        run(out=tmp_path / "file" / "student", epochs=10**9)
+        run(out=tmp_path / "file" / "student", steps=10**9)
 
 
 def test_auto_takes_cuda_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

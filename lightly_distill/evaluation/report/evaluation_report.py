@@ -29,7 +29,7 @@ MAX_PROVENANCE = 20_000  # characters
 _TEMPLATE = "evaluation/report/templates/evaluation_report"
 _TITLE = "Does the synthetic set transfer?"
 _NOTE = (
-    "Each arm is a student that was pre-trained by the same recipe (full: for its own number of epochs) and tried on "
+    "Each arm is a student that was pre-trained by the same recipe (full: longer, and without mixup) and tried on "
     "the same labels; random is as many real images as distilled has synthetic ones. Unless each seed distilled anew, "
     "distilled is one and the same set: another distillation may do better or worse. Each p-value is of a paired "
     "t-test over the seeds, two-sided, and stands alone: of twenty comparisons of equals, about one is below 0.05 by "

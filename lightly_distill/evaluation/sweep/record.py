@@ -15,7 +15,8 @@ from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.evaluation.results import DISTILLED, ArmResult, Evaluation
 from lightly_distill.evaluation.sweep import tradeoff
 from lightly_distill.evaluation.sweep.search import Found
-from lightly_distill.runs.run_folder import BEFORE, FREE_TO_CHANGE, RunFolder
+from lightly_distill.method.config import as_recorded
+from lightly_distill.runs.run_folder import FREE_TO_CHANGE, RunFolder
 from lightly_distill.runtime.files import replacing
 from lightly_distill.runtime.settings import differences
 
@@ -132,7 +133,7 @@ def go_on(begun: Sweep, settings: dict[str, Any], folder: Path) -> Sweep:
     """
     before, now = (json.loads(json.dumps(each)) for each in (begun.settings, settings))
     # an older version had fewer settings
-    before["distill"] = {**BEFORE, **before["distill"]}
+    before["distill"] = as_recorded(before["distill"])
     before["evaluate"] = {**TransferConfig().recorded(), **before["evaluate"]}
     for each in (before, now):
         for name in FREE_TO_CHANGE:

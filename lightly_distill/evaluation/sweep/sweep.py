@@ -87,7 +87,7 @@ def sweep(
         config: How students are tried, all settings at once. Baselines that need labels of the source are refused,
             those that no size changes are measured once, and without `full` the cost stays open. The device is the
             stage's. The recommendation looks at the probe `linear`, or else at the first.
-        options: Fields of `TransferConfig` instead, such as `epochs=100`; the baselines are scratch, random and full by
+        options: Fields of `TransferConfig` instead, such as `steps=1000`; the baselines are scratch, random and full by
             default.
 
     Returns:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _TEMPLATE = "evaluation/sweep/templates/sweep_report"
 _TITLE = "How small may the synthetic set be?"
 _COST_NOTE = (
-    "Pre-training is of one student, the mean over students and seeds, by the epochs below: on a set for epochs, on "
+    "Pre-training is of one student, the mean over students and seeds, as below: on a set for so many steps, on "
     "the whole source for full_epochs. Sizes are of the numbers: a byte a channel of a real pixel, four of a learned "
     "one, with the representations. A set has paid for itself after as many students as save the time that it took."
 )

@@ -42,7 +42,7 @@ def made_up(
         found[name] = ArmResult(images, size, [1.5 + 100 * step for step in steps], values, memory)
     if other is not None:
         found[other] = ArmResult(3, 999, [1.0] * seeds, {measures[0]: [0.3] * seeds})
-    setting = {"tasks": ["digits"], "labels": [None, 10], "epochs": 7, "set": {"source": "x"}}
+    setting = {"tasks": ["digits"], "labels": [None, 10], "steps": 7, "set": {"source": "x"}}
     return Evaluation(student, setting, list(range(seeds)), found)
 
 
@@ -82,7 +82,7 @@ def test_the_best_arm_that_is_no_ceiling_is_bold(tmp_path: Path) -> None:
 def test_settings_and_origin_are_told(tmp_path: Path) -> None:
     seen, text = written(tmp_path, made_up("a"), made_up("b"))
     for rows in (seen.rows, markdown_rows(text)):
-        assert ["student", "a, b"] in rows and ["labels", "all, 10"] in rows and ["epochs", "7"] in rows
+        assert ["student", "a, b"] in rows and ["labels", "all, 10"] in rows and ["steps", "7"] in rows
         assert {"seeds", "command", "machine", "date"} <= {row[0] for row in rows} and "set" not in [r[0] for r in rows]
     assert ["source", "Café#train, 60 images, hash abababababab"] in seen.rows
     assert f'"fingerprint": "{"ab" * 32}"' in seen.text  # the provenance in full

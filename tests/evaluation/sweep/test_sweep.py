@@ -186,7 +186,7 @@ def test_other_settings_are_refused_by_name_and_more_sizes_are_not(straight: tup
         other[0].weight.mul_(2)
     for changes, message in (
         ({"stage": stage(steps=6)}, r"distill\.steps: 4 -> 6"),
-        ({"epochs": 4, "seeds": 3}, r"evaluate\.epochs: 3 -> 4; evaluate\.seeds: \[0, 1\] -> \[0, 1, 2\]\)"),
+        ({"steps": 4, "seeds": 3}, r"evaluate\.steps: 3 -> 4; evaluate\.seeds: \[0, 1\] -> \[0, 1, 2\]\)"),
         ({"stage": DistillationStage(other, **OPTIONS)}, r"settings \(target\.sha256: \w+ -> \w+\)"),
         ({"data": IMAGES[:59]}, r"source\.fingerprint: .*source\.images: 60 -> 59"),
         ({"search": ["lr"], "trials": 2}, r"search: None -> \{"),
@@ -305,7 +305,7 @@ def test_several_students_and_tasks_are_averaged(tmp_path: Path) -> None:
         ({"seeds": 0}, r"seeds is a number of repetitions"),
         ({"probes": []}, r"Nothing would be measured: name a probe"),
         ({"baselines": ["scratch", "krr-labels"]}, r"A sweep has no arms that need labels of the source.*krr-labels"),
-        ({"epochs": 0}, r"epochs must be a positive whole number; got 0"),
+        ({"steps": 0}, r"steps must be a positive whole number; got 0"),
         ({"full_epochs": 0}, r"full_epochs must be a positive whole number; got 0"),
         ({"student": "convnet_4_4_4_4"}, r"4 blocks need images of 16x16"),
     ],

@@ -37,7 +37,7 @@ def made_up(
     def result(student: str, size: int, mean: float) -> Evaluation:
         arms = {"scratch": arm(0.3, 0, 0.0), "random": arm(mean - 0.1, size, 3.0), "distilled": arm(mean, size, 3.0)}
         arms |= {"full": arm(0.7, 5000, full_seconds)} if full else {}
-        return Evaluation(student, {"epochs": 7}, list(range(seeds)), arms)
+        return Evaluation(student, {"steps": 7}, list(range(seeds)), arms)
 
     settings: dict[str, Any] = {
         "distill": {"student": "tiny", "steps": 9, "pool": {"size": 3}},

@@ -167,7 +167,7 @@ s.save(out)
     assert torch.equal(back.source_index, ours.source_index) and back.provenance == ours.provenance
     told = client.cli("inspect", "me/exact", token=None)
     assert told.status == 0 and "6 of 3x8x8" in told.out and f"me/exact@{head(hub, 'me/exact')}" in told.out
-    student = ["--student", "convnet_4_4", "--epochs", "1", "--out", tmp_path / "student"]
+    student = ["--student", "convnet_4_4", "--steps", "1", "--out", tmp_path / "student"]
     assert client.cli("pretrain", "--set", "me/exact", *student, token=None).status == 0
     assert json.loads((tmp_path / "student" / "config.json").read_text())["lightly_distill"]["set"].startswith(
         "me/exact@"
@@ -577,7 +577,7 @@ def test_a_student_goes_to_the_hub_and_timm_takes_it_from_there(hub: LocalHub, c
     assert client.cli("publish", folder, "me/for-student").status == 0
     for student, repo in (("test_resnet", "me/student"), ("convnet_4_4", "me/convnet"), ("test_vit", "me/vit")):
         out = tmp_path / student
-        train = ["pretrain", "--set", "me/for-student", "--student", student, "--epochs", "1", "--out", out]
+        train = ["pretrain", "--set", "me/for-student", "--student", student, "--steps", "1", "--out", out]
         if student == "test_resnet":
             hub.fault("PUT /upload", status=403)
             told = client.cli(*train, "--push", repo)
