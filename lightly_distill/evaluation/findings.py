@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH, Evaluation
+from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH, Evaluation, Worth
 
 LEVEL = 0.05  # of p, below which a difference counts as more than noise
 
@@ -92,6 +92,8 @@ def lead(results: Sequence[Evaluation]) -> list[str]:
         ]
     else:
         lines = ["No recovered gap: it needs the arms scratch and full, and full to be better by more than noise."]
+    worth = worth_line(results)
+    lines = [worth, *lines] if worth else lines
     found = [comparison for comparison in (compare(result, measure) for result, measure in pairs) if comparison]
     if not found:
         return [
@@ -119,8 +121,29 @@ def sentence(result: Evaluation, measure: str) -> str:
         parts.append("there is no gap to recover, as full is not clearly better than scratch")
     if comparison is not None:
         parts.append(comparison.sentence())
+    worth = result.worth(measure)
+    if worth is not None:
+        parts.append(f"worth {worth}: random real images need {_times(worth)} its bytes for the same accuracy")
     said = "; ".join(parts)
     return f"{said[0].upper()}{said[1:]}." if said else ""
+
+
+def worth_line(results: Sequence[Evaluation]) -> str:
+    """Returns over all students and measures how many times the bytes random real images need; empty if not tried."""
+    found = [result.worth(measure) for result in results for measure in measures(result)]
+    worths = sorted((worth for worth in found if worth is not None), key=lambda worth: worth.times)
+    if not worths:
+        return ""
+    span = " to ".join(dict.fromkeys(str(worth) for worth in (worths[0], worths[-1])))
+    return (
+        f"Worth: {span}. So many times the bytes of the set do random real images need, with the targets that are best "
+        "for them and the same recipe, for the same accuracy."
+    )
+
+
+def _times(worth: Worth) -> str:
+    words = {"": "", "<": "less than ", ">": "more than "}
+    return f"{words[worth.bound]}{worth.times:.2g} times"
 
 
 def _values(result: Evaluation, arm: str, measure: str) -> list[float]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from scipy import stats
@@ -20,6 +20,8 @@ from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 # The arms that conclusions are drawn from; of all others only the numbers are shown.
 DISTILLED, RANDOM, SCRATCH, FULL = "distilled", "random", "scratch", "full"
+RANDOM_OF_BYTES = "random@bytes"  # begins the names of arms of random real images that take so many times the bytes
+TIMES = (1, 2, 5, 10)
 
 
 @dataclass
@@ -28,7 +30,7 @@ class ArmResult:
 
     Attributes:
         images: Number of images that the student was pre-trained on.
-        bytes: Their size with their representations: a byte a channel of a real pixel, four of a learned one.
+        bytes: Of the files of the set that they and their targets make, see `artifact.stored_bytes`.
         seconds: Of pre-training, one for each seed.
         values: Accuracy in [0, 1] by `task/probe`, one for each seed.
         peak_memory: Bytes that pre-training held at most, its images and representations counted, one for each seed;
@@ -40,6 +42,41 @@ class ArmResult:
     seconds: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
     peak_memory: list[int] = field(default_factory=list)
+
+
+class Worth(NamedTuple):
+    """How many times the bytes random real images need for the same accuracy.
+
+    Attributes:
+        times: The number, or the end of what was measured.
+        bound: `""` for the number itself, `"<"` or `">"` where it lies outside of what was measured.
+    """
+
+    times: float
+    bound: Literal["", "<", ">"] = ""
+
+    def __str__(self) -> str:
+        return f"{self.bound}{self.times:.2g}"
+
+
+def worth_of(accuracy: float, curve: Sequence[tuple[float, float]]) -> Worth:
+    """Reads off a curve where it first reaches an accuracy, between two points by the logarithm of the bytes.
+
+    Args:
+        accuracy: Of the distilled set.
+        curve: Times the bytes of the set, increasing, and accuracy of random real images. Where more images are
+            worse, which is noise, the best so far counts.
+    """
+    if accuracy < curve[0][1]:
+        return Worth(curve[0][0], "<")
+    times, best = curve[0]
+    for next_times, value in curve[1:]:
+        if value > accuracy:
+            share = (accuracy - best) / (value - best)
+            return Worth(times * (next_times / times) ** share)
+        if value >= best:
+            times, best = next_times, value
+    return Worth(curve[-1][0], ">")
 
 
 @dataclass
@@ -71,6 +108,22 @@ class Evaluation:
             return None
         gap = statistics.fmean(ceiling)
         return statistics.fmean(own) / gap if gap > 0 and gap >= 2 * _standard_error(ceiling) else None
+
+    def worth(self, measure: str) -> Worth | None:
+        """Returns how many times the bytes random real images need for the accuracy of the distilled set.
+
+        None without distilled, or without random real images of at least two sizes in bytes.
+        """
+        if DISTILLED not in self.arms:
+            return None
+        own = self.arms[DISTILLED]
+        sizes = sorted((arm for name, arm in self.arms.items() if name.startswith(RANDOM_OF_BYTES)), key=_bytes_of)
+        curve = [
+            (arm.bytes / own.bytes, statistics.fmean(arm.values[measure])) for arm in sizes if measure in arm.values
+        ]
+        if len(curve) < 2 or not own.values.get(measure):
+            return None
+        return worth_of(statistics.fmean(own.values[measure]), curve)
 
     def paired(self, measure: str, baseline: str = RANDOM) -> dict[str, float] | None:
         """Compares distilled with a baseline, seed by seed.
@@ -107,6 +160,10 @@ class Evaluation:
             "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
             "failed": self.failed,
         }
+
+
+def _bytes_of(arm: ArmResult) -> int:
+    return arm.bytes
 
 
 def _standard_error(values: Sequence[float]) -> float:

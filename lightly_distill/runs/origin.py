@@ -24,6 +24,7 @@ from lightly_distill.method.truth import TargetTruth
 from lightly_distill.method.views import Views
 from lightly_distill.models.encoders import CHECKPOINTS
 from lightly_distill.models.projection import Projection
+from lightly_distill.models.rows import Layout
 from lightly_distill.models.targets import Target, as_target, load_target
 from lightly_distill.runs.representations import find_representations, keeper, reader
 from lightly_distill.runs.result import as_set
@@ -108,9 +109,9 @@ class RealSide:
         batches = (resized(batch, self.target_size) for batch in torch.split(images, CHUNK))
         return self.truth.of_others(batches, len(images))
 
-    def chosen(self, indices: Tensor) -> SyntheticSet:
-        """Returns these real images and the target's representations of them."""
-        return self._as_set(self.source.read(indices), self.rows[indices], indices)
+    def chosen(self, indices: Tensor, *, maps: bool = True) -> SyntheticSet:
+        """Returns these real images and the target's representations of them, with its maps or without."""
+        return self._as_set(self.source.read(indices), self.rows[indices], indices, maps=maps)
 
     def noise(self, count: int, seed: int) -> SyntheticSet:
         """Returns uniform noise and the target's representations of it."""
@@ -119,11 +120,14 @@ class RealSide:
         images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
         return self._as_set(images, self.represent(images), None)
 
-    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None) -> SyntheticSet:
+    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None, *, maps: bool = True) -> SyntheticSet:
+        layout = self.truth.layout
+        if not maps:
+            rows, layout = rows[:, : layout.dim], Layout(layout.dim)
         return as_set(
             images if self.eight_bits else normalise(images, self.target.mean, self.target.std),
             rows,
-            self.truth.layout,
+            layout,
             mean=self.target.mean,
             std=self.target.std,
             source_index=indices,

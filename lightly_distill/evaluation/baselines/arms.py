@@ -15,15 +15,17 @@ from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.baselines.labelled import LabelledSide, check_classes, labelled_side
 from lightly_distill.evaluation.baselines.matching import distribution_matching
 from lightly_distill.evaluation.baselines.ridge import supervised_ridge
-from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH
+from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, RANDOM_OF_BYTES, SCRATCH, TIMES
 from lightly_distill.method.kmeans import nearest_to_centroids
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.origin import RealSide, check_origin, missing_origin, real_side
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
+from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 Need = Literal["real", "labels"]  # the real images and the target; the real images and their labels
+_SAMPLES = (32, 128)  # images, of which the bytes of an image are found
 Made = SyntheticSet | nn.Module | None  # to pre-train on; a model that is ready; None: a student is not pre-trained
 
 
@@ -87,6 +89,24 @@ def _random(inputs: Inputs, seed: int) -> SyntheticSet:
     return inputs.real.chosen(order[: len(inputs.own)])
 
 
+def _random_of_bytes(times: int) -> Callable[[Inputs, int], Made]:
+    """Returns how as many real images are drawn as take so many times the bytes of the set.
+
+    Their maps are left out: real images alone gain nothing by them (RESULTS.md), and take fewer bytes so.
+    """
+
+    def make(inputs: Inputs, seed: int) -> SyntheticSet:
+        order = torch.randperm(len(inputs.real.source), generator=seeding.generator(seed, "arm", "random"))
+        few = [inputs.real.chosen(order[:count], maps=False) for count in _SAMPLES if count <= len(order)]
+        small, large = (artifact.stored_bytes(each) for each in (few[0], few[-1]))
+        each = max(1.0, (large - small) / max(1, len(few[-1]) - len(few[0])))  # the rest is what any set has
+        budget = times * artifact.stored_bytes(inputs.own.part(torch.arange(len(inputs.own))))
+        count = round(len(few[0]) + (budget - small) / each)
+        return inputs.real.chosen(order[: min(max(2, count), len(order))], maps=False)
+
+    return make
+
+
 def _kmeans(inputs: Inputs, seed: int) -> SyntheticSet:
     return inputs.real.chosen(nearest_to_centroids(inputs.real.representations, len(inputs.own), seed))
 
@@ -133,6 +153,16 @@ _TABLE = (
         "as many real images, drawn at random, with the target model's representations",
         ("real",),
         make=_random,
+    ),
+    *(
+        Arm(
+            f"{RANDOM_OF_BYTES}-x{times}" if times > 1 else RANDOM_OF_BYTES,
+            "as many random real images, with representations and no maps, as take "
+            + (f"{times} times the bytes of the set" if times > 1 else "the bytes of the set"),
+            ("real",),
+            make=_random_of_bytes(times),
+        )
+        for times in TIMES
     ),
     Arm(
         "kmeans",

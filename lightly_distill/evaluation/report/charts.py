@@ -125,8 +125,10 @@ def accuracy_by_images(
     levels: Mapping[str, Sequence[float]],
     title: str = "",
     chosen: int | None = None,
+    *,
+    of_bytes: bool = False,
 ) -> None:
-    """Draws accuracy against the number of images that a student was pre-trained on.
+    """Draws accuracy against the number of images that a student was pre-trained on, or against their bytes.
 
     Args:
         curves: Arm to number of images to accuracies in [0, 1], one for each seed; error bars are their standard
@@ -135,7 +137,9 @@ def accuracy_by_images(
         levels: Arms whose accuracies depend on no number of images: lines across.
         title: Above the picture.
         chosen: A number of images to mark.
+        of_bytes: Whether the numbers are bytes on disk.
     """
+    written = size_text if of_bytes else "{:,}".format
     figure = make_figure(NARROW, 3.8)
     axis = make_axis(figure)
     colours = arm_colours([*curves, *levels])
@@ -148,16 +152,16 @@ def accuracy_by_images(
         axis.axhline(mean, color=colours[arm], linestyle=style, linewidth=1.5, label=short_name(arm))
         axis.axhspan(mean - spread, mean + spread, color=colours[arm], alpha=0.12, linewidth=0)
     if chosen is not None:
-        axis.axvline(chosen, color=INK, linestyle=(0, (1, 3)), linewidth=1.5, label=f"recommended: {chosen:,}")
+        axis.axvline(chosen, color=INK, linestyle=(0, (1, 3)), linewidth=1.5, label=f"recommended: {written(chosen)}")
     counts = sorted({count for curve in curves.values() for count in curve})
     axis.set_xscale("log")
     axis.set_xlim(counts[0] / 1.25, counts[-1] * 1.25)
     ticks = _apart(counts)
-    axis.set_xticks(ticks, [f"{count:,}" for count in ticks])
+    axis.set_xticks(ticks, [written(count) for count in ticks])
     axis.set_xticks([], minor=True)
     axis.margins(y=0.1)
     values = [accuracies for curve in curves.values() for accuracies in curve.values()]
-    axis.set_xlabel(f"images, log scale{_of_seeds(values)}", size=9)
+    axis.set_xlabel(f"{'bytes on disk' if of_bytes else 'images'}, log scale{_of_seeds(values)}", size=9)
     axis.set_ylabel("accuracy in %", size=9)
     axis.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)

@@ -110,6 +110,10 @@ def _accuracies(result: "Evaluation") -> Table:
         ["recovered gap", *("-" if gap is None else findings.percent(gap) for gap in gaps), *[""] * 4],
         ["distilled - random", *(each.cell() if each else "-" for each in compared), *[""] * 4],
     ]
+    worths = [result.worth(measure) for measure in measures]
+    if any(worths):
+        table.rows.append(["worth", *(str(worth) if worth else "-" for worth in worths), *[""] * 4])
+        table.foot += 1
     return table
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.source import Source, open_source
@@ -28,7 +29,15 @@ from lightly_distill.evaluation.plan import (
     student_names,
 )
 from lightly_distill.evaluation.report import evaluation_report
-from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH, Evaluation, write_results
+from lightly_distill.evaluation.results import (
+    DISTILLED,
+    FULL,
+    RANDOM,
+    RANDOM_OF_BYTES,
+    SCRATCH,
+    Evaluation,
+    write_results,
+)
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
@@ -50,6 +59,9 @@ _logger = logging.getLogger(__name__)
 
 # Those of `evaluate`, but for `full`, without which the cost is open.
 TRANSFER = TransferConfig(baselines=(SCRATCH, RANDOM, FULL))
+OF_BYTES = tuple(name for name in ARMS if name.startswith(RANDOM_OF_BYTES))
+_SAMPLES = (32, 128)  # selected images, of which the bytes of an image are found
+_LEARNED = 1.1  # bytes of an image that was learned, where a real one takes 1: it is less smooth
 
 
 def sweep(
@@ -59,6 +71,7 @@ def sweep(
     tasks: Sequence[Any],
     *,
     out: str | Path,
+    bytes: Sequence[int] = (),
     student: str | Sequence[str] | None = None,
     search: Sequence[str] = (),
     trials: int | None = None,
@@ -75,9 +88,12 @@ def sweep(
     Args:
         stage: Target and settings. Its own number of images does not count.
         data: Real images, as `DistillationStage.run` takes them.
-        sizes: Numbers of synthetic images, increasing.
+        sizes: Numbers of synthetic images, increasing; none where `bytes` are given.
         tasks: As for `evaluate`. They are not read before a search is over.
         out: New folder, or that of a sweep with the same settings.
+        bytes: Budgets of bytes on disk instead of sizes, increasing. As many images are distilled as should fit, and
+            compared with random real images of as many bytes and of 2, 5 and 10 times as many, which says what the set
+            is worth.
         student: Backbones that are tried on the tasks, one or several. Default: those of the stage.
         search: What to search before the sizes are distilled, of `lr` (of images and of representations, apart),
             `ridge` and `steps`; see `search.py`. The best settings are used for all sizes.
@@ -96,8 +112,9 @@ def sweep(
     Raises:
         UsageError: If anything does not fit together, or the sweep in `out` had other settings; before any long work.
     """
-    transfer = _fitted(choose(config, TRANSFER, options), stage)
-    folder, wanted = Path(out), _increasing(sizes)
+    default = replace(TRANSFER, baselines=(SCRATCH, RANDOM, *OF_BYTES, FULL)) if bytes else TRANSFER
+    transfer = _fitted(choose(config, default, options), stage)
+    folder, wanted = Path(out), _wanted(sizes, bytes, stage, data, representations)
     plan = plan_search(search, trials, search_size, wanted, stage.config)
     students = student_names(student or stage.config.students)
     task_names = [find_task(task)[0] for task in tasks]
@@ -126,6 +143,33 @@ def sweep(
         write_record(state, folder)
     sweep_report.write(state, SyntheticSet.load(folder / f"size-{state.recommended}" / "run"), folder)
     return state
+
+
+def _wanted(
+    sizes: Sequence[int], budgets: Sequence[int], stage: DistillationStage, data: Any, representations: Any
+) -> list[int]:
+    """Returns the numbers of images that are asked for, or fit into the bytes that are asked for."""
+    if not budgets:
+        return _increasing(sizes)
+    if sizes:
+        raise UsageError("Give sizes in images or in bytes, not both.")
+    budgets = _increasing(budgets)
+    few = [_selected(stage, data, count, representations) for count in _SAMPLES]
+    small, large = map(artifact.stored_bytes, few)
+    each = (large - small) / (_SAMPLES[1] - _SAMPLES[0]) * _LEARNED
+    fitting = [int((budget - (small - each * _SAMPLES[0])) / each) for budget in budgets]
+    if fitting[0] < 2:
+        least = small - each * (_SAMPLES[0] - 2)
+        raise UsageError(f"{budgets[0]:,} bytes are too few for a set: two images take about {least:,.0f}.")
+    wanted = list(dict.fromkeys(fitting))
+    _logger.info("Into %s bytes fit %s images.", ", ".join(f"{n:,}" for n in budgets), ", ".join(map(str, wanted)))
+    return wanted
+
+
+def _selected(stage: DistillationStage, data: Any, count: int, representations: Any) -> SyntheticSet:
+    config = replace(stage.config, steps=0, num_images=count)
+    selected = DistillationStage(stage.target, config=config).run(data, representations=representations)
+    return selected.part(torch.arange(count))
 
 
 def _increasing(sizes: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from lightly_distill.evaluation.report import charts
 from lightly_distill.evaluation.report.charts import draw_chart, synthetic_images
 from lightly_distill.evaluation.report.evaluation_report import left_out
 from lightly_distill.evaluation.report.page import Figure, Table
-from lightly_distill.evaluation.results import DISTILLED, RANDOM, ArmResult
+from lightly_distill.evaluation.results import DISTILLED, RANDOM, RANDOM_OF_BYTES, ArmResult
 from lightly_distill.evaluation.sweep import tradeoff
 from lightly_distill.evaluation.sweep.tradeoff import WITHIN
 from lightly_distill.runtime import templates, words
@@ -28,8 +28,8 @@ _TEMPLATE = "evaluation/sweep/templates/sweep_report"
 _TITLE = "How small may the synthetic set be?"
 _COST_NOTE = (
     "Pre-training is of one student, the mean over students and seeds, as below: on a set for so many steps, on "
-    "the whole source for full_epochs. Sizes are of the numbers: a byte a channel of a real pixel, four of a learned "
-    "one, with the representations. A set has paid for itself after as many students as save the time that it took."
+    "the whole source for full_epochs. Sizes are of the files that images and targets make. A set has paid for itself "
+    "after as many students as save the time that it took."
 )
 
 
@@ -76,6 +76,9 @@ def lead(sweep: "Sweep") -> list[str]:
     if random:
         verdict = ", so distilling gains nothing here" if fmean(random) >= fmean(curve[size]) else ""
         sentences.append(f"As many random real images: {_percent(random)}{verdict}.")
+    worth = findings.worth_line(sweep.sizes[size].results)
+    if worth:
+        sentences.insert(0, worth)
     cost = sweep.cost(size)
     searching = " and searching its settings" if sweep.found else ""
     if cost is None:
@@ -128,9 +131,11 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
     probe = tradeoff.deciding_probe([some])
     deciding = [measure for measure in measures if tradeoff.probe_of(measure) == probe]
     curves, levels = _arms(results)
+    worths = {size: [result.worth(measure) for measure in deciding] for size, result in results.items()}
+    worths = {size: found for size, found in worths.items() if all(found)}
     table = Table(
         f"Accuracy in %, {of_seeds(some)}. Bold: the best distilled set.",
-        ["images and arm", *measures, f"recovered gap, {probe}", "size"],
+        ["images and arm", *measures, f"recovered gap, {probe}", *(["worth"] if worths else []), "size"],
         [],
         foot=len(levels),
         numbers=True,
@@ -141,7 +146,8 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
             gaps = [result.recovered_gap(measure) for measure in deciding] if name == DISTILLED else []
             gap = "-" if not gaps or None in gaps else findings.percent(fmean(gap for gap in gaps if gap is not None))
             cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
-            table.rows.append([f"{size:,} {name}", *cells, gap, words.size_text(arm.bytes)])
+            worth = [", ".join(map(str, worths.get(size, ["-"]))) if name == DISTILLED else "-"] if worths else []
+            table.rows.append([f"{size:,} {name}", *cells, gap, *worth, words.size_text(arm.bytes)])
     rows = {size: number * len(curves) + list(curves).index(DISTILLED) for number, size in enumerate(results)}
     for column, measure in enumerate(measures, start=1):
         means = {rows[size]: fmean(result.arms[DISTILLED].values[measure]) for size, result in results.items()}
@@ -149,7 +155,8 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
     for name in levels:
         arm = some.arms[name]
         cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
-        table.rows.append([name, *cells, "", words.size_text(arm.bytes) if arm.images else "-"])
+        blank = [""] * (2 if worths else 1)
+        table.rows.append([name, *cells, *blank, words.size_text(arm.bytes) if arm.images else "-"])
     return table
 
 
@@ -171,14 +178,32 @@ def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[Figure]:
             if any(measure in result.arms[name].values for result in results.values() if name in result.arms)
         }
         levels = {name: some.arms[name].values[measure] for name in others if measure in some.arms[name].values}
-        chart = draw_chart(charts.accuracy_by_images, curves, levels=levels, title=measure, chosen=chosen)
+        of_bytes = any(name.startswith(RANDOM_OF_BYTES) for name in curves)
+        if of_bytes:
+            curves = _by_bytes(results, curves)
+        marked = results[chosen].arms[DISTILLED].bytes if of_bytes else chosen
+        chart = draw_chart(
+            charts.accuracy_by_images, curves, levels=levels, title=measure, chosen=marked, of_bytes=of_bytes
+        )
         seen = "; ".join(
             f"{name} {', '.join(f'{size:,}: {mean_spread(values, 100)}' for size, values in curve.items())}"
             for name, curve in curves.items()
         )
         seen += "".join(f"; {name} {mean_spread(values, 100)}" for name, values in levels.items())
-        drawn.append(Figure(chart, f"Accuracy in % by number of images, {measure}: {seen}"))
+        by = "bytes on disk" if of_bytes else "number of images"
+        drawn.append(Figure(chart, f"Accuracy in % by {by}, {measure}: {seen}"))
     return drawn
+
+
+def _by_bytes(
+    results: "Mapping[int, Evaluation]", curves: Mapping[str, Mapping[int, list[float]]]
+) -> dict[str, dict[int, list[float]]]:
+    """Puts accuracies against bytes, those of random real images of all budgets on one curve."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for name, curve in curves.items():
+        shared = RANDOM_OF_BYTES if name.startswith(RANDOM_OF_BYTES) else name
+        found.setdefault(shared, {}).update({results[size].arms[name].bytes: each for size, each in curve.items()})
+    return {name: dict(sorted(curve.items())) for name, curve in found.items()}
 
 
 def _costs(sweep: "Sweep") -> Table:
