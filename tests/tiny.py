@@ -11,6 +11,9 @@ from lightly_distill.runtime.seeding import generator
 from lightly_distill.runtime.settings import update
 
 SIZE = 8
+# the method of the paper, without what came later: each of these has tests of its own
+PLAIN: dict[str, Any] = {"target_dims": None, "target_map": 0, "eight_bits": False}
+PLAIN_POOL: dict[str, Any] = {"mixup": False, "crop_and_flip": False}
 
 
 def student(dropout: float = 0.0) -> nn.Module:
@@ -37,10 +40,8 @@ def images(count: int = 60) -> Tensor:
 
 
 def config(**options: object) -> DistillConfig:
-    """The method of the paper, without what came later: each of these has tests of its own."""
     tiny = {"num_images": 10, "steps": 12, "batch_size": 16, "log_every": 1, "checkpoint_every": 4, "student": "tiny"}
-    plain = {"target_dims": None, "target_map": 0, "eight_bits": False}
-    own = make_config(**{**tiny, **plain, "pool": {"size": 3, "max_age": 4, "mixup": False, "crop_and_flip": False}})
+    own = make_config(**{**tiny, **PLAIN, "pool": {"size": 3, "max_age": 4, **PLAIN_POOL}})
     return update(own, options)
 
 

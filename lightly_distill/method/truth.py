@@ -86,6 +86,9 @@ class TargetTruth:
         self._sight = Sight(source, frame or source.frame)
         self.projection: Projection | None = None
         self._target = target.to(device)
+        if target.dim is None and not views.fixed:
+            side = self._sight.frame.size
+            target(torch.full((1, 3, side, side), 0.5, device=device))  # how long a representation is
         if views.fixed:
             kept, key = cache or RepresentationCache(), views.key + self._sight.key
             key += target_maps.key if target_maps else ""
@@ -104,7 +107,7 @@ class TargetTruth:
         if self._views.fixed:
             width = self._kept.width
             return width - self._maps.channels * self._maps.grid**2 if self._maps else width
-        assert self._target.dim is not None, "the target has been tried on the first images"
+        assert self._target.dim is not None, "it was tried"
         return self._target.dim
 
     def of_images(self, indices: Tensor) -> Tensor:

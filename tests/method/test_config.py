@@ -66,7 +66,9 @@ def test_presets_are_the_papers() -> None:
     assert (cifar.num_images, cifar.image_size, cifar.student) == (1000, 32, "convnet_128_256_512")
     assert (cifar.steps, cifar.batch_size, cifar.source_views) == (160_000, 1024, "random")
     assert cifar.outer == OuterConfig(lr_images=1e-4, lr_representations=1e-4, final_lr=1e-3)
-    assert cifar.pool == PoolConfig(size=10, max_age=1000, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    pool = {"size": 10, "max_age": 1000, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+    assert cifar.pool == PoolConfig(**pool, mixup=False, crop_and_flip=False)
+    assert (cifar.target_dims, cifar.target_map, cifar.eight_bits) == (None, 0, False)
     assert cifar.ridge == RidgeConfig(strength=1e-6)
     tiny = make_config("tinyimagenet")
     assert (tiny.num_images, tiny.image_size, tiny.outer.lr_images) == (2000, 64, 1e-5)
@@ -86,7 +88,7 @@ def test_a_configuration_comes_back_from_plain_values() -> None:
 
 def test_differences_name_each_leaf() -> None:
     old, new = to_dict(make_config()), to_dict(make_config(num_images=5, pool={"lr": 0.2}))
-    assert differences(old, new) == ["num_images: 1000 -> 5", "pool.lr: 0.1 -> 0.2"]
+    assert differences(old, new) == ["num_images: 1000 -> 5", "pool.lr: None -> 0.2"]
     assert differences(old, old) == []
 
 

@@ -67,5 +67,5 @@ def test_more_directions_than_there_can_be_are_refused() -> None:
 
 
 def test_a_covariance_that_memory_does_not_hold_is_refused_before_the_work() -> None:
-    with pytest.raises(UsageError, match=r"covariance of all 10000000 numbers .* \d+ GiB: leave it out"):
+    with pytest.raises(UsageError, match=r"covariance of all 10000000 numbers .* \d+ GiB: give target_dims=null"):
         projection.check_dims(4, dim=10_000_000)

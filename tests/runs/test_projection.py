@@ -28,6 +28,7 @@ OPTIONS: dict[str, Any] = {
     "batch_size": 16,
     "checkpoint_every": 2,
     "pool": {"size": 2, "max_age": 3},
+    **tiny.PLAIN,
     "target_dims": DIMS,
     "target_whiten": True,
 }

@@ -25,6 +25,7 @@ OPTIONS: dict[str, Any] = {
     "steps": 3,
     "batch_size": 16,
     "pool": {"size": 2, "max_age": 3},
+    **tiny.PLAIN,
 }
 
 

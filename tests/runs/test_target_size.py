@@ -38,6 +38,7 @@ OPTIONS: dict[str, Any] = {
     "holdout": 4,
     "pool": {"size": 2, "max_age": 3},
     "device": "cpu",
+    **tiny.PLAIN,
 }
 
 
@@ -144,7 +145,7 @@ def test_evaluate_uses_the_size_that_the_set_records(run: Path, folder: Path) ->
         probes=("knn",),
         seeds=1,
         steps=1,
-        full_steps=1,
+        full_epochs=1,
         device="cpu",
     )
     assert set(result.arms) == {*arms, "distilled"} and not result.failed

@@ -2,7 +2,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,21 +11,23 @@ from torch import Tensor, nn
 
 from lightly_distill import SyntheticSet
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.method.rounding import fit_scales, round_targets
+from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.device import resolve_device
-from lightly_distill.runtime.seeding import global_seed
+from lightly_distill.runtime.seeding import generator, global_seed
 from lightly_distill.synthetic.pretrain import pretrain
 
+PLAIN = {"mixup": False, "crop_and_flip": False}
 STUDENT = "convnet_4_8"
 
 
-def synthetic(count: int = 6, size: int = 8) -> Any:
+def synthetic(count: int = 6, size: int = 8) -> SyntheticSet:
     draw = torch.Generator().manual_seed(0)
-    return SimpleNamespace(
-        images=torch.randn(count, 3, size, size, generator=draw),
-        representations=torch.randn(count, 5, generator=draw),
+    return SyntheticSet(
+        torch.randn(count, 3, size, size, generator=draw),
+        torch.randn(count, 5, generator=draw),
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
-        origin=None,
         provenance={"target": "mine"},
     )
 
@@ -42,7 +43,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 def test_the_student_learns_to_predict_the_representations() -> None:
     data = synthetic(count=20)
-    student = run(synthetic=data, steps=60, batch_size=20, lr=0.01, weight_decay=0.0)
+    student = run(synthetic=data, steps=60, batch_size=20, lr=0.01, weight_decay=0.0, **PLAIN)
     features = torch.cat([student(data.images), torch.ones(20, 1)], dim=1).detach()
     untrained = run(synthetic=data, steps=1, lr=1e-12)
     before = torch.cat([untrained(data.images), torch.ones(20, 1)], dim=1).detach()
@@ -57,7 +58,7 @@ def test_the_student_learns_to_predict_the_representations() -> None:
 
 def test_a_step_is_sgd_on_the_mean_squared_error_in_train_mode() -> None:
     data = synthetic()
-    student = run(steps=1, lr=0.1, momentum=0.0, weight_decay=0.5, batch_size=8)
+    student = run(steps=1, lr=0.1, momentum=0.0, weight_decay=0.5, batch_size=8, **PLAIN)
     with global_seed(0, "pretrain", "init"):
         reference = timm.create_model(STUDENT, num_classes=0, img_size=8).train()
         head = nn.Linear(8 * 2 * 2, 5)
@@ -103,7 +104,13 @@ def which(batches: list[Tensor], data: SyntheticSet) -> list[int]:
 def test_no_batch_has_a_single_image_and_none_is_lost(count: int, batch_size: int) -> None:
     data = synthetic(count, size=32)
     with batches_seen() as batches:
-        student = run(student="test_resnet", synthetic=data, batch_size=batch_size, steps=1)
+        student = run(
+            student="test_resnet",
+            synthetic=data,
+            batch_size=batch_size,
+            steps=-(-count // batch_size) - (count % batch_size == 1),
+            **PLAIN,
+        )
     assert weights(student).isfinite().all()
     assert min(map(len, batches)) >= 2
     assert sorted(which(batches, data)) == list(range(count))
@@ -112,7 +119,7 @@ def test_no_batch_has_a_single_image_and_none_is_lost(count: int, batch_size: in
 def test_batches_are_shuffled_anew_each_epoch() -> None:
     data = synthetic(50)
     with batches_seen() as batches:
-        run(synthetic=data, batch_size=10, steps=2)
+        run(synthetic=data, batch_size=10, steps=10, **PLAIN)
     order = which(batches, data)
     first, second = order[:50], order[50:]
     assert sorted(first) == sorted(second) == list(range(50)) and first != second != list(range(50))
@@ -135,8 +142,8 @@ def test_the_written_student_is_the_returned_one(tmp_path: Path) -> None:
     assert config["lightly_distill"]["synthetic_set"] == {"target": "mine"}
 
 
-def test_a_loss_that_is_not_finite_names_epoch_student_and_cure(tmp_path: Path) -> None:
-    message = r"The loss of student 'convnet_4_8' is (nan|inf) in epoch \d of 9\. Try a smaller .* lr=1e\+29\."
+def test_a_loss_that_is_not_finite_names_step_student_and_cure(tmp_path: Path) -> None:
+    message = r"The loss of student 'convnet_4_8' is (nan|inf) after step \d of 9\. Try a smaller .* lr=1e\+29\."
     with pytest.raises(DistillError, match=message):
         run(lr=1e30, steps=9, out=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -207,3 +214,82 @@ def test_a_device_that_is_not_there_is_refused(name: str, message: str, monkeypa
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UsageError, match=message):
         resolve_device(name)
+
+
+def rich(count: int = 12, size: int = 16) -> SyntheticSet:
+    """Of 8 bits, with maps that a 1x1 convolution can learn: the averages of what is there."""
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (count, 3, size, size), generator=draw).byte()
+    layout = Layout(5, channels=3, grid=4)
+    maps = nn.functional.adaptive_avg_pool2d(pixels.float() / 255 - 0.5, 4) * 8
+    rows = layout.join(torch.randn(count, 5, generator=draw), maps)
+    scales = fit_scales(rows, layout)
+    representations, maps_ = layout.split(round_targets(rows, scales))
+    return SyntheticSet(
+        pixels, representations, maps=maps_, scales=layout.by_channel(scales), mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+
+
+def test_the_papers_recipe_is_sgd_on_batches_of_the_plain_images_step_by_step() -> None:
+    data = synthetic(9)
+    student = run(synthetic=data, recipe="paper", steps=5, batch_size=4, seed=3)
+    with global_seed(3, "pretrain", "init"):
+        model = nn.Sequential(timm.create_model(STUDENT, num_classes=0, img_size=8), nn.Linear(8 * 2 * 2, 5)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    orders = [torch.randperm(9, generator=generator(3, "pretrain", number)) for number in range(3)]
+    batches = [order[part] for order in orders for part in (slice(0, 4), slice(4, 9))][:5]
+    for batch in batches:
+        loss = (model(data.images[batch]) - data.representations[batch]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(student), weights(model[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_number_of_images_does_not_decide_how_many_steps_there_are() -> None:
+    for count in (4, 40):
+        with batches_seen() as batches:
+            run(synthetic=synthetic(count), steps=7, batch_size=16)
+        assert len(batches) == 7 + 1  # the first only tries the student out
+
+
+def test_a_student_learns_the_maps_too() -> None:
+    data = rich()
+    student = run(student="convnet_8_8", synthetic=data, steps=150, seed=0)
+    without = run(
+        student="convnet_8_8",
+        synthetic=SyntheticSet(data.images, data.representations, mean=data.mean, std=data.std),
+        steps=150,
+        seed=0,
+    )
+
+    def residual(backbone: nn.Module) -> float:
+        assert data.maps is not None
+        with torch.no_grad():
+            cells = backbone.forward_features(data.images).permute(0, 2, 3, 1).flatten(0, 2)  # type: ignore[operator]
+        inputs = torch.cat([cells, torch.ones(len(cells), 1)], 1)
+        truth = data.maps.permute(0, 2, 3, 1).flatten(0, 2)
+        return float((inputs @ torch.linalg.lstsq(inputs, truth).solution - truth).square().mean())
+
+    assert residual(student) < residual(without)
+
+
+def test_a_transformer_is_trained_by_adamw_and_a_cosine_ends_at_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    run(student="test_vit", synthetic=synthetic(6, size=32), steps=10, schedule="cosine")
+    assert rates[0] == pytest.approx(1e-3) and 0 < rates[-1] < 1e-4 and rates == sorted(rates, reverse=True)
+    rates.clear()
+    run(synthetic=synthetic(), optimizer="adamw", lr=0.01, steps=3)
+    assert rates == [0.01] * 3
+
+
+def test_an_unknown_recipe_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UsageError, match=r"Unknown recipe 'papers'\. Did you mean 'paper'"):
+        run(recipe="papers")
