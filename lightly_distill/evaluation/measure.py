@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightly_distill.data.pixels import normalise
-from lightly_distill.evaluation.baselines.arms import Arm, Inputs, Made
+from lightly_distill.evaluation.baselines.arms import Arm, Inputs, Made, TargetBackbone
 from lightly_distill.evaluation.data_free import make_teacher
 from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.evaluation.probes import PROBES, Probe
@@ -119,7 +119,7 @@ class Attempt:
 
     def _trial(self, task: Task, labels: "int | float | None", backbone: nn.Module) -> Trial:
         chosen, own = task.few(labels, self.seed), self.bench.inputs.own
-        return Trial(
+        trial = Trial(
             backbone,
             normalise(task.images[chosen], own.mean, own.std),
             task.labels[chosen],
@@ -129,6 +129,10 @@ class Attempt:
             self.seed,
             self.bench.config.finetune_steps,
         )
+        if isinstance(backbone, TargetBackbone) and task.sources is not None:
+            train, test = backbone.features(task)
+            trial.features = trial.pooled = train[chosen.numpy()], test
+        return trial
 
 
 def _measure(probe: str, labels: "int | float | None") -> str:

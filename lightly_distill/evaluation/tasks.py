@@ -12,7 +12,7 @@ from torch import Tensor
 from lightly_distill.data.labels import item_labels, rank_in_class
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.locate import locate
-from lightly_distill.data.source import find_images, open_source
+from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.runtime import seeding
 
@@ -31,6 +31,8 @@ class Task:
         test_images: uint8, shape (k, 3, S, S).
         test_labels: int64, shape (k,).
         classes: Names of the C classes.
+        sources: What the images for training and for testing were decoded from, so that they can be seen at another
+            size; None where a task was made of tensors.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task:
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
+    sources: tuple[Source, Source] | None = None
 
     def fingerprint(self) -> str:
         """Returns a hash of all images and labels."""
@@ -89,8 +92,8 @@ def open_task(data: Any, *, image_size: int) -> Task:
     if isinstance(data, Task):
         return data
     name, train, test = find_task(data)
-    images, labels = _labelled(train, image_size, name)
-    test_images, test_labels = _labelled(test, image_size, name)
+    source, labels = _labelled(train, image_size, name)
+    test_source, test_labels = _labelled(test, image_size, name)
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise UsageError(f"The task {name} has one class only ({classes[0]}): there is nothing to tell apart.")
@@ -100,11 +103,12 @@ def open_task(data: Any, *, image_size: int) -> Task:
     number = {label: index for index, label in enumerate(classes)}
     return Task(
         name,
-        images,
+        source.read(torch.arange(len(source))),
         torch.tensor([number[label] for label in labels]),
-        test_images,
+        test_source.read(torch.arange(len(test_source))),
         torch.tensor([number[label] for label in test_labels]),
         tuple(map(str, classes)),
+        (source, test_source),
     )
 
 
@@ -147,10 +151,10 @@ class _Split:
         self.data, self.name = locate(spec)
 
 
-def _labelled(split: Any, image_size: int, name: str) -> tuple[Tensor, list[Any]]:
+def _labelled(split: Any, image_size: int, name: str) -> tuple[Source, list[Any]]:
     data = split.data if isinstance(split, _Split) else split
     decoder = find_images(data, image_size=image_size)
     assert isinstance(decoder, Decoder)
     source = open_source(decoder)
     labels = item_labels(data, f"task {name}")
-    return source.read(torch.arange(len(source))), [labels[index] for index in source.kept.tolist()]
+    return source, [labels[index] for index in source.kept.tolist()]

@@ -8,10 +8,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -250,3 +252,41 @@ def test_what_target_and_students_see_is_said_before_the_work(folder: Path, capl
 def test_a_target_size_that_is_none_is_refused(size: Any) -> None:
     with pytest.raises(UsageError, match="target_size must be a positive whole number"):
         DistillationStage(target_of(), target_size=size)
+
+
+def test_the_arm_target_sees_the_originals_of_a_task_and_not_the_small_images_enlarged(
+    run: Path, folder: Path, tmp_path: Path
+) -> None:
+    class Stripes(nn.Module):
+        """Differences of neighbours, across and down: what small images have lost."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            across, down = images.diff(dim=3).abs().mean((1, 2, 3)), images.diff(dim=2).abs().mean((1, 2, 3))
+            return torch.stack([across, down, images.mean((1, 2, 3))], 1)
+
+    fine = 8 * S
+    for split in ("train", "test"):
+        for number in range(20):
+            # noise hides what small images keep of the stripes
+            grey = np.random.default_rng((number, split == "test")).integers(60, 120, (fine, fine, 3)).astype(np.uint8)
+            grey[:, ::2] += 80
+            place = tmp_path / "stripes" / split / ("across" if number % 2 else "down") / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey if number % 2 else grey.transpose(1, 0, 2)).save(place)
+    target = as_target(Stripes())
+    stage = DistillationStage(target, **{**OPTIONS, "target_size": fine})
+    stage.run(folder, out=tmp_path / "run")
+    (result,) = evaluate(
+        tmp_path / "run",
+        "convnet_4_4",
+        [str(tmp_path / "stripes")],
+        data=folder,
+        target=target,
+        baselines=("scratch", "target"),
+        probes=("knn", "linear"),
+        seeds=1,
+        steps=1,
+        device="cpu",
+    )
+    accuracies = {name: arm.values[f"{tmp_path / 'stripes'}/knn"][0] for name, arm in result.arms.items()}
+    assert accuracies["target"] == 1.0 and accuracies["scratch"] < 0.9

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.baselines.labelled import LabelledSide, check_classes, labelled_side
 from lightly_distill.evaluation.baselines.matching import distribution_matching
 from lightly_distill.evaluation.baselines.ridge import supervised_ridge
 from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, RANDOM_OF_BYTES, SCRATCH, TIMES
+from lightly_distill.evaluation.tasks import Task
 from lightly_distill.method.kmeans import nearest_to_centroids
-from lightly_distill.models.targets import Target
+from lightly_distill.method.sight import Sight
 from lightly_distill.runs.origin import RealSide, check_origin, missing_origin, real_side
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
@@ -130,20 +133,44 @@ def _check_classes(inputs: Inputs) -> None:
     check_classes(inputs.labelled.config.num_images, inputs.labelled.labels)
 
 
-class _TargetBackbone(nn.Module):
-    """The target as a backbone: takes normalised images, as students do, and enlarges them to what it sees."""
+class TargetBackbone(nn.Module):
+    """The target as a backbone: takes normalised images, as students do, and enlarges them to what it sees.
 
-    def __init__(self, target: Target, size: int) -> None:
+    Args:
+        real: The target and what it sees of real images.
+    """
+
+    def __init__(self, real: RealSide) -> None:
         super().__init__()
-        self.target, self.size = target, size
+        self.target, self._real = real.target, real
+        self._known: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        target, size = self.target, (self.size, self.size)
+        """Maps normalised images (B, 3, S, S) to representations (B, d)."""
+        target, size = self.target, (self._real.target_size,) * 2
         shown = images * target._std + target._mean
         if shown.shape[-2:] != size:
             shown = F.interpolate(shown, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         representation: Tensor = target(shown)
         return representation
+
+    def features(self, task: Task) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Returns representations of all images of a task, seen as the target sees real images, (n, d) and (k, d).
+
+        Args:
+            task: With its sources; their images are decoded again at the target's size, a few at a time.
+        """
+        if task.name not in self._known:
+            assert task.sources is not None
+            train, test = (self._of(source) for source in task.sources)
+            self._known[task.name] = train, test
+        return self._known[task.name]
+
+    def _of(self, source: Source) -> NDArray[Any]:
+        sight = Sight(source, self._real.frame or source.frame)
+        found = sight.represented(self.target, torch.arange(len(source)), self._real.device)
+        sight.report()
+        return found.numpy()
 
 
 _TABLE = (
@@ -208,7 +235,7 @@ _TABLE = (
         ("real",),
         is_ceiling=True,
         size_matters=False,
-        make=lambda inputs, _seed: _TargetBackbone(inputs.real.target, inputs.real.target_size),
+        make=lambda inputs, _seed: TargetBackbone(inputs.real),
     ),
 )
 ARMS = {arm.name: arm for arm in _TABLE}  # in the order of the tables
