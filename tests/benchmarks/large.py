@@ -2,9 +2,10 @@
 
     LIGHTLY_DISTILL_DATA=... python tests/benchmarks/large.py [--images 2000] [--model resnet18] [--target-size 224]
 
-Photographs of tinyimagenet100-64 are enlarged to 224 to 500 pixels and written as JPEGs to a temporary folder, up to
-100,000 of them. The target has random weights. Decoding and target share the cores, of which torch is given all but
-one; the slower of the two is the limit of the pass that does both at once.
+Photographs of tinyimagenet100-64 are enlarged to 224 to 500 pixels and written as JPEGs to a temporary folder, or to
+--folder DIR, where they stay; up to 100,000 of them. The target has random weights. Decoding and target share the
+cores, of which torch is given all but one; the slower of the two is the limit of the pass that does both at once. Of
+many images, --limits-every 20 measures the two limits on each twentieth part only.
 """
 
 import argparse
@@ -36,11 +37,14 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--target-size", type=int, default=224)
     parser.add_argument("--turn", type=int, default=500, help="images that each of the three is given in turn")
+    parser.add_argument("--limits-every", type=int, default=1, help="the limits are measured in each so-manieth turn")
+    parser.add_argument("--folder", type=Path, help="of the JPEGs; by default a temporary one")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
 
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
+        place = str(options.folder or temporary)
         make(Path(place), options.images)
         torch.manual_seed(0)
         target = as_target(timm.create_model(options.model, num_classes=0)).to(options.device)
@@ -56,19 +60,25 @@ def main() -> None:
         represent(target, [shown[:4]], device=device)  # the first call is slower
         process = psutil.Process()
         resident = [process.memory_info().rss]
-        seconds = dict.fromkeys(("decoding", "target", "ours"), 0.0)
+        seconds, compared, whole = dict.fromkeys(("decoding", "target", "ours"), 0.0), 0, 0.0
         # in turns, so that other work on the machine slows all three alike
-        for part in torch.arange(len(source)).split(options.turn):
+        for turn, part in enumerate(torch.arange(len(source)).split(options.turn)):
+            spent = timed(partial(sight.represented, target, part, device))
+            whole += spent
+            resident.append(process.memory_info().rss)
+            if turn % options.limits_every:
+                continue
             chunks = sight.chunks(part)
             given = [shown[: len(chunk)] for chunk in chunks]
+            compared += len(part)
+            seconds["ours"] += spent
             seconds["decoding"] += timed(partial(deque, sight.images(chunks), 0))
             seconds["target"] += timed(partial(represent, target, given, device=device))
-            seconds["ours"] += timed(partial(sight.represented, target, part, device))
-            resident.append(process.memory_info().rss)
-    decoding, alone, ours = (len(source) / spent for spent in seconds.values())
+    decoding, alone, ours = (compared / spent for spent in seconds.values())
     print(f"decoding alone at {options.target_size} pixels: {decoding:.0f} images a second")
     print(f"{options.model} alone at {options.target_size} pixels: {alone:.0f}")
-    print(f"representations of {len(source)} images: {ours:.0f}, {ours / min(decoding, alone):.2f} of the slower one")
+    print(f"representations at the same time: {ours:.0f}, {ours / min(decoding, alone):.2f} of the slower one")
+    print(f"all {len(source)} images: {len(source) / whole:.0f} a second")
     start, first, *_, end = (size / MEBIBYTE for size in [*resident, resident[-1]])
     print(f"resident memory: {start:.0f} MiB at the start, {first:.0f} after the first turn, {end:.0f} at the end")
 
@@ -81,6 +91,8 @@ def make(folder: Path, count: int) -> None:
         width, height = (int(side) for side in torch.randint(224, 501, (2,), generator=draw))
         pixels = small.read(torch.tensor([number % len(small)]))[0].permute(1, 2, 0).numpy()
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
+        if path.exists():
+            continue
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
