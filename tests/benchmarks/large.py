@@ -93,7 +93,7 @@ def make(folder: Path, count: int) -> None:
         path = folder / f"{number // 1000:03}" / f"{number:06}.jpg"
         if path.exists():
             continue
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
