@@ -31,6 +31,7 @@ from tqdm import tqdm
 from lightly_distill import as_target
 from lightly_distill.data.source import open_source
 from lightly_distill.method.krr import RIDGE
+from lightly_distill.method.objective import Objective
 from lightly_distill.method.step import RealBatch, outer_gradient
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import load_target, represent
@@ -121,7 +122,9 @@ def contrastive_gradient(student, images, representations, real, *, steps, lr, n
 def ridge_gradient(student, images, representations, real):
     """Returns the gradient of the outer loss to the images, with the inner problem of lightly_distill."""
     images, representations = images.detach().requires_grad_(), representations.detach().requires_grad_()
-    return outer_gradient(student, images, representations, real, ridge=RIDGE, dtype=torch.float64).images.flatten()
+    return outer_gradient(
+        student, images, representations, real, objective=Objective(RIDGE, dtype=torch.float64)
+    ).images.flatten()
 
 
 # --- how far the draws of a gradient are from the true one ---

@@ -200,7 +200,10 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
             "distill",
             ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
         ),
-        ("pretrain", ["--set", "Passes over the set", "--weight-decay", "--push"]),
+        (
+            "pretrain",
+            ["--set", "Training steps, whatever the number of images", "--recipe", "--weight-decay", "--push"],
+        ),
         ("evaluate", ["random: as many real images", "linear: logistic regression", "--config", "--representations"]),
         ("publish", ["REPO_ID", "--private", "--dry-run", "near copies", "--yes", "--pull-request"]),
         ("inspect", ["Synthetic set"]),

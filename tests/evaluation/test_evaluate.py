@@ -36,9 +36,10 @@ from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.evaluation.trial import Transfer, Trial, features, pooled_features
 from lightly_distill.models.students import student_builder
 from lightly_distill.runtime.seeding import global_seed
+from lightly_distill.synthetic import artifact
 
 STUDENT = "convnet_4_4"
-QUICK: dict[str, Any] = {"epochs": 3, "full_epochs": 1, "seeds": 2, "finetune_steps": 3, "device": "cpu"}
+QUICK: dict[str, Any] = {"steps": 3, "full_epochs": 1, "seeds": 2, "finetune_steps": 3, "device": "cpu"}
 ALL = ("scratch", "random", "kmeans", "noise", "full", "target")
 
 
@@ -87,9 +88,10 @@ def test_every_arm_is_measured_by_every_probe_with_every_seed(
     assert {name: arm.images for name, arm in result.arms.items()} == {
         "scratch": 0, "random": 8, "kmeans": 8, "noise": 8, "distilled": 8, "full": 40, "target": 0, "earlier": 8
     }  # fmt: skip
-    pixels, dim = 3 * 8 * 8, synthetic.dim
-    assert result.arms["random"].bytes == 8 * (pixels + 4 * dim)
-    assert result.arms["distilled"].bytes == 8 * 4 * (pixels + dim)
+    # of the files, all but the record of how the set was made, which only one arm has
+    assert result.arms["distilled"].bytes == artifact.stored_bytes(synthetic.part(torch.arange(8)))
+    sizes = {name: result.arms[name].bytes for name in ("random", "distilled", "full")}
+    assert 3000 < sizes["random"] < 1.1 * sizes["distilled"] and sizes["full"] > 1.5 * sizes["random"]
     # the same set under another name is the same arm
     assert result.arms["earlier"].values == result.arms["distilled"].values
     (written,) = json.loads((tmp_path / "results" / "results.json").read_text())
@@ -142,7 +144,7 @@ def test_other_distillers_run_once_a_seed_with_the_settings_of_the_set(
     for result in results:
         assert list(result.arms) == ["scratch", "krr-labels", "dm", "distilled"]
         assert all(len(arm.values["TensorDataset/knn"]) == 2 for arm in result.arms.values())
-        assert result.arms["dm"].images == 8 and result.arms["dm"].bytes == result.arms["distilled"].bytes
+        assert result.arms["dm"].images == 8 and result.arms["dm"].bytes > 3000
 
 
 def unrecorded() -> SyntheticSet:
@@ -284,7 +286,7 @@ def test_a_distiller_that_diverges_is_left_out_too_and_not_run_again(
     assert list(result.arms) == ["distilled"] and result.failed == {"dm": "seed 0: too fast"} and seeds == [0]
 
 
-def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_the_epochs_of_full(
+def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_full(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipes: list[PretrainConfig] = []
@@ -299,7 +301,8 @@ def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_the_epochs_of_fu
     monkeypatch.setattr(measure, "pretrain", counted)
     options = {"data": tiny.images(40), "target": target, "baselines": ["random", "full"], "probes": ["knn"]}
     (result,) = evaluate(synthetic, STUDENT, [task()], lr=0.03, batch_size=5, **options, **QUICK)
-    usual, whole = (PretrainConfig(epochs=epochs, lr=0.03, batch_size=5) for epochs in (3, 1))
+    usual = PretrainConfig(steps=3, lr=0.03, batch_size=5)
+    whole = dataclasses.replace(usual, steps=8, mixup=False)  # one pass of 40 images
     assert recipes == [usual, usual, whole] * 2  # random, distilled and full with two seeds
     assert (result.setting["lr"], result.setting["batch_size"]) == (0.03, 5)
 
@@ -314,7 +317,7 @@ def test_another_arm_is_one_entry_of_the_table(
     options = {"data": tiny.images(40), "target": target, "baselines": ["first"], "probes": ["knn"]}
     (result,) = evaluate(synthetic, STUDENT, [task()], out=tmp_path / "out", **options, **QUICK)
     assert list(result.arms) == ["distilled", "first"] and len(result.arms["first"].values["TensorDataset/knn"]) == 2
-    assert (result.arms["first"].images, result.arms["first"].bytes) == (4, 4 * (3 * 8 * 8 + 4 * synthetic.dim))
+    assert result.arms["first"].images == 4 and result.arms["first"].bytes < result.arms["distilled"].bytes
     assert "the first four real images" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -515,3 +518,23 @@ def test_the_teacher_is_the_scratch_student_fine_tuned(synthetic: SyntheticSet) 
     again = finetuned(dataclasses.replace(trial, backbone=scratch)).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in teacher.state_dict().items())
     assert set(result.arms["distilled"].values) == {"TensorDataset/finetune", "TensorDataset/data-free"}
+
+
+def test_random_real_images_of_equal_bytes_say_what_the_set_is_worth(
+    synthetic: SyntheticSet, target: Any, tmp_path: Path
+) -> None:
+    names = [name for name in ARMS if name.startswith("random@bytes")]
+    assert names == ["random@bytes", "random@bytes-x2", "random@bytes-x5", "random@bytes-x10"]
+    images = tiny.images(400)
+    own = DistillationStage(target, student=STUDENT, num_images=30, steps=0).run(images)
+    (result,) = evaluate(
+        own, STUDENT, [task()], data=images, target=target, baselines=names, probes=["knn"], out=tmp_path, **QUICK
+    )
+    whole = result.arms["distilled"].bytes
+    for name, times in zip(names[:2], (1, 2), strict=True):
+        assert result.arms[name].bytes == pytest.approx(times * whole, rel=0.1)
+    assert result.arms["random@bytes"].images > 30  # without maps there is room for more
+    assert result.arms["random@bytes-x10"].images == 400  # all there are
+    worth = result.worth("TensorDataset/knn")
+    assert worth is not None and str(worth) in (tmp_path / "report.md").read_text()
+    assert "Worth: " in (tmp_path / "report.html").read_text()

@@ -25,7 +25,7 @@ def test_the_demo_runs_to_its_table_and_pictures(
         "TARGET": "test_resnet",
         "TARGET_EPOCHS": 1,
         "STUDENT": "convnet_4_8",
-        "PRETRAIN_EPOCHS": 3,
+        "PRETRAIN_STEPS": 3,
         "SETTINGS": {"num_images": 10, "steps": 5, "batch_size": 32, "pool": {"size": 2, "max_age": 3}},
     }
     for name, value in small.items():

@@ -309,7 +309,7 @@ def test_a_student_that_does_not_exist_is_refused_before_the_target_runs(folder:
 def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     wide = lambda images: images.mean((1, 2, 3))[:, None].expand(-1, 2**17 + 1)  # noqa: E731
-    for target, options in ((SSLModel(), {"num_images": 10**6 + 1}), (wide, {})):
+    for target, options in ((SSLModel(), {"num_images": 10**6 + 1}), (wide, {"target_dims": None})):
         stage = DistillationStage(target=target, **{**OPTIONS, **options})
         with pytest.raises(UsageError, match=r"^The synthetic set asked for has the shape .* at most"):
             stage.run(tiny.images(40))

@@ -33,7 +33,8 @@ OPTIONS: dict[str, Any] = {
     "device": "cpu",
     "ridge": {"strength": 1e-2, "dtype": "float64"},
     "outer": {"lr_images": 1e-3, "lr_representations": 1e-3},
-    "pool": {"size": 4, "max_age": 5, "lr": 0.01},
+    "pool": {"size": 4, "max_age": 5, "lr": 0.01, **tiny.PLAIN_POOL},
+    **tiny.PLAIN,
 }
 CHILD = """
 import json, sys
@@ -135,6 +136,20 @@ def test_two_processes_with_the_same_global_batch_equal_one(tmp_path: Path, opti
         assert b.get("heldout_loss", 0) == pytest.approx(a.get("heldout_loss", 0), rel=1e-5)
 
 
+def test_two_processes_make_the_set_of_one_with_maps_mixup_and_8_bits(tmp_path: Path) -> None:
+    rich = {"target_dims": "auto", "target_map": 4, "map_dims": 3, "eight_bits": True, "outer": {"lr_images": 0.02}}
+    rich["pool"] = {"size": 4, "max_age": 5, "lr": 0.01}
+    one = in_one(tmp_path / "one", **rich)
+    in_two({"out": str(tmp_path / "two")}, **rich)
+    two = SyntheticSet.load(tmp_path / "two")
+    assert one.maps is not None and two.maps is not None and one.pixels is not None and two.pixels is not None
+    # what the last bit makes of a number in the middle between two grey levels
+    differences = (one.pixels.int() - two.pixels.int()).abs()
+    assert differences.max() <= 2 and (differences > 0).float().mean() < 0.02
+    assert (one.targets != two.targets).float().mean() < 0.05
+    torch.testing.assert_close(one.targets, two.targets, rtol=0, atol=0.1)
+
+
 SMALL_SHARDS = """
 from lightly_distill.method import representation_cache
 from lightly_distill.models.targets import Target
@@ -196,7 +211,7 @@ def stage_gradients(tmp_path: Path, two: SyntheticSet) -> None:
                 state.images,
                 state.representations,
                 batch,
-                objective=Objective(1e-2, objective=Objective(dtype=torch.float64)),
+                objective=Objective(1e-2, dtype=torch.float64),
             )
         )
     assert slots[0] % 2 == 0 and slots[1] % 2 == 1

@@ -217,7 +217,7 @@ def test_facts_are_read_up_to_a_size(folder: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "2.0"}, "has format 2.0, this version of lightly-distill reads up to 1.1: pip install"),
+        ({"format_version": "3.0"}, "has format 3.0, this version of lightly-distill reads up to 2.0: pip install"),
         ({"format_version": "12.1"}, "has format 12.1"),
         ({"format_version": None}, "cannot be read"),
         ({"kind": "checkpoint"}, "describes a 'checkpoint', not a synthetic_set"),
@@ -303,8 +303,8 @@ def test_a_newer_minor_version_with_more_facts_is_read(folder: Path) -> None:
 
 
 def test_a_newer_major_version_is_told_before_anything_that_it_may_have_changed(folder: Path) -> None:
-    edit_facts(folder, lambda facts: facts.update(format_version="2.0", shape="new"), sign=False)
-    with pytest.raises(DistillError, match=r"has format 2\.0"):
+    edit_facts(folder, lambda facts: facts.update(format_version="3.0", shape="new"), sign=False)
+    with pytest.raises(DistillError, match=r"has format 3\.0"):
         SyntheticSet.load(folder)
 
 

@@ -157,7 +157,7 @@ def test_sizes_losses_by_student_transfer_and_near_copies_are_told() -> None:
     }
     text = card.text(made, size=4000, source_license="their own", license="mit")
     for part in (
-        "| size | 4 kB in files, 1.57 kB of images and representations in memory |",
+        "| size | 4 kB in files, 1.57 kB of images and targets |",
         "| size of the source | 192 kB as 8-bit pixels of 8x8: 48 times the set |",
         "| of a | 3 at the start |",
         "| started from | noise |",

@@ -482,7 +482,7 @@ def test_a_strangers_set_is_refused_before_its_data_is_fetched(
     cases = [
         (
             resign({**facts, "format_version": "2.0"}),
-            "has format 2.0, this version of lightly-distill reads up to 1.1: ",
+            "has format 3.0, this version of lightly-distill reads up to 2.0: ",
         ),
         (resign({**facts, "shape": {**facts["shape"], "m": 10**6, "H": 4096}}), "refused, at most"),
         (resign(big), f"{artifact.DATA} has {facts['files'][artifact.DATA]['bytes']} bytes, "),

@@ -236,7 +236,7 @@ def test_under_ddp_the_processes_share_the_work(tmp_path: Path) -> None:
 
 
 def test_under_ddp_a_failure_ends_both_processes(tmp_path: Path) -> None:
-    done = _two_processes(tmp_path, outer={"lr_images": 1e30})
+    done = _two_processes(tmp_path, outer={"lr_images": 1e30}, eight_bits=False)
     assert done.returncode != 0
     assert "DistillError: Stopped " in done.stderr
     assert not list(tmp_path.glob("rank*"))
