@@ -149,7 +149,11 @@ class DistillConfig:
     """Principal components of each cell of the target's map."""
     eight_bits: bool = True
     """Keep images and targets in 8 bits: pixels as any image has them, and targets as whole numbers with a scale. They
-    are rounded in every step, so that nothing is lost at the end, and take a quarter of the bytes of float32."""
+    are rounded in every step, so that nothing is lost at the end, and take a quarter of float32's bytes or less."""
+    image_bits: int = 5
+    """Of the 8 bits of each channel of a pixel, those that are used; fewer take fewer bytes on disk."""
+    target_bits: int = 6
+    """Of the 8 bits of each number of a target, those that are used."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
     seed: int = 0
@@ -180,6 +184,10 @@ class DistillConfig:
     def __post_init__(self) -> None:
         check_number(self, "num_images", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
         check_number(self, "map_dims")
+        for name, least in (("image_bits", 1), ("target_bits", 2)):
+            check_number(self, name, least=least)
+            if getattr(self, name) > 8:
+                raise UsageError(f"{name} is at most 8; got {getattr(self, name)}.")
         check_number(self, "steps", least=0)
         if self.image_size is not None:
             check_number(self, "image_size")
@@ -242,6 +250,8 @@ class DistillOptions(TypedDict, total=False):
     target_map: int | Literal["auto"]
     map_dims: int
     eight_bits: bool
+    image_bits: int
+    target_bits: int
     holdout: int
     seed: int
     device: str
@@ -280,6 +290,8 @@ def _paper(num_images: int, image_size: int, student: str, lr: float) -> dict[st
         "target_dims": None,
         "target_map": 0,
         "eight_bits": False,
+        "image_bits": 8,
+        "target_bits": 8,
         "outer": {"lr_images": lr, "lr_representations": lr, "final_lr": 1e-3},
         "pool": _PAPER_POOL,
         "ridge": {"strength": 1e-6},
@@ -296,7 +308,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def as_recorded(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Returns recorded settings with what the version that recorded them did not know, as it was then."""
-    before = {"target_dims": None, "target_whiten": False, "target_map": 0, "map_dims": 64, "eight_bits": False}
+    before: dict[str, Any] = {
+        "target_dims": None,
+        "target_whiten": False,
+        "target_map": 0,
+        "map_dims": 64,
+        "eight_bits": False,
+    }
+    before |= {"image_bits": 8, "target_bits": 8}
     filled = {**before, **recorded}
     pool, ridge = filled.get("pool"), filled.get("ridge")
     if isinstance(pool, Mapping):

@@ -128,11 +128,12 @@ class RealImages:
         images = self.normalise(self.source.read(indices))
         return RealBatch(images, self.truth.of_images(indices).to(self._device))
 
-    def rounding(self) -> Rounding:
-        """Returns how a set that is made of these images is rounded to 8 bits."""
+    def rounding(self, config: DistillConfig) -> Rounding:
+        """Returns how a set that is made of these images is rounded."""
         sample = self.split.train[:: max(1, -(-len(self.split.train) // _SAMPLE))]
-        scales = fit_scales(self.truth.of_images(sample).to(self._device), self.truth.layout)
-        return Rounding(self._mean, self._std, scales)
+        rows = self.truth.of_images(sample).to(self._device)
+        scales = fit_scales(rows, self.truth.layout, config.target_bits)
+        return Rounding(self._mean, self._std, scales, config.image_bits)
 
     def held_out(self) -> RealBatch | None:
         """Returns the held-out images as they are, or None if there are none."""

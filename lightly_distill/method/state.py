@@ -87,7 +87,7 @@ class DistillState:
         optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
         state = cls(images, representations, targets, index, pool, optimizer, team)
         state.projection, state.target_maps = real.projection, real.target_maps
-        state.rounding = real.rounding() if config.eight_bits else None
+        state.rounding = real.rounding(config) if config.eight_bits else None
         if state.rounding is not None:
             processes.copy_from_main(state.rounding.scales)
         return state

@@ -49,7 +49,8 @@ class RealSide:
         target_maps: Which map of the target is wanted; None: none.
         projection: Applied to all representations: those of a set are compared with others in its own coordinates.
         recorded: Of a set that has coordinates without their projection, which is found again: how it was made.
-        eight_bits: Whether images and targets are rounded, as those of the set that they are compared with.
+        bits: To which images and targets are rounded, as those of the set that they are compared with; None: they are
+            float32.
         bf16: Whether the target computes in bfloat16.
     """
 
@@ -61,7 +62,7 @@ class RealSide:
     target_maps: TargetMaps | None = None
     projection: Projection | None = None
     recorded: DistillConfig | None = None
-    eight_bits: bool = False
+    bits: tuple[int, int] | None = None
     bf16: bool = False
 
     @cached_property
@@ -124,10 +125,13 @@ class RealSide:
         layout = self.truth.layout
         if not maps:
             rows, layout = rows[:, : layout.dim], Layout(layout.dim)
+        image_bits, target_bits = self.bits or (8, 8)
         return as_set(
-            images if self.eight_bits else normalise(images, self.target.mean, self.target.std),
+            images if self.bits else normalise(images, self.target.mean, self.target.std),
             rows,
             layout,
+            image_bits=image_bits,
+            target_bits=target_bits,
             mean=self.target.mean,
             std=self.target.std,
             source_index=indices,
@@ -196,7 +200,7 @@ def real_side(
         target_maps,
         own.projection if in_its_coordinates else None,
         made if in_its_coordinates else None,
-        eight_bits=own.pixels is not None,
+        bits=None if own.pixels is None else (made.image_bits, made.target_bits) if made else (8, 8),
         bf16=device.type == "cuda" and made is not None and made.precision == "bf16",
     )
 

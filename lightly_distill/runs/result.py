@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightly_distill.method.rounding import fit_scales, round_targets
+from lightly_distill.method.rounding import fit_scales, round_pixels, round_targets
 from lightly_distill.method.state import DistillState
 from lightly_distill.models.rows import Layout
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -46,21 +46,32 @@ def finished(
     )
 
 
-def as_set(images: Tensor, rows: Tensor, targets: Layout, scales: Tensor | None = None, **rest: Any) -> SyntheticSet:
+def as_set(
+    images: Tensor,
+    rows: Tensor,
+    targets: Layout,
+    scales: Tensor | None = None,
+    *,
+    image_bits: int = 8,
+    target_bits: int = 8,
+    **rest: Any,
+) -> SyntheticSet:
     """Makes a set of images with rows of targets.
 
     Args:
         images: uint8 for a set of 8 bits, whose targets are rounded if they are not yet, or normalised float32.
         rows: Targets, shape (m, D). Maps are left out of a set of floats, whose format has none.
         targets: Layout of these rows.
-        scales: Of the numbers of a row, if they are rounded already, shape (D,).
+        scales: Of the numbers of a row, if images and rows are rounded already, shape (D,).
+        image_bits: To which they are rounded, if not.
+        target_bits: As `image_bits`.
         rest: Further arguments of `SyntheticSet`.
     """
     if images.dtype != torch.uint8:
         return SyntheticSet(images, targets.split(rows)[0].contiguous(), **rest)
     if scales is None:
-        scales = fit_scales(rows, targets)
-        rows = round_targets(rows, scales)
+        scales = fit_scales(rows, targets, target_bits)
+        images, rows = round_pixels(images, image_bits), round_targets(rows, scales)
     representations, maps = targets.split(rows)
     maps = None if maps is None else maps.contiguous()
     return SyntheticSet(images, representations.contiguous(), maps=maps, scales=targets.by_channel(scales), **rest)

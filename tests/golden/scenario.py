@@ -44,6 +44,8 @@ STAGE: dict[str, Any] = {
     "target_dims": None,
     "target_map": 0,
     "eight_bits": False,
+    "image_bits": 8,
+    "target_bits": 8,
 }
 STUDENT = "convnet_4_8"
 EVALUATION: dict[str, Any] = {
