@@ -36,7 +36,7 @@ from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.device import free_memory, resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
-from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 _logger = logging.getLogger(__name__)
@@ -243,8 +243,8 @@ class DistillationStage:
                 check_dims(config.target_dims, images=_items(images), dim=dim)
                 dim = min(MOST, dim) if config.target_dims == "auto" else config.target_dims
             sides = (3, images.image_size, images.image_size)
-            shape = dict(zip(artifact.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
-            artifact.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
+            shape = dict(zip(set_facts.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
+            set_facts.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
         return images, students, config
 
 

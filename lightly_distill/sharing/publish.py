@@ -17,7 +17,7 @@ from lightly_distill.evaluation.results import read_evaluation
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.settings import choose
-from lightly_distill.synthetic import address, artifact, card, card_frame
+from lightly_distill.synthetic import address, artifact, card, card_frame, set_facts
 from lightly_distill.synthetic.address import Published, PublishKeywords, PublishOptions
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -93,7 +93,7 @@ def _written(
 ) -> dict[str, int]:
     """Writes the set and its card as they are sent; returns the bytes of each file."""
     synthetic.save(place)
-    size = sum(bytes for name, bytes in _files(place).items() if name != artifact.CARD)
+    size = sum(bytes for name, bytes in _files(place).items() if name != set_facts.CARD)
     text = card.text(
         synthetic,
         repo_id=repo_id,
@@ -102,7 +102,7 @@ def _written(
         size=size,
         before=card_there,
     )
-    (place / artifact.CARD).write_text(text, encoding="utf-8")
+    (place / set_facts.CARD).write_text(text, encoding="utf-8")
     return _files(place)
 
 
@@ -177,7 +177,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 def _kept_card(there: str | None, folder: Path | None) -> str | None:
     """Returns the card whose own text is kept: that on the Hub, or before there is one that in the folder."""
-    local = None if folder is None else folder / artifact.CARD
+    local = None if folder is None else folder / set_facts.CARD
     mine = local.read_text(encoding="utf-8") if local is not None and local.is_file() else None
     if there and mine and card_frame.own_text(mine) not in card_frame.own_text(there):
         _logger.warning("%s has text of yours; that of the card on the Hub is kept instead: edit it there.", local)

@@ -11,7 +11,7 @@ from lightly_distill.errors import UsageError
 from lightly_distill.models.students import find_adapter
 from lightly_distill.runtime import templates
 from lightly_distill.runtime.words import one_line
-from lightly_distill.synthetic import address, artifact, card_frame
+from lightly_distill.synthetic import address, card_frame, set_facts
 
 TAGS = ("lightly-distill", "self-supervised-learning", "timm")
 
@@ -49,7 +49,7 @@ def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None 
         (workspace / "config.json").write_text(json.dumps(config, indent=2))
         shutil.copyfile(folder / "model.safetensors", workspace / "model.safetensors")
         load = adapter.how_to_load_from_hub(name, repository)
-        (workspace / artifact.CARD).write_text(card_text(facts, load, before.card), encoding="utf-8")
+        (workspace / set_facts.CARD).write_text(card_text(facts, load, before.card), encoding="utf-8")
         message = f"{facts['student']}, pre-trained on a synthetic set"
         sent = client.send(workspace, repository, "model", before, private=private, message=message)
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightly_distill.synthetic import address, artifact
+from lightly_distill.synthetic import address, artifact, set_facts
 from lightly_distill.synthetic.conditions import RECORDED, conditions
 from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -75,7 +75,7 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
     head = [f"{name:<{column}}  {text}" for name, text in lines.items()]
     more = [line for name, text in origin.items() for line in _wrap(name, text, column)]
     if len(more) > MAX_ORIGIN:
-        more = [*more[:MAX_ORIGIN], f"{'':<{column}}  ... all of it is in {artifact.FACTS}"]
+        more = [*more[:MAX_ORIGIN], f"{'':<{column}}  ... all of it is in {set_facts.FACTS}"]
     return "\n".join([*head, *more])
 
 

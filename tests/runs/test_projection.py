@@ -17,7 +17,7 @@ from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.method import real_images
 from lightly_distill.method.real_images import RealImages
-from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.describe import describe
 
 COUNT, STUDENT, DIMS = 40, "convnet_4_4", 5
@@ -69,15 +69,15 @@ def test_the_set_brings_the_original_space_back_from_disk_bit_for_bit(run: Path,
     assert again.projection is not None
     for name, tensor in synthetic.projection.tensors().items():
         assert torch.equal(tensor, again.projection.tensors()[name])
-    facts = json.loads((tmp_path / "copy" / artifact.FACTS).read_text())
+    facts = json.loads((tmp_path / "copy" / set_facts.FACTS).read_text())
     assert facts["format_version"] == "1.1" and facts["projection"] == {"from": d}
-    assert artifact.PROJECTION in facts["files"]
+    assert set_facts.PROJECTION in facts["files"]
     synthetic.save(tmp_path / "copy", overwrite=True)
     raw = SyntheticSet(synthetic.images, synthetic.original_representations(), mean=synthetic.mean, std=synthetic.std)
     assert torch.equal(raw.original_representations(), raw.representations)
     raw.save(tmp_path / "copy", overwrite=True)
-    assert not (tmp_path / "copy" / artifact.PROJECTION).exists()
-    assert json.loads((tmp_path / "copy" / artifact.FACTS).read_text())["format_version"] == "1.0"
+    assert not (tmp_path / "copy" / set_facts.PROJECTION).exists()
+    assert json.loads((tmp_path / "copy" / set_facts.FACTS).read_text())["format_version"] == "1.0"
     assert pretrain(STUDENT, synthetic, steps=1, device="cpu", progress=False) is not None
 
 
@@ -128,7 +128,7 @@ def test_a_dry_run_of_publish_carries_the_projection(run: Path, tmp_path: Path) 
     sent = synthetic.push_to_hub(
         "me/projected", dry_run=tmp_path / "sent", data=tiny.images(COUNT), target=as_target(tiny.encoder())
     )
-    assert artifact.PROJECTION in sent.files and sent.near_copies is not None
+    assert set_facts.PROJECTION in sent.files and sent.near_copies is not None
     back = SyntheticSet.load(tmp_path / "sent")
     assert torch.equal(back.original_representations(), synthetic.original_representations())
 
@@ -164,7 +164,7 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], messag
 
 def test_a_damaged_projection_is_noticed(run: Path, tmp_path: Path) -> None:
     folder = SyntheticSet.load(run).save(tmp_path / "set")
-    path = folder / artifact.PROJECTION
+    path = folder / set_facts.PROJECTION
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)

@@ -20,7 +20,7 @@ from PIL import Image
 import synthetic_sets
 from lightly_distill import DistillError, SyntheticSet, UsageError
 from lightly_distill.models.projection import Projection
-from lightly_distill.synthetic import artifact, parquet
+from lightly_distill.synthetic import parquet, set_facts
 from synthetic_sets import MEAN, STD, make_set, same_bits
 
 
@@ -32,28 +32,28 @@ def folder(tmp_path: Path) -> Path:
 
 def edit_facts(folder: Path, change: Callable[[dict[str, Any]], Any], *, sign: bool = True) -> None:
     """Changes the JSON, and the hash of it too."""
-    facts = json.loads((folder / artifact.FACTS).read_text())
+    facts = json.loads((folder / set_facts.FACTS).read_text())
     change(facts)
     signed = synthetic_sets.sign(facts) if sign else {**facts, "sha256": "0" * 64}
-    (folder / artifact.FACTS).write_text(json.dumps(signed))
+    (folder / set_facts.FACTS).write_text(json.dumps(signed))
 
 
 def replace_data(folder: Path, table: pa.Table, **changes: Any) -> None:
     """Puts another parquet file in, with the right hash."""
-    path = folder / artifact.DATA
+    path = folder / set_facts.DATA
     pq.write_table(table, path)
     entry = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    edit_facts(folder, lambda facts: (facts["files"].update({artifact.DATA: entry}), facts["shape"].update(changes)))
+    edit_facts(folder, lambda facts: (facts["files"].update({set_facts.DATA: entry}), facts["shape"].update(changes)))
 
 
 def test_the_folder_is_as_documented(folder: Path) -> None:
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    assert found == ["README.md", artifact.DATA, artifact.FACTS, "preview.png"]
-    facts = json.loads((folder / artifact.FACTS).read_text())
+    assert found == ["README.md", set_facts.DATA, set_facts.FACTS, "preview.png"]
+    facts = json.loads((folder / set_facts.FACTS).read_text())
     assert (facts["format_version"], facts["kind"]) == ("1.0", "synthetic_set")
     assert facts["shape"] == {"m": 6, "C": 3, "H": 8, "W": 8, "d": 5}
     assert (facts["mean"], facts["std"], facts["provenance"]["steps"]) == ([*MEAN], [*STD], 7)
-    assert set(facts["files"]) == {artifact.DATA, "preview.png"}
+    assert set(facts["files"]) == {set_facts.DATA, "preview.png"}
     for name, told in facts["files"].items():
         content = (folder / name).read_bytes()
         assert told == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -122,7 +122,7 @@ def test_several_row_groups_come_back_in_order(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(parquet, "ROWS_AT_ONCE", 2)
     ours = make_set(count=5)
     ours.save(tmp_path / "set")
-    assert pq.ParquetFile(tmp_path / "set" / artifact.DATA).num_row_groups == 3
+    assert pq.ParquetFile(tmp_path / "set" / set_facts.DATA).num_row_groups == 3
     again = SyntheticSet.load(tmp_path / "set")
     assert same_bits(again.images, ours.images) and torch.equal(again.source_index, ours.source_index)
 
@@ -139,36 +139,36 @@ def test_the_card_may_be_edited_even_in_old_sets_that_list_its_hash(folder: Path
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({}, f"x is not complete: lightly_distill.json lists {artifact.DATA}, which is not there"),
-        ({artifact.DATA: 5}, f"x is not what was published: {artifact.DATA} has 5 bytes, lightly_distill.json says"),
+        ({}, f"x is not complete: lightly_distill.json lists {set_facts.DATA}, which is not there"),
+        ({set_facts.DATA: 5}, f"x is not what was published: {set_facts.DATA} has 5 bytes, lightly_distill.json says"),
     ],
 )
 def test_sizes_that_are_not_as_claimed_are_refused(folder: Path, sizes: dict[str, int], message: str) -> None:
-    facts = artifact.read_facts(folder)
+    facts = set_facts.read_facts(folder)
     claimed = {name: entry["bytes"] for name, entry in facts["files"].items()}
-    artifact.check_sizes(facts, claimed, "x")
+    set_facts.check_sizes(facts, claimed, "x")
     rest = {} if not sizes else claimed
     with pytest.raises(DistillError, match=message):
-        artifact.check_sizes(facts, {**rest, **sizes}, "x")
+        set_facts.check_sizes(facts, {**rest, **sizes}, "x")
 
 
-@pytest.mark.parametrize("name", [artifact.DATA, "preview.png"])
+@pytest.mark.parametrize("name", [set_facts.DATA, "preview.png"])
 def test_files_larger_than_such_a_set_can_be_are_refused(folder: Path, name: str) -> None:
-    facts = artifact.read_facts(folder)
+    facts = set_facts.read_facts(folder)
     facts["files"][name]["bytes"] = 10**9
     claimed = {name: entry["bytes"] for name, entry in facts["files"].items()}
     with pytest.raises(DistillError, match=r"x has 10\d+ bytes, more than a set of the shape .* can have: refused"):
-        artifact.check_sizes(facts, claimed, "x")
+        set_facts.check_sizes(facts, claimed, "x")
 
 
 def test_the_largest_honest_set_is_within_the_bounds(tmp_path: Path) -> None:
     noise = torch.randn(50, 3, 32, 32) * 3  # its PNGs are as large as PNGs get
     SyntheticSet(noise, torch.randn(50, 1), mean=MEAN, std=STD).save(tmp_path / "set")
-    facts = artifact.read_facts(tmp_path / "set")
-    artifact.check_sizes(facts, {name: entry["bytes"] for name, entry in facts["files"].items()}, "x")
+    facts = set_facts.read_facts(tmp_path / "set")
+    set_facts.check_sizes(facts, {name: entry["bytes"] for name, entry in facts["files"].items()}, "x")
 
 
-@pytest.mark.parametrize("name", [artifact.DATA, "preview.png"])
+@pytest.mark.parametrize("name", [set_facts.DATA, "preview.png"])
 @pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "missing"])
 def test_a_changed_file_is_refused_by_name(folder: Path, name: str, damage: str) -> None:
     path = folder / name
@@ -184,18 +184,18 @@ def test_a_changed_file_is_refused_by_name(folder: Path, name: str, damage: str)
 
 
 def test_no_flipped_bit_of_the_facts_goes_unnoticed(folder: Path) -> None:
-    path = folder / artifact.FACTS
+    path = folder / set_facts.FACTS
     content = path.read_bytes()
-    whole = artifact.read_facts(folder)
+    whole = set_facts.read_facts(folder)
     unnoticed = 0
     for place in range(0, len(content), 3):
         changed = bytearray(content)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
         try:
-            unnoticed += artifact.read_facts(folder) != whole
+            unnoticed += set_facts.read_facts(folder) != whole
         except DistillError as error:
-            assert artifact.FACTS in str(error) or "pip install" in str(error)
+            assert set_facts.FACTS in str(error) or "pip install" in str(error)
     assert unnoticed == 0
 
 
@@ -203,13 +203,13 @@ def test_no_flipped_bit_of_the_facts_goes_unnoticed(folder: Path) -> None:
     "content", [b"", b"[]", b'{"format_version": "1.', b"\xff\xfe", b"[" * 100_000, b'{"format_version": NaN}']
 )
 def test_facts_that_are_no_json_object_are_refused(folder: Path, content: bytes) -> None:
-    (folder / artifact.FACTS).write_bytes(content)
+    (folder / set_facts.FACTS).write_bytes(content)
     with pytest.raises(DistillError, match=r"lightly_distill.json cannot be read"):
         SyntheticSet.load(folder)
 
 
 def test_facts_are_read_up_to_a_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "MAX_FACTS", 100)
+    monkeypatch.setattr(set_facts, "MAX_FACTS", 100)
     with pytest.raises(DistillError, match=r"lightly_distill.json is larger than"):
         SyntheticSet.load(folder)
 
@@ -242,8 +242,8 @@ def test_facts_are_read_up_to_a_size(folder: Path, monkeypatch: pytest.MonkeyPat
         ({"std": None}, "is not complete"),
         ({"metrics": []}, "metrics must be an object"),
         ({"files": {}}, "lists no data/train"),
-        ({"files": {artifact.DATA: {"bytes": 1}}}, "is not complete: KeyError: 'sha256'"),
-        ({"files": {artifact.DATA: 3}}, "is not complete"),
+        ({"files": {set_facts.DATA: {"bytes": 1}}}, "is not complete: KeyError: 'sha256'"),
+        ({"files": {set_facts.DATA: 3}}, "is not complete"),
     ],
 )
 def test_facts_that_cannot_be_true_are_refused(folder: Path, change: dict[str, Any], message: str) -> None:
@@ -276,7 +276,7 @@ def test_facts_of_a_projection_that_cannot_be_true_are_refused(tmp_path: Path) -
     synthetic = make_set()
     synthetic.projection = Projection(torch.zeros(9), torch.eye(9, 5), torch.ones(5), torch.ones(()))
     folder = synthetic.save(tmp_path / "set")
-    original = (folder / artifact.FACTS).read_text()
+    original = (folder / set_facts.FACTS).read_text()
     for claimed, message in (
         ({"from": 4}, "a projection from 4 numbers to 5: refused"),
         ({"from": 10**9}, "has the shape .* refused"),
@@ -287,14 +287,14 @@ def test_facts_of_a_projection_that_cannot_be_true_are_refused(tmp_path: Path) -
         edit_facts(folder, lambda facts, claimed=claimed: facts.update(projection=claimed))  # type: ignore[misc]
         with pytest.raises(DistillError, match=message):
             SyntheticSet.load(folder)
-        (folder / artifact.FACTS).write_text(original)
-    facts = artifact.read_facts(folder)
+        (folder / set_facts.FACTS).write_text(original)
+    facts = set_facts.read_facts(folder)
     sizes = {name: told["bytes"] for name, told in facts["files"].items()}
-    artifact.check_sizes(facts, sizes, "the set")
-    large = {**sizes, artifact.PROJECTION: 10**6}
-    facts["files"][artifact.PROJECTION]["bytes"] = 10**6
+    set_facts.check_sizes(facts, sizes, "the set")
+    large = {**sizes, set_facts.PROJECTION: 10**6}
+    facts["files"][set_facts.PROJECTION]["bytes"] = 10**6
     with pytest.raises(DistillError, match="more than a set of the shape"):
-        artifact.check_sizes(facts, large, "the set")
+        set_facts.check_sizes(facts, large, "the set")
 
 
 def test_a_newer_minor_version_with_more_facts_is_read(folder: Path) -> None:
@@ -340,16 +340,16 @@ def nulls_in(table: pa.Table, name: str, row: list[Any] | int | None) -> pa.Tabl
     ],
 )
 def test_a_table_that_is_no_set_is_refused(folder: Path, change: Callable[[pa.Table], pa.Table], message: str) -> None:
-    replace_data(folder, change(pq.read_table(folder / artifact.DATA)))
+    replace_data(folder, change(pq.read_table(folder / set_facts.DATA)))
     with pytest.raises(
-        DistillError, match=f"{artifact.DATA} cannot be read as a synthetic set: .*({message})|{message}"
+        DistillError, match=f"{set_facts.DATA} cannot be read as a synthetic set: .*({message})|{message}"
     ):
         SyntheticSet.load(folder)
 
 
 def test_a_missing_representation_of_one_number_is_noticed(tmp_path: Path) -> None:
     folder = SyntheticSet(torch.zeros(3, 3, 2, 2), torch.zeros(3, 1), mean=MEAN, std=STD).save(tmp_path / "set")
-    replace_data(folder, nulls_in(pq.read_table(folder / artifact.DATA), "representation", None))
+    replace_data(folder, nulls_in(pq.read_table(folder / set_facts.DATA), "representation", None))
     with pytest.raises(DistillError, match=r"representation holds 2 of float32, expected float32 of shape \(3, 1\)"):
         SyntheticSet.load(folder)
 
@@ -357,7 +357,7 @@ def test_a_missing_representation_of_one_number_is_noticed(tmp_path: Path) -> No
 def test_a_file_that_announces_too_much_is_refused_before_it_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = pq.read_table(folder / artifact.DATA)
+    table = pq.read_table(folder / set_facts.DATA)
     replace_data(folder, pa.concat_tables([table] * 100))
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read before it was checked"))
     with pytest.raises(DistillError, match="pixels has 115200 numbers"):
@@ -365,7 +365,7 @@ def test_a_file_that_announces_too_much_is_refused_before_it_is_read(
 
 
 def test_pictures_are_neither_read_nor_decoded_on_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = pq.read_table(folder / artifact.DATA)
+    table = pq.read_table(folder / set_facts.DATA)
     bomb = pa.array([{"bytes": b"not a picture", "path": None}] * 6, table.schema.field("image").type)
     replace_data(folder, table.set_column(0, "image", bomb))
     real = pq.ParquetFile.read
@@ -381,10 +381,10 @@ def test_pictures_are_neither_read_nor_decoded_on_load(folder: Path, monkeypatch
 
 
 def test_something_that_is_not_parquet_is_refused(folder: Path) -> None:
-    (folder / artifact.DATA).write_bytes(b"PAR1 or not")
+    (folder / set_facts.DATA).write_bytes(b"PAR1 or not")
     digest = hashlib.sha256(b"PAR1 or not").hexdigest()
-    edit_facts(folder, lambda facts: facts["files"].update({artifact.DATA: {"bytes": 11, "sha256": digest}}))
-    with pytest.raises(DistillError, match=f"{artifact.DATA} cannot be read as a synthetic set"):
+    edit_facts(folder, lambda facts: facts["files"].update({set_facts.DATA: {"bytes": 11, "sha256": digest}}))
+    with pytest.raises(DistillError, match=f"{set_facts.DATA} cannot be read as a synthetic set"):
         SyntheticSet.load(folder)
 
 
@@ -409,7 +409,7 @@ def test_a_folder_with_other_peoples_files_is_never_replaced(folder: Path) -> No
 
 
 def test_what_the_user_wrote_into_the_card_stays_when_the_set_is_replaced(folder: Path) -> None:
-    path = folder / artifact.CARD
+    path = folder / set_facts.CARD
     mine = "\nMine: caf\u00e9, and ".encode() + b"caf\xe9 in another encoding.\n"
     path.write_bytes(path.read_bytes() + mine)
     make_set(count=2).save(folder, overwrite=True)
@@ -513,7 +513,7 @@ def test_provenance_that_is_not_json_is_refused(tmp_path: Path, fact: object) ->
 
 
 def test_a_set_that_could_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "MAX_NUMBERS", 100)
+    monkeypatch.setattr(set_facts, "MAX_NUMBERS", 100)
     with pytest.raises(UsageError, match=r"This synthetic set has the shape .* refused"):
         make_set().save(tmp_path / "set")
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from lightly_distill.data.pixels import normalise
 from lightly_distill.method.rounding import fit_scales, round_targets
 from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.seeding import generator
-from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic import artifact, set_facts
 from lightly_distill.synthetic.describe import describe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -67,7 +67,7 @@ def test_save_and_load_give_every_bit_back_and_the_same_files(tmp_path: Path, la
     for path in (tmp_path / "set").rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "set")).read_bytes(), path
-    assert json.loads((tmp_path / "set" / artifact.FACTS).read_text())["format_version"] == "2.0"
+    assert json.loads((tmp_path / "set" / set_facts.FACTS).read_text())["format_version"] == "2.0"
 
 
 def test_floats_are_written_as_format_1_as_before(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_floats_are_written_as_format_1_as_before(tmp_path: Path) -> None:
     floats = SyntheticSet(synthetic.images, synthetic.representations, mean=MEAN, std=STD)
     loaded = SyntheticSet.load(floats.save(tmp_path / "set"))
     assert loaded.pixels is None and torch.equal(loaded.images, synthetic.images)
-    assert json.loads((tmp_path / "set" / artifact.FACTS).read_text())["format_version"] == "1.0"
+    assert json.loads((tmp_path / "set" / set_facts.FACTS).read_text())["format_version"] == "1.0"
 
 
 def test_it_takes_little_more_than_its_images_and_a_byte_a_number(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_code_of_the_card_reads_it_without_our_package(tmp_path: Path, monke
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", card, re.S) if "load_dataset" in block)
     (tmp_path / "read.py").write_text(code.replace("path/to/this/folder", str(folder)))
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))  # it knows folders by their names
     found = runpy.run_path(str(tmp_path / "read.py"))
     torch.testing.assert_close(found["images"], synthetic.images)
     torch.testing.assert_close(found["representations"], synthetic.representations)
@@ -147,16 +147,16 @@ def test_a_selected_set_says_that_its_images_are_real(tmp_path: Path) -> None:
 
 def damaged(folder: Path, change: Any) -> None:
     """Changes the table and makes the hashes true again, as somebody of ill will can."""
-    table = pq.read_table(folder / artifact.DATA)
-    pq.write_table(change(table), folder / artifact.DATA)
-    facts = json.loads((folder / artifact.FACTS).read_text())
+    table = pq.read_table(folder / set_facts.DATA)
+    pq.write_table(change(table), folder / set_facts.DATA)
+    facts = json.loads((folder / set_facts.FACTS).read_text())
     facts.pop("sha256")
-    content = (folder / artifact.DATA).read_bytes()
+    content = (folder / set_facts.DATA).read_bytes()
     import hashlib
 
-    facts["files"][artifact.DATA] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    facts["files"][set_facts.DATA] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     facts["sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    (folder / artifact.FACTS).write_text(json.dumps(facts))
+    (folder / set_facts.FACTS).write_text(json.dumps(facts))
 
 
 def encoded(mode: str, size: tuple[int, int], kind: str) -> bytes:
@@ -209,11 +209,11 @@ def test_fewer_numbers_than_promised_are_refused(tmp_path: Path) -> None:
 )
 def test_facts_of_8_bits_that_cannot_be_true_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = made().save(tmp_path / "set")
-    facts = {**json.loads((folder / artifact.FACTS).read_text()), **change}
+    facts = {**json.loads((folder / set_facts.FACTS).read_text()), **change}
     facts.pop("sha256")
     import hashlib
 
     facts["sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    (folder / artifact.FACTS).write_text(json.dumps(facts))
+    (folder / set_facts.FACTS).write_text(json.dumps(facts))
     with pytest.raises(DistillError, match=r"is not complete|refused"):
         SyntheticSet.load(folder)

@@ -255,12 +255,9 @@ def test_the_number_of_images_does_not_decide_how_many_steps_there_are() -> None
 
 def test_a_student_learns_the_maps_too() -> None:
     data = rich()
-    student = run(student="convnet_8_8", synthetic=data, steps=150, seed=0)
-    without = run(
-        student="convnet_8_8",
-        synthetic=SyntheticSet(data.images, data.representations, mean=data.mean, std=data.std),
-        steps=150,
-        seed=0,
+    vectors = SyntheticSet(data.images, data.representations, mean=data.mean, std=data.std)
+    student, without = (
+        run(student="convnet_8_8", synthetic=each, steps=150, batch_size=12, **PLAIN) for each in (data, vectors)
     )
 
     def residual(backbone: nn.Module) -> float:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from lightly_distill.adapters import Repository, Sent
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.sharing import publish as sharing
-from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.address import Published, PublishOptions
 from lightly_distill_integrations.huggingface import hub_errors
 
@@ -70,7 +70,7 @@ def look_at(repo_id: str, kind: Kind, revision: str | None) -> Repository:
             path = hf_hub_download(repo_id, name, repo_type=kind, revision=info.sha)
             return Path(path).read_text(encoding="utf-8")
 
-        ours = artifact.FACTS in files if kind == "dataset" else "config.json" in files and KEY in read("config.json")
+        ours = set_facts.FACTS in files if kind == "dataset" else "config.json" in files and KEY in read("config.json")
         if set(files) - {CARD, ".gitattributes"} and not ours:
             what = "synthetic set" if kind == "dataset" else "student of ours"
             raise UsageError(
@@ -115,7 +115,7 @@ def send(
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
-        ours = rf"data/train-.*\.parquet|{re.escape(artifact.PROJECTION)}"
+        ours = rf"data/train-.*\.parquet|{re.escape(set_facts.PROJECTION)}"
         stale = [name for name in before.files if re.fullmatch(ours, name) and name not in files]
         commit = api.create_commit(
             repo_id,
@@ -164,27 +164,27 @@ def fetch_set(repo_id: str, revision: str | None) -> tuple[Path, str]:
                 raise
             return _from_cache(repo_id, revision, shown, error)
         sizes = _sizes(info)
-        if artifact.FACTS not in sizes:
+        if set_facts.FACTS not in sizes:
             raise DistillError(
                 f"{shown} on the Hugging Face Hub is a dataset, but holds no synthetic set: there is no "
-                f"{artifact.FACTS} in it."
+                f"{set_facts.FACTS} in it."
             )
-        artifact.check_facts_size(sizes[artifact.FACTS], f"{artifact.FACTS} of {shown}")
+        set_facts.check_facts_size(sizes[set_facts.FACTS], f"{set_facts.FACTS} of {shown}")
 
         def get(name: str, *, force: bool, revision: str = info.sha) -> Path:
             return Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=revision, force_download=force))
 
         # by its name, so that the cache knows it without the Hub
-        commit = get(artifact.FACTS, force=False, revision=revision or constants.DEFAULT_REVISION).parent.name
+        commit = get(set_facts.FACTS, force=False, revision=revision or constants.DEFAULT_REVISION).parent.name
         if commit != info.sha:  # somebody has just published again
             info = _info(repo_id, "dataset", commit)
             sizes = _sizes(info)
-        folder = get(artifact.FACTS, force=False, revision=commit).parent
-        facts = _twice(lambda again: artifact.read_facts(get(artifact.FACTS, force=again, revision=commit).parent))
-        artifact.check_sizes(facts, sizes, shown)
-        for name, expected in artifact.hashed(facts).items():
+        folder = get(set_facts.FACTS, force=False, revision=commit).parent
+        facts = _twice(lambda again: set_facts.read_facts(get(set_facts.FACTS, force=again, revision=commit).parent))
+        set_facts.check_sizes(facts, sizes, shown)
+        for name, expected in set_facts.hashed(facts).items():
             _twice(
-                lambda again, name=name, expected=expected: artifact.check_file(  # type: ignore[misc]
+                lambda again, name=name, expected=expected: set_facts.check_file(  # type: ignore[misc]
                     get(name, force=again, revision=commit), expected
                 )
             )
@@ -201,9 +201,9 @@ def _twice(read: Callable[[bool], Any]) -> Any:
 
 def _from_cache(repo_id: str, revision: str | None, shown: str, error: Exception) -> tuple[Path, str]:
     try:
-        path = Path(hf_hub_download(repo_id, artifact.FACTS, repo_type="dataset", revision=revision,
+        path = Path(hf_hub_download(repo_id, set_facts.FACTS, repo_type="dataset", revision=revision,
                                     local_files_only=True))  # fmt: skip
-        for name in artifact.hashed(artifact.read_facts(path.parent)):
+        for name in set_facts.hashed(set_facts.read_facts(path.parent)):
             hf_hub_download(repo_id, name, repo_type="dataset", revision=path.parent.name, local_files_only=True)
     except EntryNotFoundError:
         raise DistillError(

@@ -51,7 +51,7 @@ from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.settings import choose, to_dict
-from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic import artifact, set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 _logger = logging.getLogger(__name__)
@@ -301,7 +301,7 @@ def _one_size(
 
 def _distilled(stage: DistillationStage, source: Source, place: Path, representations: Any = None) -> SyntheticSet:
     """Distils, or goes on with it; a set that is there is complete, as it is written last."""
-    if (place / "set" / artifact.FACTS).is_file():
+    if (place / "set" / set_facts.FACTS).is_file():
         return SyntheticSet.load(place)
     begun = any((place / "checkpoints").glob("step-*.safetensors"))
     return stage.run(source, out=place, resume=begun, overwrite=not begun, representations=representations)

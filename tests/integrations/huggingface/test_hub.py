@@ -20,11 +20,11 @@ from hub_client import Client
 from lightly_distill import SyntheticSet
 from lightly_distill.models.projection import Projection
 from lightly_distill.runtime.seeding import generator
-from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic import set_facts
 from local_hub import LocalHub, local_hub
 from synthetic_sets import MEAN, STD, make_set, same_bits
 
-FILES = {"README.md", artifact.DATA, artifact.FACTS, "preview.png"}
+FILES = {"README.md", set_facts.DATA, set_facts.FACTS, "preview.png"}
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_the_projection_of_a_set_travels_with_it_and_goes_with_it(
     synthetic.projection = Projection(torch.randn(9, generator=g), basis, torch.rand(5) + 0.5, torch.tensor(0.75))
     told = client.cli("publish", synthetic.save(tmp_path / "projected"), "me/projected")
     assert told.status == 0, told.err
-    assert set(published(hub, "me/projected")) == FILES | {".gitattributes", artifact.PROJECTION}
+    assert set(published(hub, "me/projected")) == FILES | {".gitattributes", set_facts.PROJECTION}
     code = """
 from lightly_distill import SyntheticSet
 synthetic = SyntheticSet.load("me/projected")
@@ -476,8 +476,8 @@ def test_a_strangers_set_is_refused_before_its_data_is_fetched(
     hub: LocalHub, client: Client, home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert client.cli("publish", folder, "me/strange").status == 0
-    facts = json.loads(hub.content("me/strange", artifact.FACTS))
-    big = {**facts, "files": {**facts["files"], artifact.DATA: {**facts["files"][artifact.DATA], "bytes": 10**12}}}
+    facts = json.loads(hub.content("me/strange", set_facts.FACTS))
+    big = {**facts, "files": {**facts["files"], set_facts.DATA: {**facts["files"][set_facts.DATA], "bytes": 10**12}}}
     extra = {**facts, "files": {**facts["files"], "model.pkl": {"bytes": 1, "sha256": "0"}}}
     cases = [
         (
@@ -485,19 +485,19 @@ def test_a_strangers_set_is_refused_before_its_data_is_fetched(
             "has format 3.0, this version of lightly-distill reads up to 2.0: ",
         ),
         (resign({**facts, "shape": {**facts["shape"], "m": 10**6, "H": 4096}}), "refused, at most"),
-        (resign(big), f"{artifact.DATA} has {facts['files'][artifact.DATA]['bytes']} bytes, "),
+        (resign(big), f"{set_facts.DATA} has {facts['files'][set_facts.DATA]['bytes']} bytes, "),
         (resign(extra), "names a file that no synthetic set has: 'model.pkl'"),
-        (b"{" + b" " * (artifact.MAX_FACTS + 1), "larger than 16 MiB"),
+        (b"{" + b" " * (set_facts.MAX_FACTS + 1), "larger than 16 MiB"),
         (b"not json", "cannot be read"),
     ]
     asked = len(hub.log())
     for content, message in cases:
-        replace(hub, "me/strange", artifact.FACTS, content)
+        replace(hub, "me/strange", set_facts.FACTS, content)
         told = client.cli("inspect", "me/strange", token=None)
         assert told.status == 1 and message in one_line(told.err), (message, told.err)
     # a table that is as large as its JSON says, but not as its shape says
-    replace(hub, "me/strange", artifact.FACTS, resign(big))
-    commit(hub, "me/strange", artifact.DATA, {**published(hub, "me/strange")[artifact.DATA], "size": 10**12})
+    replace(hub, "me/strange", set_facts.FACTS, resign(big))
+    commit(hub, "me/strange", set_facts.DATA, {**published(hub, "me/strange")[set_facts.DATA], "size": 10**12})
     told = client.cli("inspect", "me/strange", token=None)
     assert told.status == 1 and "bytes, more than a set of the shape" in one_line(told.err)
     assert not [line for line in hub.log()[asked:] if ".parquet" in line]
@@ -509,7 +509,7 @@ def test_only_what_a_set_is_made_of_is_fetched(hub: LocalHub, client: Client, ho
     replace(hub, "me/extra", "extra.py", b"raise SystemExit")
     assert client.cli("inspect", "me/extra", token=None).status == 0
     fetched = {path.name for path in home.rglob("datasets--me--extra/snapshots/*/**/*") if path.is_file()}
-    assert fetched == {artifact.FACTS, "preview.png", Path(artifact.DATA).name}
+    assert fetched == {set_facts.FACTS, "preview.png", Path(set_facts.DATA).name}
 
 
 def test_damage_on_the_hub_is_refused_and_damage_in_the_cache_is_mended(
@@ -524,12 +524,12 @@ def test_damage_on_the_hub_is_refused_and_damage_in_the_cache_is_mended(
     cached.resolve().write_bytes(damaged)
     assert client.cli("inspect", "me/damaged").status == 0 and cached.read_bytes() != bytes(damaged)
 
-    stored = hub.root / "objects" / published(hub, "me/damaged")[artifact.DATA]["oid"]
+    stored = hub.root / "objects" / published(hub, "me/damaged")[set_facts.DATA]["oid"]
     stored.write_bytes(damaged)
     cached.resolve().write_bytes(damaged)
     told = client.cli("inspect", "me/damaged")
     assert told.status == 1
-    assert f"{artifact.DATA} is not the file that was written" in one_line(told.err)
+    assert f"{set_facts.DATA} is not the file that was written" in one_line(told.err)
 
 
 def test_without_network_the_cache_serves(hub: LocalHub, client: Client, folder: Path, tmp_path: Path) -> None:
@@ -636,7 +636,7 @@ def test_near_copies_are_shown_and_need_a_yes(hub: LocalHub, client: Client, tmp
     card = hub.content("me/copies", "README.md").decode()
     assert "8 of 8 synthetic images are near copies" in card
     assert "For 8 of 8, the nearest real image in pixels is the one that they started from." in card
-    assert json.loads(hub.content("me/copies", artifact.FACTS))["metrics"]["near_copies"]["near"] == 8
+    assert json.loads(hub.content("me/copies", set_facts.FACTS))["metrics"]["near_copies"]["near"] == 8
     assert "closest_pairs.png" not in published(hub, "me/copies")
 
 
