@@ -69,11 +69,12 @@ class TransferConfig(PretrainConfig):
     def recipe(self, arm: Arm, images: int) -> PretrainConfig:
         """Returns how students are pre-trained on an arm of so many images.
 
-        Where these are the whole source, for `full_epochs` and without mixup, which is for want of images.
+        Where these are the whole source, for `full_epochs` and without mixup, which is for want of images. Several
+        times the bytes are trained on for longer, up to four times, which suits more images better.
         """
         own = PretrainConfig(**{field.name: getattr(self, field.name) for field in fields(PretrainConfig)})
         if arm.size_matters:
-            return own
+            return replace(own, steps=self.steps * arm.longer)
         return replace(own, steps=self.full_epochs * math.ceil(images / self.batch_size), mixup=False)
 
     def recorded(self) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class Arm:
         is_ceiling: Whether it needs what a synthetic set saves, so that it is never called the best.
         size_matters: Whether the number of synthetic images changes it. An arm that no size changes is measured once by
             a sweep; if it has images, they are the whole source, and students see them for `full_epochs`.
+        longer: How many times the steps of the recipe its students are trained for: more images want more.
         make: From the inputs and a seed to what students are pre-trained on.
         check: Refuses inputs that `make` cannot take, before any long work.
     """
@@ -83,6 +84,7 @@ class Arm:
     needs: tuple[Need, ...] = ()
     is_ceiling: bool = False
     size_matters: bool = True
+    longer: int = 1
     make: Callable[[Inputs, int], Made] = field(kw_only=True)
     check: Callable[[Inputs], None] = field(default=_fits, kw_only=True)
 
@@ -187,6 +189,7 @@ _TABLE = (
             "as many random real images, with representations and no maps, as take "
             + (f"{times} times the bytes of the set" if times > 1 else "the bytes of the set"),
             ("real",),
+            longer=min(times, 4),
             make=_random_of_bytes(times),
         )
         for times in TIMES
