@@ -42,7 +42,8 @@ SETTINGS: dict[str, Any] = {
     "num_images": 20,
     "steps": 2000,
     "batch_size": 256,
-    "pool": {"size": 30, "max_age": 60},  # as many steps as the pre-training takes
+    # as many steps as the pre-training takes; mirrored, a digit is none, and a minute is too short for mixtures
+    "pool": {"size": 30, "max_age": 60, "mixup": False, "crop_and_flip": False},
 }
 
 _logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, l
                 with seeding.global_seed(own_seed, "pretrain", "init"):  # the weights that `pretrain` starts from
                     backbone = student_builder(STUDENT, SIZE)()
             else:
-                backbone = pretrain(STUDENT, arm, steps=PRETRAIN_STEPS, seed=own_seed, device="cpu")
+                backbone = pretrain(STUDENT, arm, recipe="paper", steps=PRETRAIN_STEPS, seed=own_seed, device="cpu")
             measured.append(probe(features(backbone, normalise(images, synthetic.mean, synthetic.std)), labels.numpy()))
         accuracies[name] = {kind: float(np.mean([one[kind] for one in measured])) for kind in measured[0]}
     return accuracies
