@@ -208,8 +208,7 @@ def stage_gradients(tmp_path: Path, two: SyntheticSet) -> None:
         gradients.append(
             outer_gradient(
                 slot.student,
-                state.images,
-                state.representations,
+                *state.learned(),
                 batch,
                 objective=Objective(1e-2, dtype=torch.float64),
             )

@@ -481,7 +481,7 @@ def test_a_strangers_set_is_refused_before_its_data_is_fetched(
     extra = {**facts, "files": {**facts["files"], "model.pkl": {"bytes": 1, "sha256": "0"}}}
     cases = [
         (
-            resign({**facts, "format_version": "2.0"}),
+            resign({**facts, "format_version": "3.0"}),
             "has format 3.0, this version of lightly-distill reads up to 2.0: ",
         ),
         (resign({**facts, "shape": {**facts["shape"], "m": 10**6, "H": 4096}}), "refused, at most"),
