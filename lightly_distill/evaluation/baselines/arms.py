@@ -97,7 +97,7 @@ def _random(inputs: Inputs, seed: int) -> SyntheticSet:
 def _random_of_bytes(times: int) -> Callable[[Inputs, int], Made]:
     """Returns how as many real images are drawn as take so many times the bytes of the set.
 
-    Their maps are left out: real images alone gain nothing by them (RESULTS.md), and take fewer bytes so.
+    Their maps are left out, which makes room for more images; whether that is best for them depends on the probe.
     """
 
     def make(inputs: Inputs, seed: int) -> SyntheticSet:
