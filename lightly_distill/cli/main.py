@@ -45,8 +45,8 @@ class _Parser(ArgumentParser):
         sys.exit(2)
 
 
-def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
-    """Builds the parser of all commands, some of whose options may be given other defaults."""
+def build_parser(defaults: Mapping[str, Any] | None = None, of: str = "") -> ArgumentParser:
+    """Builds the parser of all commands; the options of one may be given other defaults."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
@@ -54,7 +54,7 @@ def build_parser(defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
         command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))
         module.arguments(command)
         known = {action.dest for action in command._actions}
-        if defaults is not None:
+        if defaults is not None and name == of:
             command.set_defaults({key: value for key, value in defaults.items() if key in known})
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         commands.add_subcommand(name, command, help=module.ABOUT)
@@ -107,14 +107,15 @@ def _parse(argv: Sequence[str]) -> Namespace:
         parser.print_help()
         sys.exit(2)
     options = parsed[parsed.command]
-    preset, recipe = options.get("preset"), options.get("recipe")
-    defaults = _flat(PRESETS[preset]) if preset is not None else {}
-    if recipe is not None and parsed.command == "pretrain":
-        defaults |= asdict(RECIPES[recipe])
-    if defaults:
-        # read again over the preset or recipe, so that options and files have the last word
-        parsed = build_parser(defaults).parse_args(argv)
-    return parsed
+    preset, recipe = options.get("preset"), options.get("recipe", "default")
+    if preset is not None:
+        defaults = _flat(PRESETS[preset])
+    elif parsed.command == "pretrain" and recipe != "default":
+        defaults = asdict(RECIPES[recipe])
+    else:
+        return parsed
+    # read again over the preset or recipe, so that options and files have the last word
+    return build_parser(defaults, parsed.command).parse_args(argv)
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """`lightly-distill sweep`."""
 
-import re
-from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -14,7 +12,7 @@ from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.search import SEARCHABLE
-from lightly_distill.evaluation.sweep.sweep import OF_BYTES, TRANSFER, sweep
+from lightly_distill.evaluation.sweep.sweep import TRANSFER, sweep
 from lightly_distill.models.targets import load_target
 from lightly_distill.runs.stage import DistillationStage
 
@@ -23,7 +21,7 @@ ABOUT = (
     "it saves. The same command again goes on where it stopped."
 )
 INTERRUPTED = "; the same command again goes on with the sweep"
-_UNITS = {"": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6}
+_UNITS = {"k": 10**3, "m": 10**6}
 _OF_STAGE = ("device",)  # declared with the settings of the distillation
 
 
@@ -42,7 +40,7 @@ def arguments(parser: ArgumentParser) -> None:
         default="",
         metavar="B,B",
         help="Instead of --sizes: bytes on disk, increasing, such as 100k,300k,1M. The sets are compared with random "
-        "real images of as many bytes, and of 2, 5 and 10 times as many, which says what a set is worth.",
+        "real images of as many bytes too, and of 2, 5 and 10 times as many, which says what a set is worth.",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="New folder, or that of the sweep to go on with."
@@ -89,8 +87,6 @@ def run(options: Namespace) -> None:
         raise UsageError("Give --sizes in images, such as 50,100,200, or --bytes, such as 100k,300k,1M.")
     locate(options.data)  # before the target, which may be a download
     config, transfer = stage_config(options), transfer_config(options, skip=_OF_STAGE)
-    if budgets and transfer.baselines == TRANSFER.baselines:
-        transfer = replace(transfer, baselines=(*TRANSFER.baselines, *OF_BYTES))
     target = load_target(options.target, options.target_encoder, options.target_class)
     with config_written(options, options.out):
         done = sweep(
@@ -113,10 +109,11 @@ def run(options: Namespace) -> None:
 
 
 def _bytes(text: str) -> int:
-    number, unit = re.fullmatch(r"([\d.]*)([a-zA-Z]*)", text.strip()).groups() if text else ("", "")  # type: ignore[union-attr]
+    number = text.lower().removesuffix("b")
+    factor = _UNITS.get(number[-1:], 1)
     try:
-        return round(float(number) * _UNITS[unit.lower()])
-    except (ValueError, KeyError) as error:
+        return round(float(number.rstrip("km")) * factor)
+    except (ValueError, OverflowError) as error:
         raise UsageError(f"--bytes takes numbers such as 100k, 300k or 1M; got '{text}'.") from error
 
 

@@ -21,15 +21,16 @@ def draw_crops(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.cat([corners, torch.randint(2, (*shape, 1), generator=generator)], dim=-1)
 
 
-def crop_and_flip(images: Tensor, crops: Tensor, scale: float = 1.0) -> Tensor:
-    """Pads images by PAD black pixels, crops them back to their size, and mirrors some.
+def crop_and_flip(images: Tensor, crops: Tensor, scale: float = 1.0, border: str = "constant") -> Tensor:
+    """Pads images by PAD pixels, crops them back to their size, and mirrors some.
 
     Args:
-        images: uint8, shape (B, C, H, W).
+        images: uint8 or floating point, shape (B, C, H, W).
         crops: int64, shape (B, 3): top row and left column in the padded image, and 1 to mirror. (PAD, PAD, 0) is the
             image itself.
         scale: How many times larger the images are than those that PAD and crops are for. The view is of the same
             region then, as nearly as whole pixels allow.
+        border: How they are padded, as `torch.nn.functional.pad` says: with zeros, or `reflect`.
 
     Returns:
         The views, same shape and type.
@@ -38,7 +39,7 @@ def crop_and_flip(images: Tensor, crops: Tensor, scale: float = 1.0) -> Tensor:
         return images
     height, width = images.shape[-2:]
     pad = math.ceil(PAD * scale)
-    padded, crops = F.pad(images, (pad, pad, pad, pad)), crops.to(images.device)
+    padded, crops = F.pad(images, (pad, pad, pad, pad), mode=border), crops.to(images.device)
     corners = pad + ((crops[:, :2] - PAD) * scale).round().long()
     rows = corners[:, 0, None] + torch.arange(height, device=images.device)
     straight = torch.arange(width, device=images.device)

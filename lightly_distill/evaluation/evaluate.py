@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 from typing_extensions import Unpack
@@ -22,16 +21,14 @@ from lightly_distill.evaluation.plan import (
 )
 from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import ArmResult, Evaluation, write_results
+from lightly_distill.evaluation.stored import stored_bytes
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.settings import choose
-from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
-
-_STORED = 2000  # images that are written to see how many bytes they take
 
 _logger = logging.getLogger(__name__)
 
@@ -154,7 +151,10 @@ def _try(attempt: Attempt, result: Evaluation) -> None:
         _leave_out(attempt.arm, [result], attempt.seed, error)
         return
     made = attempt.made if isinstance(attempt.made, SyntheticSet) else None
-    found = result.arms.setdefault(attempt.arm.name, ArmResult(len(made or ()), _bytes(made)))
+    name = attempt.arm.name
+    if name not in result.arms:
+        result.arms[name] = ArmResult(len(made or ()), stored_bytes(made) if made is not None else 0)
+    found = result.arms[name]
     found.seconds.append(cost.seconds)
     if made is not None:
         found.peak_memory.append(cost.bytes)
@@ -167,14 +167,6 @@ def _leave_out(arm: Arm, results: Iterable[Evaluation], seed: int, error: Distil
         result.arms.pop(arm.name, None)
         result.failed[arm.name] = f"seed {seed}: {error}"
         _logger.warning("%s, arm %s is left out: %s", result.student, arm.name, result.failed[arm.name])
-
-
-def _bytes(made: SyntheticSet | None) -> int:
-    """Returns the bytes of the files of a set; where there are very many images, from those of some."""
-    if made is None:
-        return 0
-    few = made.part(torch.arange(min(len(made), _STORED)))  # without its record, which other arms do not have
-    return round(artifact.stored_bytes(few) * len(made) / len(few))
 
 
 def _as_set(value: "SyntheticSet | str | Path") -> SyntheticSet:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError, did_you_mean
+from lightly_distill.models.recipe import Recipe, RecipeOptions
 from lightly_distill.runtime.settings import check_bool, check_number, check_one_of, update
 
 
@@ -37,7 +38,7 @@ class OuterOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class PoolConfig:
+class PoolConfig(Recipe):
     """The pool of online students and how each is trained on the synthetic set, as pre-training does."""
 
     size: int = 20
@@ -46,41 +47,19 @@ class PoolConfig:
     """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as the
     pre-training on the finished set will take, 500 by default; before the first step each student takes up to so many,
     so that a smaller number starts sooner."""
-    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """Of the students. auto: SGD for those with batch norm, AdamW for those with layer norm instead, such as ViTs."""
-    lr: float | None = None
-    """Learning rate of the students. Default: 0.1 with SGD, 0.001 with AdamW."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float | None = None
-    """Weight decay of the students. Default: 0.001 with SGD, 0.05 with AdamW."""
-    mixup: bool = True
-    """Train the students on mixtures of two images and of their targets, as pre-training does."""
-    crop_and_flip: bool = True
-    """Shift and mirror the images at random in each training step, as pre-training does."""
+
+    prefix = "pool."
 
     def __post_init__(self) -> None:
-        check_bool(self, "mixup", "crop_and_flip", prefix="pool.")
-        check_number(self, "size", "max_age", prefix="pool.")
-        check_number(self, "momentum", least=0, prefix="pool.")
-        check_one_of("pool.optimizer", self.optimizer, ("auto", "sgd", "adamw"))
-        if self.lr is not None:
-            check_number(self, "lr", prefix="pool.")
-        if self.weight_decay is not None:
-            check_number(self, "weight_decay", least=0, prefix="pool.")
+        super().__post_init__()
+        check_number(self, "size", "max_age", prefix=self.prefix)
 
 
-class PoolOptions(TypedDict, total=False):
+class PoolOptions(RecipeOptions, total=False):
     """Fields of `PoolConfig`, as a part of `DistillOptions`."""
 
     size: int
     max_age: int
-    optimizer: Literal["auto", "sgd", "adamw"]
-    lr: float | None
-    momentum: float
-    weight_decay: float | None
-    mixup: bool
-    crop_and_flip: bool
 
 
 @dataclass(frozen=True)
@@ -314,8 +293,9 @@ def as_recorded(recorded: Mapping[str, Any]) -> dict[str, Any]:
         "target_map": 0,
         "map_dims": 64,
         "eight_bits": False,
+        "image_bits": 8,
+        "target_bits": 8,
     }
-    before |= {"image_bits": 8, "target_bits": 8}
     filled = {**before, **recorded}
     pool, ridge = filled.get("pool"), filled.get("ridge")
     if isinstance(pool, Mapping):

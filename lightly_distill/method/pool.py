@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lightly_distill.data.augment import vary
 from lightly_distill.errors import DistillError, first_line
 from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.memory import estimate
 from lightly_distill.method.step import chunks_of
-from lightly_distill.models.recipe import make_optimizer, vary
+from lightly_distill.models.recipe import make_optimizer
 from lightly_distill.models.rows import Layout, RowHead, row_loss, with_rows
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
@@ -61,7 +62,7 @@ class StudentPool:
         students: Name and builder of each architecture; slot i gets number i modulo their count.
         config: Size, lifetime and optimizer.
         images: Synthetic images, shape (M, C, H, W); here only to measure the features' width.
-        targets: Layout of the targets; a number is that of vectors without a map.
+        targets: Layout of the targets.
         seed: Root seed.
         team: The processes, and whether each holds a part of the pool or all of it.
         compile: With torch.compile; students of one architecture share the compiled code.
@@ -76,7 +77,7 @@ class StudentPool:
         students: Sequence[tuple[str, StudentBuilder]],
         config: PoolConfig,
         images: Tensor,
-        targets: Layout | int,
+        targets: Layout,
         seed: int,
         team: Team = SOLO,
         *,
@@ -89,7 +90,7 @@ class StudentPool:
         self.team = team
         self._students = students
         self._probe = images.detach()[:2]
-        self.targets = Layout(targets) if isinstance(targets, int) else targets
+        self.targets = targets
         self.slots = [self._born(index, births=0) for index in range(team.split.index, config.size, team.split.count)]
 
     def _born(self, index: int, births: int) -> Slot:
@@ -100,15 +101,7 @@ class StudentPool:
             student = build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             student, features = self._tried(name, student)
             head = RowHead(features, self.targets).to(device)
-        config = self.config
-        optimizer = make_optimizer(
-            student,
-            head,
-            kind=config.optimizer,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        optimizer = make_optimizer(student, head, self.config)
         return Slot(index, name, student, features, head, optimizer, births=births)
 
     def _tried(self, name: str, student: nn.Module) -> tuple[nn.Module, Layout]:
@@ -214,12 +207,9 @@ class StudentPool:
         slot.age += 1
 
     def _varied(self, slot: Slot, images: Tensor, representations: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.config
-        if not (config.mixup or config.crop_and_flip):
-            return images, representations
-        draw = seeding.generator(self.seed, "vary", slot.index, slot.births, slot.age)
-        ways = {"crop_and_flip": config.crop_and_flip, "mixup": config.mixup}
-        return vary(images, representations, self.targets, draw, **ways)
+        """Augments a batch by draws of this training step."""
+        config, draw = self.config, seeding.generator(self.seed, "vary", slot.index, slot.births, slot.age)
+        return vary(images, representations, self.targets.mirrored, draw, crop=config.crop_and_flip, mixup=config.mixup)
 
     def _keep_alike(self, slot: Slot) -> None:
         """Averages what rounding, which on a GPU is not the same twice, may have made different between processes."""

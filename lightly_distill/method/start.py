@@ -23,7 +23,9 @@ def initial(real: RealImages, config: DistillConfig) -> tuple[Tensor, RealBatch]
         return torch.full((config.num_images,), -1), _noise(real, config.num_images, config.seed)
     train = real.split.train
     if config.init == "kmeans":
-        chosen = nearest_to_centroids(real.truth.of_images(train), config.num_images, config.seed)
+        rows = real.truth.of_images(train)
+        vectors, _ = real.truth.layout.split(rows)
+        chosen = nearest_to_centroids(vectors, config.num_images, config.seed)
     else:
         order = torch.randperm(len(train), generator=seeding.generator(config.seed, "initial"))
         chosen = order[: config.num_images]

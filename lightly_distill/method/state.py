@@ -1,7 +1,7 @@
 """The state of a distillation: all that a run changes, and what a checkpoint holds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -83,7 +83,10 @@ class DistillState:
         images, representations = batch.images.clone(), batch.representations.clone()
         processes.copy_from_main(images, representations)  # on a GPU, computed twice they need not be the same
         targets = real.truth.layout
-        pool = StudentPool(students, config.pool, images, targets, config.seed, team, compile=config.compile)
+        # a selection trains no student: one of each kind, or of each process, is enough
+        few = replace(config.pool, size=max(len(students), team.split.count))
+        own = config.pool if config.steps else few
+        pool = StudentPool(students, own, images, targets, config.seed, team, compile=config.compile)
         optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
         state = cls(images, representations, targets, index, pool, optimizer, team)
         state.projection, state.target_maps = real.projection, real.target_maps

@@ -20,6 +20,7 @@ from lightly_distill.method.representation_cache import Keeper, RepresentationCa
 from lightly_distill.method.sight import Sight
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target
+from lightly_distill.runtime import seeding
 from lightly_distill.runtime.processes import ALONE, Processes
 
 GRIDS = (4, 3, 2)  # of which the first that a target has is taken, if the user does not say
@@ -84,7 +85,7 @@ def find_grid(target: Target, size: int, wanted: int | Literal["auto"], device: 
     Raises:
         UsageError: If the map that is wanted is not there.
     """
-    images = torch.full((1, 3, size, size), 0.5, device=device)
+    images = torch.rand(1, 3, size, size, generator=seeding.generator(0, "grid")).to(device)
     if wanted != "auto":
         if wanted:
             target.maps(images, wanted)
@@ -97,7 +98,7 @@ def find_grid(target: Target, size: int, wanted: int | Literal["auto"], device: 
             reason = str(error)
         else:
             return grid
-    _logger.info("%s Only its representations are predicted.", reason)
+    _logger.info("Representations alone are predicted, no map. %s", reason)
     return 0
 
 

@@ -86,9 +86,6 @@ class TargetTruth:
         self._sight = Sight(source, frame or source.frame)
         self.projection: Projection | None = None
         self._target = target.to(device)
-        if target.dim is None and not views.fixed:
-            side = self._sight.frame.size
-            target(torch.full((1, 3, side, side), 0.5, device=device))  # how long a representation is
         if views.fixed:
             kept, key = cache or RepresentationCache(), views.key + self._sight.key
             key += target_maps.key if target_maps else ""
@@ -107,7 +104,7 @@ class TargetTruth:
         if self._views.fixed:
             width = self._kept.width
             return width - self._maps.channels * self._maps.grid**2 if self._maps else width
-        assert self._target.dim is not None, "it was tried"
+        assert self._target.dim is not None, "it has been asked"
         return self._target.dim
 
     def of_images(self, indices: Tensor) -> Tensor:
@@ -120,7 +117,8 @@ class TargetTruth:
 
     def vectors(self, indices: Tensor) -> Tensor:
         """As `of_images`, without maps."""
-        return self.layout.split(self.of_images(indices))[0]
+        rows = self.of_images(indices)
+        return self.layout.split(rows)[0]
 
     def of_others(self, batches: Iterable[Tensor], total: int) -> Tensor:
         """Returns the truth of images that are not of the source, float32 on the CPU, shape (total, D).

@@ -47,6 +47,11 @@ class Layout:
         """Returns rows of vectors (B, p) and maps (B, C, g, g)."""
         return vectors if last_maps is None else torch.cat([vectors, last_maps.flatten(1)], dim=1)
 
+    def mirrored(self, rows: Tensor) -> Tensor:
+        """Returns rows whose maps are mirrored."""
+        vectors, last_maps = self.split(rows)
+        return self.join(vectors, None if last_maps is None else last_maps.flip(3))
+
     def by_channel(self, numbers: Tensor) -> Tensor:
         """Returns one number for each of the vector and for each channel of the map, of a row with equal cells."""
         return torch.cat([numbers[: self.dim], numbers[self.dim :: self.grid**2] if self.grid else numbers[:0]])

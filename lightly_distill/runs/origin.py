@@ -181,12 +181,15 @@ def real_side(
         target = load_target(known["target"], known.get("target_encoder"))
     model = load_target(target) if isinstance(target, str) else as_target(target)
     found = find_representations(representations)
+    made, grid = recorded_config(own), own.layout.grid
     if isinstance(found, Brought):
-        found.check(views=0, items=None, dim=own.projection.dim if own.projection else own.dim)
+        if grid and in_its_coordinates:
+            raise UsageError(f"{found.name} has representations, and the set also has maps: leave them out.")
+        grid = 0
+        found.check(views=0, items=None, dim=_target_dim(own, made))
     source = open_recorded(data, own)
     sha256, frame = model.weights_sha256(), _recorded_frame(own)
     kept = kept_by_run(synthetic, known, source, sha256) if found is None else keeper(found, source, sha256, None)
-    made, grid = recorded_config(own), own.layout.grid
     target_maps = None
     if grid:
         sight, dims = Sight(source, frame or source.frame), made.map_dims if made else own.layout.channels
@@ -203,6 +206,13 @@ def real_side(
         bits=None if own.pixels is None else (made.image_bits, made.target_bits) if made else (8, 8),
         bf16=device.type == "cuda" and made is not None and made.precision == "bf16",
     )
+
+
+def _target_dim(own: SyntheticSet, made: DistillConfig | None) -> int | None:
+    """Returns how many numbers the representations of the target of a set have, None if it does not know."""
+    if own.projection is not None:
+        return own.projection.dim
+    return own.dim if made is None or made.target_dims is None else None
 
 
 def recorded_config(own: SyntheticSet) -> DistillConfig | None:

@@ -24,6 +24,7 @@ from lightly_distill.method.sight import find_for_target, try_target
 from lightly_distill.method.split import require_enough
 from lightly_distill.method.state import DistillState, saved_maps, saved_projection
 from lightly_distill.method.target_maps import find_grid
+from lightly_distill.models.rows import Layout
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target, as_target, load_target
 from lightly_distill.runs import curves
@@ -235,7 +236,8 @@ class DistillationStage:
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
         dim = try_target(images, self.target.to(device), frame, device)
-        config = replace(config, target_map=_grid(config, self.target, frame.size, device, found))
+        grid = _grid(config, self.target, frame.size, device, found)
+        config = replace(config, target_map=grid)
         if dim is not None:
             if isinstance(found, Brought):
                 found.check(views=config.source_views, items=None, dim=dim)
@@ -244,7 +246,9 @@ class DistillationStage:
                 dim = min(MOST, dim) if config.target_dims == "auto" else config.target_dims
             sides = (3, images.image_size, images.image_size)
             shape = dict(zip(set_facts.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
-            set_facts.check_shape(shape, "The synthetic set asked for", UsageError)  # saving it would, at the end
+            targets = Layout(dim, config.map_dims, grid) if grid else Layout(dim)
+            # saving it would, at the end
+            set_facts.check_contents(shape, targets, "The synthetic set asked for", UsageError)
         return images, students, config
 
 
@@ -293,6 +297,8 @@ def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:
 
 
 def _draw(folder: Path, initial: torch.Tensor, synthetic: SyntheticSet, run: RunFolder) -> None:
+    if not run.rows:  # a selection: nothing was learned
+        return
     before = SyntheticSet(initial, synthetic.representations, mean=synthetic.mean, std=synthetic.std)
     curves.before_after(before.displayable(), synthetic.displayable(), folder / "before_after.png")
     curves.loss_curve(run.rows, folder / "loss.png")

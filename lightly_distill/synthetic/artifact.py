@@ -33,8 +33,8 @@ from lightly_distill.synthetic.set_facts import (
     FACTS,
     MAX_SHAPE,
     PROJECTION,
+    check_contents,
     check_file,
-    check_shape,
     hashed,
     layout_of,
     read_facts,
@@ -71,7 +71,7 @@ def write(synthetic: Contents, folder: Path, *, overwrite: bool) -> Path:
     """
     place = Path(os.path.realpath(folder))
     _refuse_occupied(folder, overwrite=overwrite)
-    check_shape(shape_of(synthetic), "This synthetic set", UsageError)
+    check_contents(shape_of(synthetic), synthetic.layout, "This synthetic set", UsageError)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         # A sibling: only inside one file system is a rename all or nothing.
@@ -202,7 +202,8 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
     if synthetic.pixels is not None and synthetic.scales is not None:
         codes = (synthetic.targets / synthetic.layout.by_number(synthetic.scales)).round().to(torch.int8)
         eight_bits.write(folder / DATA, synthetic.pixels, codes, synthetic.layout, synthetic.source_index)
-        few = pictures.image_grid(synthetic.pixels[:_PREVIEWED].cpu())
+        width = synthetic.pixels.shape[-1]
+        few = pictures.image_grid(synthetic.pixels[:_PREVIEWED].cpu(), scale_to=width)  # not enlarged: bytes count
         few.save(folder / EIGHT_BIT_PREVIEW, format="WEBP", quality=50, method=6)
     else:
         displayable = synthetic.displayable()

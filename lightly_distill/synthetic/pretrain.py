@@ -4,28 +4,29 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+from lightly_distill.data.augment import vary
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
-from lightly_distill.models.recipe import make_optimizer, vary
+from lightly_distill.models.recipe import Recipe, RecipeOptions, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
 from lightly_distill.models.students import find_adapter, student_builder
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.seeding import generator, global_seed
-from lightly_distill.runtime.settings import check_bool, check_number, check_one_of, choose
+from lightly_distill.runtime.settings import check_number, check_one_of, choose
 
 if TYPE_CHECKING:
     from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Recipe):
     """How a student is trained on a synthetic set, to predict its representations and maps.
 
     The defaults are what was best for small sets, of real images as of synthetic ones; `RECIPES["paper"]` is that of
@@ -36,46 +37,22 @@ class PretrainConfig:
     """Training steps, whatever the number of images."""
     batch_size: int = 256
     """Images of a step, at least 2; all, if the set has fewer."""
-    mixup: bool = True
-    """Mix pairs of images, and their targets alike (arXiv:1710.09412), anew in each step."""
-    crop_and_flip: bool = True
-    """Shift images by up to an eighth of their side and mirror half of them, anew in each step."""
-    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
-    """auto: SGD for students with batch norm, AdamW for those with layer norm instead, such as ViTs."""
-    lr: float | None = None
-    """Learning rate. Default: 0.1 with SGD, 0.001 with AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate: as it is, or down to 0."""
-    momentum: float = 0.9
-    """Of SGD."""
-    weight_decay: float | None = None
-    """On the backbone and its head. Default: 0.001 with SGD, 0.05 with AdamW."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number(self, "steps")
         check_number(self, "batch_size", least=2)
-        check_number(self, "momentum", least=0)
-        check_bool(self, "mixup", "crop_and_flip")
-        check_one_of("optimizer", self.optimizer, ("auto", "sgd", "adamw"))
         check_one_of("schedule", self.schedule, ("constant", "cosine"))
-        if self.lr is not None:
-            check_number(self, "lr")
-        if self.weight_decay is not None:
-            check_number(self, "weight_decay", least=0)
 
 
-class PretrainOptions(TypedDict, total=False):
+class PretrainOptions(RecipeOptions, total=False):
     """The fields of `PretrainConfig` as keywords."""
 
     steps: int
     batch_size: int
-    mixup: bool
-    crop_and_flip: bool
-    optimizer: Literal["auto", "sgd", "adamw"]
-    lr: float | None
     schedule: Literal["constant", "cosine"]
-    momentum: float
-    weight_decay: float | None
 
 
 RECIPES: dict[str, PretrainConfig] = {
@@ -193,14 +170,7 @@ class Training:
 
     def __init__(self, rows: nn.Module, head: RowHead, config: PretrainConfig, seed: int) -> None:
         self._rows, self._head, self._config, self._seed = rows.train(), head, config, seed
-        self._optimizer = make_optimizer(
-            rows,
-            head,
-            kind=config.optimizer,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self._optimizer = make_optimizer(rows, head, config)
         self.step, self._pass = 0, 0
         self.lr: float = self._optimizer.param_groups[0]["lr"]
 
@@ -221,9 +191,9 @@ class Training:
         batch, truth = vary(
             images[indices],
             targets[indices],
-            layout,
+            layout.mirrored,
             draw,
-            crop_and_flip=config.crop_and_flip,
+            crop=config.crop_and_flip,
             mixup=config.mixup,
         )
         if config.schedule == "cosine":

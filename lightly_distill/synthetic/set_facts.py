@@ -118,6 +118,19 @@ def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> 
         )
 
 
+def check_contents(shape: dict[str, int], targets: Layout, owner: str, error: type[DistillError]) -> None:
+    """As `check_shape`, for a set whose targets may have maps.
+
+    Args:
+        shape: Number by letter of `MAX_SHAPE`.
+        targets: Layout of its targets.
+        owner: Of the shape, for the message.
+        error: What is raised.
+    """
+    check_shape(shape, owner, error)
+    check_shape({**shape, "d": targets.width}, f"{owner}, with its maps,", error)
+
+
 def _check_facts(path: Path, facts: dict[str, Any]) -> None:
     if facts["kind"] != KIND:
         raise DistillError(f"{path} describes a {facts['kind']!r}, not a {KIND}.")
@@ -150,7 +163,7 @@ def _check_scales(path: Path, facts: dict[str, Any]) -> None:
     if "map" in facts and (known != {"channels", "grid"} or not all(type(v) is int and v > 0 for v in shape.values())):
         raise TypeError("map must have channels and grid")
     layout, scales = layout_of(facts), facts["scales"]
-    check_shape({**facts["shape"], "d": layout.width}, str(path), DistillError)
+    check_contents(facts["shape"], layout, str(path), DistillError)
     counts = (2 if layout.grid else 1, layout.dim + layout.channels)
     if not isinstance(scales, list) or len(scales) not in counts or not all(type(s) is float for s in scales):
         raise TypeError(f"scales must be a list of {counts[0]} or {counts[1]} numbers")

@@ -33,6 +33,7 @@ from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.memory import estimate
 from lightly_distill.method.pool import StudentPool
 from lightly_distill.method.step import RealBatch, outer_gradient
+from lightly_distill.models.rows import Layout
 from lightly_distill.models.students import student_builder
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime.seeding import generator
@@ -99,7 +100,7 @@ def one_step(student: str, count: int, size: int, batch: int, chunk_size: "int |
     representations = torch.randn(count, DIM, generator=g).requires_grad_()
     real = RealBatch(torch.randn(batch, 3, size, size, generator=g), torch.randn(batch, DIM, generator=g))
     optimizer = torch.optim.AdamW([images, representations], lr=1e-3)
-    pool = StudentPool([(student, student_builder(student, size))], PoolConfig(size=1), images, DIM, seed=0)
+    pool = StudentPool([(student, student_builder(student, size))], PoolConfig(size=1), images, Layout(DIM), seed=0)
     pool.chunk_size = chunk_size
     slot = pool.slots[0]
     seconds = []

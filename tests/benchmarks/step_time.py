@@ -36,6 +36,7 @@ from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.krr import full_precision, kernel_ridge
 from lightly_distill.method.pool import Slot, StudentPool
 from lightly_distill.method.step import RealBatch, features, kernel_pass, outer_gradient
+from lightly_distill.models.rows import Layout
 from lightly_distill.models.students import student_builder
 from lightly_distill.runtime.seeding import generator, global_seed
 
@@ -86,9 +87,10 @@ def run(side: str, setting: Setting, steps: int, device: str) -> dict[str, Any]:
     images, representations, real, target = start(setting, device)
     images, representations = images.requires_grad_(), representations.requires_grad_()
     optimizer = torch.optim.AdamW([images, representations], lr=LR, weight_decay=0.0)
-    config = PoolConfig(size=1, max_age=1000)
+    config = PoolConfig(size=1, max_age=1000, mixup=False, crop_and_flip=False)  # as the plain reference trains
     students = [(setting.student, student_builder(setting.student, setting.size))]
-    pool = StudentPool(students, config, images, representations.shape[1], seed=0, compile=side in ("compiled", "fast"))
+    targets = Layout(representations.shape[1])
+    pool = StudentPool(students, config, images, targets, seed=0, compile=side in ("compiled", "fast"))
     slot = pool.slots[0]
     precision = torch.autocast(device, torch.bfloat16, enabled=side in ("bf16", "fast"), cache_enabled=False)
     with precision:

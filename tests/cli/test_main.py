@@ -12,7 +12,7 @@ import yaml
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
-from lightly_distill import SyntheticSet
+from lightly_distill import DistillationStage, SyntheticSet
 from lightly_distill.cli import sweep as sweep_command
 from lightly_distill.cli.main import main
 from lightly_distill.evaluation import measure
@@ -191,6 +191,22 @@ def test_a_failure_in_mid_run_is_one_line_and_debug_shows_where(
     assert "diverged" in error and "pool.lr" in error and "Traceback" not in error
     with pytest.raises(Exception, match="diverged"):
         distill(*arguments, "--debug", out="debug")
+
+
+def test_a_recipe_is_what_other_options_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    DistillationStage(tiny.encoder(), student="convnet_4_4", num_images=4, steps=0).run(tiny.images(40)).save("set")
+    train = ["pretrain", "--set", "set", "--student", "convnet_4_4", "--recipe", "paper"]
+    assert main([*train, "--steps", "2", "--momentum", "0.5", "--out", "student"]) == 0
+    used = json.loads(Path("student", "config.json").read_text())["lightly_distill"]["pretraining"]
+    assert (used["steps"], used["momentum"], used["mixup"], used["optimizer"]) == (2, 0.5, False, "sgd")
+
+
+@pytest.mark.parametrize("text", ["12-3", "k", "1,5x", "many", "1g"])
+def test_bytes_that_are_no_number_are_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", "--data", "x", "--target", "y", "--student", "z", "--task", "t", "--out", "o", "--bytes", text]
+    assert main(command) == 2
+    assert "--bytes takes numbers such as 100k, 300k or 1M; got" in capsys.readouterr().err
 
 
 def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import tiny
 from lightly_distill.errors import DistillError
 from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.pool import StudentPool
+from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.seeding import generator
 
 ONE = PoolConfig(size=1, **tiny.PLAIN_POOL)
@@ -19,7 +20,7 @@ def make_pool(seed: int = 0, dropout: float = 0.0, **options: float) -> tuple[St
     g = generator(7, "pool")
     images, reps = torch.randn(6, 3, 8, 8, generator=g), torch.randn(6, 5, generator=g)
     config = PoolConfig(**{"size": 4, "max_age": 6, **tiny.PLAIN_POOL, **options})
-    return StudentPool([("tiny", lambda: tiny.student(dropout))], config, images, 5, seed), images, reps
+    return StudentPool([("tiny", lambda: tiny.student(dropout))], config, images, Layout(5), seed), images, reps
 
 
 def weights(module: nn.Module) -> Tensor:
@@ -60,7 +61,7 @@ def test_without_batch_norm_a_training_step_in_chunks_is_the_same(chunk_size: in
         return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
 
     _, images, reps = make_pool()
-    whole, parts = (StudentPool([("plain", plain)], ONE, images, 5, seed=0) for _ in range(2))
+    whole, parts = (StudentPool([("plain", plain)], ONE, images, Layout(5), seed=0) for _ in range(2))
     parts.chunk_size = chunk_size
     for _ in range(4):
         whole.advance(whole.slots[0], images, reps)
@@ -85,7 +86,7 @@ def test_in_chunks_no_image_weighs_much_more_than_another_in_batch_norms_statist
     images, reps = torch.cat([images, images[:1] + 10]), torch.cat([reps, reps[:1]])  # the seventh would be left alone
     means = []
     for chunk_size in (None, 3):
-        pool = StudentPool([("tiny", tiny.student)], replace(ONE, lr=1e-30, max_age=100), images, 5, seed=0)
+        pool = StudentPool([("tiny", tiny.student)], replace(ONE, lr=1e-30, max_age=100), images, Layout(5), seed=0)
         pool.chunk_size = chunk_size
         for _ in range(60):
             pool.advance(pool.slots[0], images, reps)
@@ -97,7 +98,7 @@ def test_chunks_of_two_train_batch_norm_on_a_map_of_one_pixel() -> None:
     student = lambda: nn.Sequential(nn.AvgPool2d(8), nn.BatchNorm2d(3), nn.Flatten())  # noqa: E731
     _, images, reps = make_pool()
     images, reps = images[:5], reps[:5]
-    pool = StudentPool([("one", student)], ONE, images, 5, seed=0)
+    pool = StudentPool([("one", student)], ONE, images, Layout(5), seed=0)
     pool.chunk_size = 2
     pool.advance(pool.slots[0], images, reps)
     assert pool.slots[0].age == 1
@@ -147,7 +148,7 @@ def test_draws_are_uniform_and_a_function_of_seed_and_step() -> None:
 def test_a_mixed_pool_takes_its_architectures_in_turn() -> None:
     images = torch.randn(4, 3, 8, 8)
     wide = lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 40))  # noqa: E731
-    pool = StudentPool([("tiny", tiny.student), ("wide", wide)], PoolConfig(size=3), images, 5, seed=0)
+    pool = StudentPool([("tiny", tiny.student), ("wide", wide)], PoolConfig(size=3), images, Layout(5), seed=0)
     assert [(slot.name, slot.features.width) for slot in pool.slots] == [("tiny", 32), ("wide", 40), ("tiny", 32)]
 
 
@@ -211,7 +212,7 @@ def test_a_diverging_student_is_named_before_its_weights_are_touched() -> None:
 
 def test_a_compiled_student_takes_the_same_steps() -> None:
     plain, images, reps = make_pool(size=1)
-    compiled = StudentPool([("tiny", tiny.student)], ONE, images, 5, seed=0, compile=True)
+    compiled = StudentPool([("tiny", tiny.student)], ONE, images, Layout(5), seed=0, compile=True)
     assert compiled.slots[0].student._compiled_call_impl is not None
     for _ in range(3):
         plain.advance(plain.slots[0], images, reps)
@@ -232,7 +233,7 @@ def test_a_student_that_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPa
             [("tiny", tiny.student)],
             ONE,
             torch.randn(2, 3, 8, 8),
-            5,
+            Layout(5),
             seed=0,
             compile=True,
         )

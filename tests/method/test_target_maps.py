@@ -85,7 +85,10 @@ def test_a_target_without_a_map_is_said_once_and_refused_if_one_is_asked_for(
     target = as_target(function)
     with caplog.at_level("INFO"):
         assert find_grid(target, 8, "auto", CPU) == 0
-    assert "has no map of images of shape (3, 8, 8)" in caplog.text and "Only its representations" in caplog.text
+    assert (
+        "has no map of images of shape (3, 8, 8)" in caplog.text
+        and "Representations alone are predicted, no map" in caplog.text
+    )
     with pytest.raises(UsageError, match="has no map of images of shape"):
         find_grid(target, 8, 2, CPU)
     with pytest.raises(UsageError, match="its last map is 4x4, smaller than the grid of 5x5"):

@@ -73,6 +73,7 @@ def test_no_steps_select_real_images_with_all_targets(tmp_path: Path) -> None:
     selected = stage(steps=0).run(images, out=tmp_path / "run")
     assert selected.pixels is not None and (selected.pixels.int() - whole.pixels.int()).abs().max() == 4
     assert selected.maps is not None and "**real images**" in (tmp_path / "run" / "set" / "README.md").read_text()
+    assert {path.name for path in (tmp_path / "run" / "pictures").iterdir()} == set()  # nothing was learned
     distilled = stage().run(images)
     assert torch.equal(selected.source_index, distilled.source_index) and not same(selected, distilled)
     assert same(stage(steps=0).run(images, out=tmp_path / "run", resume=True), selected)
@@ -134,6 +135,32 @@ def test_representations_that_were_brought_have_no_maps(tmp_path: Path) -> None:
     assert synthetic.maps is None
     with pytest.raises(UsageError, match=r"mine\.pt has representations but no maps: give target_map=0, or leave"):
         stage(target_map=4).run(images, representations=tmp_path / "mine.pt")
+
+
+def test_what_was_brought_fits_a_set_in_components_but_not_one_with_maps(run: Path, tmp_path: Path) -> None:
+    images, target = tiny.images(COUNT), as_target(tiny.encoder())
+    mine, cpu = tmp_path / "mine.pt", torch.device("cpu")
+    torch.save(target(images.float() / 255), mine)
+    own = stage(target_map=0).run(images, out=tmp_path / "run")
+    arms = [ARMS["random"]]
+    inputs = open_inputs(arms, tmp_path / "run", own, images, target, cpu, mine)
+    assert inputs.real.chosen(torch.arange(3)).dim == own.dim < 96
+    with pytest.raises(UsageError, match=r"mine\.pt has representations, and the set also has maps"):
+        open_inputs(arms, run, SyntheticSet.load(run), images, target, cpu, mine)
+    # near copies are looked for in the target's own space, where no map is asked for
+    real = real_side(run, images, target, SyntheticSet.load(run), cpu, representations=mine)
+    assert real.representations.shape == (COUNT, 96)
+
+
+def test_kmeans_starts_by_the_representations_whatever_the_maps_say() -> None:
+    images = tiny.images(COUNT)
+    with_maps, without = (stage(init="kmeans", steps=0, target_map=grid).run(images) for grid in (4, 0))
+    assert torch.equal(with_maps.source_index, without.source_index)
+
+
+def test_a_set_whose_maps_could_not_be_read_again_is_refused_before_the_work() -> None:
+    with pytest.raises(UsageError, match="The synthetic set asked for, with its maps, has the shape"):
+        stage(map_dims=10_000).check(tiny.images(COUNT))
 
 
 def test_a_map_that_the_target_lacks_is_refused_before_images_are_read() -> None:

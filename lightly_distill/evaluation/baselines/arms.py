@@ -5,6 +5,7 @@ Another arm is another entry of `ARMS`. Help, report, evaluation and sweep read 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -18,17 +19,17 @@ from lightly_distill.evaluation.baselines.labelled import LabelledSide, check_cl
 from lightly_distill.evaluation.baselines.matching import distribution_matching
 from lightly_distill.evaluation.baselines.ridge import supervised_ridge
 from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, RANDOM_OF_BYTES, SCRATCH, TIMES
+from lightly_distill.evaluation.stored import Footprint, stored_bytes
 from lightly_distill.evaluation.tasks import Task
 from lightly_distill.method.kmeans import nearest_to_centroids
 from lightly_distill.method.sight import Sight
 from lightly_distill.runs.origin import RealSide, check_origin, missing_origin, real_side
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
-from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 Need = Literal["real", "labels"]  # the real images and the target; the real images and their labels
-_SAMPLES = (32, 128)  # images, of which the bytes of an image are found
+_SAMPLE = 128  # images, of which the bytes of an image are found
 Made = SyntheticSet | nn.Module | None  # to pre-train on; a model that is ready; None: a student is not pre-trained
 
 
@@ -45,6 +46,11 @@ class Inputs:
     own: SyntheticSet
     real_side: RealSide | None = None
     labelled_side: LabelledSide | None = None
+
+    @cached_property
+    def own_bytes(self) -> int:
+        """Bytes on disk of the synthetic set."""
+        return stored_bytes(self.own)
 
     @property
     def real(self) -> RealSide:
@@ -102,12 +108,13 @@ def _random_of_bytes(times: int) -> Callable[[Inputs, int], Made]:
 
     def make(inputs: Inputs, seed: int) -> SyntheticSet:
         order = torch.randperm(len(inputs.real.source), generator=seeding.generator(seed, "arm", "random"))
-        few = [inputs.real.chosen(order[:count], maps=False) for count in _SAMPLES if count <= len(order)]
-        small, large = (artifact.stored_bytes(each) for each in (few[0], few[-1]))
-        each = max(1.0, (large - small) / max(1, len(few[-1]) - len(few[0])))  # the rest is what any set has
-        budget = times * artifact.stored_bytes(inputs.own.part(torch.arange(len(inputs.own))))
-        count = round(len(few[0]) + (budget - small) / each)
-        return inputs.real.chosen(order[: min(max(2, count), len(order))], maps=False)
+
+        def chosen(count: int) -> SyntheticSet:
+            return inputs.real.chosen(order[: max(2, count)], maps=False)
+
+        budget, footprint = times * inputs.own_bytes, Footprint.of(chosen(_SAMPLE))
+        about = chosen(footprint.count(budget))
+        return chosen(footprint.corrected(about, budget))  # exactly: small sets have smaller previews
 
     return make
 

@@ -38,10 +38,12 @@ from lightly_distill.evaluation.results import (
     Evaluation,
     write_results,
 )
+from lightly_distill.evaluation.stored import Footprint
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
 from lightly_distill.evaluation.tasks import Task, find_task
+from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.sight import find_for_target, target_frame
 from lightly_distill.method.split import require_enough
@@ -51,7 +53,7 @@ from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.settings import choose, to_dict
-from lightly_distill.synthetic import artifact, set_facts
+from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ _logger = logging.getLogger(__name__)
 # Those of `evaluate`, but for `full`, without which the cost is open.
 TRANSFER = TransferConfig(baselines=(SCRATCH, RANDOM, FULL))
 OF_BYTES = tuple(name for name in ARMS if name.startswith(RANDOM_OF_BYTES))
-_SAMPLES = (32, 128)  # selected images, of which the bytes of an image are found
+_SAMPLE = 128  # selected images, of which the bytes of an image are found, ...
+_OF = 400  # ... of so many real ones at least
 _LEARNED = 1.1  # bytes of an image that was learned, where a real one takes 1: it is less smooth
 
 
@@ -112,16 +115,23 @@ def sweep(
     Raises:
         UsageError: If anything does not fit together, or the sweep in `out` had other settings; before any long work.
     """
-    default = replace(TRANSFER, baselines=(SCRATCH, RANDOM, *OF_BYTES, FULL)) if bytes else TRANSFER
-    transfer = _fitted(choose(config, default, options), stage)
-    folder, wanted = Path(out), _wanted(sizes, bytes, stage, data, representations)
-    plan = plan_search(search, trials, search_size, wanted, stage.config)
+    if sizes and bytes:
+        raise UsageError("Give sizes in images or in bytes, not both.")
+    transfer = _fitted(choose(config, TRANSFER, options), stage)
+    if bytes:
+        transfer = replace(transfer, baselines=(*transfer.baselines, *OF_BYTES))  # which keeps each once
+    folder, wanted = Path(out), _increasing(bytes or sizes)
+    plan = None if bytes else plan_search(search, trials, search_size, wanted, stage.config)
     students = student_names(student or stage.config.students)
     task_names = [find_task(task)[0] for task in tasks]
     check_task_names(task_names)
     begun = read_record(folder)
     stage.check(data, representations=representations)
-    source = _open(data, stage, wanted[-1], students, plan)
+    source = _open(data, stage, students)
+    if bytes:
+        wanted = _fitting(wanted, stage, source)
+        plan = plan_search(search, trials, search_size, wanted, stage.config)
+    _require_enough(source, stage.config, wanted[-1], plan)
     settings = _settings(stage, source, plan, students, task_names, transfer)
     state = go_on(begun, settings, folder) if begun else Sweep(settings, None, {})
     searching = plan is not None and state.found is None
@@ -145,31 +155,19 @@ def sweep(
     return state
 
 
-def _wanted(
-    sizes: Sequence[int], budgets: Sequence[int], stage: DistillationStage, data: Any, representations: Any
-) -> list[int]:
-    """Returns the numbers of images that are asked for, or fit into the bytes that are asked for."""
-    if not budgets:
-        return _increasing(sizes)
-    if sizes:
-        raise UsageError("Give sizes in images or in bytes, not both.")
-    budgets = _increasing(budgets)
-    few = [_selected(stage, data, count, representations) for count in _SAMPLES]
-    small, large = map(artifact.stored_bytes, few)
-    each = (large - small) / (_SAMPLES[1] - _SAMPLES[0]) * _LEARNED
-    fitting = [int((budget - (small - each * _SAMPLES[0])) / each) for budget in budgets]
-    if fitting[0] < 2:
-        least = small - each * (_SAMPLES[0] - 2)
-        raise UsageError(f"{budgets[0]:,} bytes are too few for a set: two images take about {least:,.0f}.")
-    wanted = list(dict.fromkeys(fitting))
-    _logger.info("Into %s bytes fit %s images.", ", ".join(f"{n:,}" for n in budgets), ", ".join(map(str, wanted)))
-    return wanted
-
-
-def _selected(stage: DistillationStage, data: Any, count: int, representations: Any) -> SyntheticSet:
-    config = replace(stage.config, steps=0, num_images=count)
-    selected = DistillationStage(stage.target, config=config).run(data, representations=representations)
-    return selected.part(torch.arange(count))
+def _fitting(budgets: Sequence[int], stage: DistillationStage, source: Source) -> list[int]:
+    """Returns how many learned images should fit into each budget of bytes."""
+    config = stage.config
+    count = min(len(source), max(_OF, 2 * config.target_dims if isinstance(config.target_dims, int) else 0))
+    some = source.read(torch.arange(len(source))[:: len(source) // count])
+    few = replace(config, steps=0, num_images=min(_SAMPLE, len(some)), holdout=0)
+    real = Footprint.of(DistillationStage(stage.target, config=few).run(some))
+    footprint = Footprint(real.fixed, _LEARNED * real.each)
+    wanted = [footprint.count(budget) for budget in budgets]
+    if wanted[0] < 2:
+        raise UsageError(f"{budgets[0]:,} bytes are too few for a set: two images take about {footprint.bytes(2):,}.")
+    _logger.info("Into %s bytes fit %s images.", *(", ".join(f"{n:,}" for n in each) for each in (budgets, wanted)))
+    return list(dict.fromkeys(wanted))
 
 
 def _increasing(sizes: Sequence[int]) -> list[int]:
@@ -236,18 +234,19 @@ def _opened(tasks: Sequence[Any], state: Sweep, image_size: int) -> list[Task]:
     return opened
 
 
-def _open(
-    data: Any, stage: DistillationStage, largest: int, students: Sequence[str], plan: SearchPlan | None
-) -> Source:
+def _open(data: Any, stage: DistillationStage, students: Sequence[str]) -> Source:
     config = stage.config
     images, _ = find_for_target(data, stage.target, image_size=config.image_size, target_size=config.target_size)
     source = open_source(images)
-    held = require_enough(source, replace(config, num_images=largest))
-    if plan is not None and not held:
-        raise UsageError(f"--search is judged on held-out real images, and {source.name} has fewer than 10 images.")
     for name in students:
         student_builder(name, source.image_size)
     return source
+
+
+def _require_enough(source: Source, config: DistillConfig, largest: int, plan: SearchPlan | None) -> None:
+    held = require_enough(source, replace(config, num_images=largest))
+    if plan is not None and not held:
+        raise UsageError(f"--search is judged on held-out real images, and {source.name} has fewer than 10 images.")
 
 
 def _search(plan: SearchPlan, stage: DistillationStage, source: Source, representations: Any, folder: Path) -> Found:

@@ -26,7 +26,7 @@ CPU = Setting(
         "image_size": 32,
     },
     students="convnet_32_64_128",
-    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (2000, 200), "epochs": 500, "full_epochs": 30},
+    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (2000, 200), "steps": 500, "full_epochs": 30},
 )
 ARMS = ("scratch", "random", "kmeans", "noise", "full", "target")
 

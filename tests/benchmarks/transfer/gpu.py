@@ -28,7 +28,7 @@ GPU = Setting(
         "precision": "bf16",
     },
     students="convnet_128_256_512,resnet18:stem=small,mobilenetv3_small_100:stem=small,vit_tiny_patch16_224",
-    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (5000, 500), "epochs": 500, "full_epochs": 10},
+    evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (5000, 500), "steps": 2000, "full_epochs": 10},
 )
 ARMS = ("scratch", "random", "kmeans", "full", "target")
 # shows on a CPU, in minutes, that the script runs; its numbers mean nothing
@@ -40,7 +40,7 @@ SMALL = dataclasses.replace(
     target_epochs=1,
     stage={**GPU.stage, "num_images": 20, "steps": 2, "batch_size": 64, "pool": {"size": 2, "max_age": 2}},
     students="convnet_16_32,resnet10t:stem=small",
-    evaluation={"probes": ("knn",), "labels": (200,), "epochs": 1, "full_epochs": 1},
+    evaluation={"probes": ("knn",), "labels": (200,), "steps": 4, "full_epochs": 1},
     device="cpu",
 )
 

@@ -54,7 +54,9 @@ def run_seed(target: str, seed: int, out: Path, options: argparse.Namespace) -> 
             device="cpu",
             **TRANSFER,
         )
-        file.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+        told = result.to_dict()
+        del told["command"], told["setting"]["set"]  # they name paths of this machine
+        file.write_text(json.dumps(told, indent=1) + "\n")
     return from_dict(json.loads(file.read_text()))
 
 
@@ -68,7 +70,6 @@ def main() -> None:
     options = parser.parse_args()
     target = strong_target(options.out / "lite0.safetensors")
     whole = of_all_seeds([run_seed(target, seed, options.out, options) for seed in options.seeds])
-    (options.out / "results.json").write_text(json.dumps([whole.to_dict()], indent=1) + "\n")
     for measure in findings.measures(whole):
         print(measure)
         for name, arm in whole.arms.items():

@@ -411,6 +411,12 @@ def test_bytes_instead_of_sizes_say_what_to_take(tmp_path: Path) -> None:
         assert result.worth("shapes/knn") is not None
     page = (tmp_path / "sweep.html").read_text()
     assert "Worth: " in page and "bytes on disk" in page
+    few: list[int] = []
+    own = stage()
+    own.target.register_forward_pre_hook(lambda module, inputs: few.append(len(inputs[0])))
+    with pytest.raises(UsageError, match="are too few for a set"):
+        sweep(own, tiny.images(2000), (), [task()], bytes=(100,), out=tmp_path / "x")
+    assert sum(few) < 1500  # a sample twice, for maps and representations; not the source
     with pytest.raises(UsageError, match="Give sizes in images or in bytes, not both"):
         sweep(stage(), images, (4,), [task()], bytes=(20_000,), out=tmp_path / "x")
     with pytest.raises(UsageError, match=r"100 bytes are too few for a set: two images take about [\d,]+"):

@@ -1,0 +1,47 @@
+"""What is done to a batch before a student is trained on it, in the pool as in pre-training: crop, flip and mixup."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightly_distill.data.pixels import crop_and_flip, draw_crops
+
+SIDE = 32  # pixels; on images of this side a crop is as that of the paper's authors, on others as large in proportion
+
+
+def vary(
+    images: Tensor,
+    rows: Tensor,
+    mirror: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+    *,
+    crop: bool,
+    mixup: bool,
+) -> tuple[Tensor, Tensor]:
+    """Crops and mirrors images, and mixes pairs of images and of their targets.
+
+    Mixup (Zhang et al., ICLR 2018, arXiv:1710.09412) with weights drawn uniformly from 0 to 1 for each image.
+
+    Args:
+        images: Normalised, shape (B, C, S, S).
+        rows: Targets, shape (B, D).
+        mirror: Targets to those of mirrored images.
+        generator: Of the draws, on the CPU.
+        crop: Whether images are shifted by up to an eighth of their side, with reflected borders, and half of them are
+            mirrored.
+        mixup: Whether pairs are mixed.
+
+    Returns:
+        Images and targets of the same shapes.
+    """
+    if crop:
+        crops = draw_crops((len(images),), generator)
+        images = crop_and_flip(images, crops, images.shape[-1] / SIDE, border="reflect")
+        rows = torch.where(crops[:, 2:].to(rows.device) == 1, mirror(rows), rows)
+    if mixup:
+        weights = torch.rand(len(images), generator=generator).to(images.device)
+        partners = torch.randperm(len(images), generator=generator).to(images.device)
+        images = images.lerp(images[partners], weights.view(-1, 1, 1, 1))
+        rows = rows.lerp(rows[partners], weights.view(-1, 1))
+    return images, rows
