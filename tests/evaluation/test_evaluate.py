@@ -307,6 +307,25 @@ def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_full(
     assert (result.setting["lr"], result.setting["batch_size"]) == (0.03, 5)
 
 
+def test_more_random_images_are_trained_on_for_longer(
+    synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: dict[int, int] = {}
+    own = measure.pretrain
+
+    def counted(student: str, synthetic: SyntheticSet, *, config: Any = None, **options: Any) -> Any:
+        if config is not None:
+            steps[len(synthetic)] = config.steps
+        return own(student, synthetic, config=config, **options)
+
+    monkeypatch.setattr(measure, "pretrain", counted)
+    names = ["random@bytes", "random@bytes-x2", "random@bytes-x5", "random@bytes-x10"]
+    options = {"data": tiny.images(600), "target": target, "baselines": names, "probes": ["knn"], **QUICK, "seeds": 1}
+    whole = DistillationStage(target, student=STUDENT, num_images=30, steps=0).run(tiny.images(600))
+    evaluate(whole, STUDENT, [task()], **options)
+    assert [steps[count] for count in sorted(steps)] == [3, 3, 6, 12, 12]  # the set itself is the smallest
+
+
 def test_another_arm_is_one_entry_of_the_table(
     synthetic: SyntheticSet, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,3 +237,21 @@ def test_a_student_that_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPa
             seed=0,
             compile=True,
         )
+
+
+def test_each_training_step_sees_its_own_mixtures_and_crops_the_same_in_every_run() -> None:
+    def seen(**ways: bool) -> list[Tensor]:
+        _, images, reps = make_pool()
+        pool = StudentPool([("tiny", tiny.student)], replace(ONE, max_age=9, **ways), images, Layout(5), seed=0)
+        shown: list[Tensor] = []
+        pool.slots[0].student.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0].clone()))
+        for _ in range(3):
+            pool.advance(pool.slots[0], images, reps)
+        return shown
+
+    for ways in ({"mixup": True}, {"crop_and_flip": True}):
+        first, again = seen(**ways), seen(**ways)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], first[2])
+    plain = seen()
+    assert torch.equal(plain[0], plain[1])
