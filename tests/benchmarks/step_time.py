@@ -7,7 +7,8 @@ Both sides start from the same images, representations and students and take the
 reference is timed in float32, which is twice as kind to it as its float64. Losses are compared with float64 at the
 first step, and side by side after it. Times are medians; peak memory is that of a child process for each side.
 
-Sides: `plain` is the method of the paper as a run does it, without maps and mixup, which the reference lacks; `compiled` with --compile, `bf16` with --precision bf16, `fast` with both.
+Sides: `plain` is the method of the paper as a run does it, without maps and mixup, which the reference lacks;
+`compiled` with --compile, `bf16` with --precision bf16, `fast` with both.
 The phases of a step are timed one by one, after the steps.
 """
 
