@@ -1,6 +1,7 @@
 """What the code did before it moved into folders, it does still: see `golden/scenario.py`."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,12 @@ def test_each_arm_measures_the_same(played: dict[str, Any], expected: dict[str, 
 
 
 def test_the_same_files_are_written(played: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert played["files"] == expected["files"]
+    assert _names(played["files"]) == _names(expected["files"])
+
+
+def _names(files: list[str]) -> list[str]:
+    """Returns names of files without the hashes of what is in them, which another processor may change."""
+    return [re.sub("[0-9a-f]{64}", "*", file) for file in files]
 
 
 def test_the_card_is_the_same(played: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,9 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from lightly_distill.data.values import Scale, find_range, range_of_type, to_bytes
 from lightly_distill.errors import UsageError
 
 LARGEST_DEFAULT_SIZE = 64  # pixels; distillation at more than that is a decision for the user
@@ -29,6 +31,8 @@ SUFFIXES = frozenset(
 _ROUNDING = 1e-4  # how far a float pixel may leave [0, 1]
 _OUR_OWN_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the file's: skipping would lose good images
 _WITH_ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")  # P: its palette may have alpha
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # brands of the container, as phones write
+_MORE_BITS = ("F", "I")  # begin the modes of more than 8 bits
 
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -60,21 +64,25 @@ class Picture(NamedTuple):
     Attributes:
         pixels: uint8, shape (3, S, S).
         side: Shorter side of the image before it was resized, in pixels.
+        outside: How many of its values lay outside of the range of the source.
+        warning: Of Pillow, if it had one.
     """
 
     pixels: Tensor
     side: int
+    outside: int = 0
+    warning: str = ""
 
 
 def decode(value: Any, size: int | None = None) -> Tensor:
     """Decodes one image: the shorter side is resized to `size`, then the centre is cropped.
 
-    Grey is repeated, 16 bits are scaled to 8, transparency is put over white, EXIF orientation is applied.
+    Grey is repeated, more than 8 bits are scaled to 8, transparency is put over white, EXIF orientation is applied.
 
     Args:
         value: A PIL image; the path or the bytes of a file, or a mapping with one of them under `path` or `bytes`; a
-            tensor (3, H, W) or (1, H, W), or an array of such a shape or with channels last or without: uint8, or
-            floating point in [0, 1].
+            tensor (3, H, W) or (1, H, W), or an array of such a shape or with channels last or without: whole numbers,
+            or floating point in [0, 1].
         size: S, in pixels. Default: the image's shorter side, at most 64.
 
     Returns:
@@ -87,29 +95,52 @@ def decode(value: Any, size: int | None = None) -> Tensor:
     return picture(value, None if size is None else Frame(size)).pixels
 
 
-def picture(value: Any, frame: Frame | None = None) -> Picture:
+def picture(value: Any, frame: Frame | None = None, scale: Scale | None = None) -> Picture:
     """Decodes one image as `decode` does, into a frame.
 
     Args:
         value: As for `decode`.
         frame: What to show of it. Default: as `decode` without a size.
+        scale: Of the values of the source that it is of. Default: one of the image's own.
 
     Raises:
         UnusableImage: As `decode`.
         UsageError: As `decode`.
     """
-    with strict_pillow():
+    with strict_pillow() as warned:
+        outside = 0
         if isinstance(value, (Tensor, np.ndarray)):
-            image = _from_array(value)
+            image, outside = _from_array(value, scale)
             side = min(image.size)
         else:
-            image, side = _load(value, LARGEST_DEFAULT_SIZE if frame is None else math.ceil(frame.size / frame.crop))
+            loaded, side = _load(value, LARGEST_DEFAULT_SIZE if frame is None else math.ceil(frame.size / frame.crop))
+            image, outside = _eight_bits(loaded, scale) if isinstance(loaded, np.ndarray) else (loaded, 0)
         if min(image.size) < SMALLEST_SIDE:
             raise UnusableImage(f"smaller than {SMALLEST_SIDE} pixels")
         frame = frame or Frame(min(side, LARGEST_DEFAULT_SIZE))
         shown = (frame.size, frame.size)
         image = ImageOps.fit(_rgb(image), shown, _METHODS[frame.interpolation], bleed=(1 - frame.crop) / 2)
-    return Picture(torch.from_numpy(np.array(image)).permute(2, 0, 1), side)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return Picture(pixels, side, outside, warned[0] if warned else "")
+
+
+def deep_values(value: Any) -> NDArray[Any] | None:
+    """Returns the values of an image of more than 8 bits, None of any other, which is not decoded.
+
+    Floating-point arrays count as 8 bits: they are in [0, 1], unless the user gives another range.
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return array if np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8 else None
+    try:
+        with strict_pillow():
+            file = _content(value)
+            if isinstance(file, Image.Image) and not file.mode.startswith(_MORE_BITS):
+                return None
+            image = file if isinstance(file, Image.Image) else _open(file)
+            return _values(image)
+    except Exception:  # whatever is wrong with it is told when it is decoded
+        return None
 
 
 def is_image(value: Any) -> bool:
@@ -120,40 +151,59 @@ def is_image(value: Any) -> bool:
 
 
 @contextmanager
-def strict_pillow() -> Iterator[None]:
+def strict_pillow() -> Iterator[list[str]]:
     """Makes Pillow raise on truncated files and on decompression bombs, whatever its global settings say.
 
-    Its warnings of damaged EXIF, which it reads as a TIFF file, are silenced: with `python -W error` they would raise.
+    Its other warnings, such as of damaged EXIF, are collected and not shown: with `python -W error` they would raise.
+
+    Yields:
+        The warnings of this thread so far, also of blocks around this one.
     """
-    _strict.enter()
-    try:
-        yield
-    finally:
-        _strict.leave()
+    with _strict as warned:
+        yield warned
 
 
 class _Strict:
-    """Both settings are the process's: the first thread that comes sets them, the last one puts them back."""
+    """The settings are the process's: the first thread that comes sets them, the last one puts them back."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
+        self._own = threading.local()
         self._before = ExitStack()
 
-    def enter(self) -> None:
+    def __enter__(self) -> list[str]:
+        self._own.depth = getattr(self._own, "depth", 0) + 1
+        if self._own.depth == 1:
+            self._own.warned = []
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                self._before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
-                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                self._set(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+                # a text of up to 64 MB is read, as it is where several make so many
+                self._set(PngImagePlugin, "MAX_TEXT_CHUNK", PngImagePlugin.MAX_TEXT_MEMORY)
                 self._before.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+                warnings.filterwarnings("always", category=UserWarning, module=r"PIL\.")
+                warnings.showwarning = partial(self._collect, warnings.showwarning)
+        warned: list[str] = self._own.warned
+        return warned
 
-    def leave(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._own.depth -= 1
         with self._lock:
             self._inside -= 1
             if not self._inside:
                 self._before.close()
+
+    def _set(self, holder: Any, name: str, value: Any) -> None:
+        self._before.callback(setattr, holder, name, getattr(holder, name))
+        setattr(holder, name, value)
+
+    def _collect(self, show: Any, message: Any, category: Any, filename: str, *rest: Any, **others: Any) -> None:
+        if getattr(self._own, "depth", 0) and Path(filename).parent.name == "PIL":
+            self._own.warned.append(str(message).strip())
+        else:
+            show(message, category, filename, *rest, **others)
 
 
 _strict = _Strict()
@@ -173,24 +223,24 @@ def why_unusable(error: Exception) -> UnusableImage:
         return UnusableImage("too many pixels")
     if isinstance(error, UnidentifiedImageError):
         return UnusableImage("not an image")
+    if "MAX_TEXT" in str(error):
+        return UnusableImage("a PNG with more than 64 MB of text")
     if isinstance(error, OSError) and error.errno is not None:
         return UnusableImage("cannot be read")
     return UnusableImage("truncated" if "truncated" in str(error).lower() else "damaged")
 
 
-def _load(value: Any, size: int) -> tuple[Image.Image, int]:
-    """Returns the decoded image, upright, and the shorter side that it has in full."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    if value is None:
-        raise UnusableImage("missing")
-    if not isinstance(value, (str, Path, bytes, Image.Image)):
-        raise UsageError(f"expected an image, got {type(value).__name__}")
+def _load(value: Any, size: int) -> tuple[Image.Image | NDArray[Any], int]:
+    """Returns the decoded image, upright, or its values if it has more than 8 bits; and its shorter side in full."""
+    value = _content(value)
     try:
         image = value.copy() if isinstance(value, Image.Image) else _open(value)  # the user's stays as it is
         side = min(image.size)
         if not isinstance(value, Image.Image) and side >= SMALLEST_SIDE:
             image.draft(None, (2 * size, 2 * size))  # a JPEG far larger than we need: decode less
+        values = _values(image)
+        if values is not None:
+            return values, side
         image.load()
         _turn_upright(image)
         return image, side
@@ -198,14 +248,57 @@ def _load(value: Any, size: int) -> tuple[Image.Image, int]:
         raise why_unusable(error) from error
 
 
+def _values(image: Image.Image) -> NDArray[Any] | None:
+    """Returns the values of an image of more than 8 bits, (H, W) or (H, W, 3), upright; None of any other."""
+    if image.mode.startswith(_MORE_BITS):
+        image = image.copy()
+        _turn_upright(image)
+        return np.asarray(image)
+    tile = next(iter(getattr(image, "tile", None) or ()), None)
+    if image.format == "PNG" and image.mode == "RGB" and tile is not None and ";16" in str(tile[3]):
+        from torchvision.io import decode_png  # Pillow drops the lower 8 bits
+
+        file: Any = getattr(image, "fp", None)
+        file.seek(0)
+        content = torch.from_numpy(np.frombuffer(file.read(), np.uint8).copy())
+        values: NDArray[Any] = decode_png(content).permute(1, 2, 0).numpy()
+        return values
+    return None
+
+
+def _content(value: Any) -> str | Path | bytes | Image.Image:
+    """Returns the image or the file, or what is in it."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise UnusableImage("missing")
+    if not isinstance(value, (str, Path, bytes, Image.Image)):
+        raise UsageError(f"expected an image, got {type(value).__name__}")
+    return value
+
+
 def _open(file: str | Path | bytes) -> Image.Image:
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     if not content:
         raise UnusableImage("empty")
-    image = Image.open(BytesIO(content))
+    try:
+        image = Image.open(BytesIO(content))
+    except UnidentifiedImageError:
+        if content[4:8] != b"ftyp" or content[8:12] not in _HEIF:
+            raise
+        _learn_heif()
+        image = Image.open(BytesIO(content))
     if image.format == "EPS":  # a program, which Pillow would hand to Ghostscript
         raise UnusableImage("not an image")
     return image
+
+
+def _learn_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise UnusableImage("HEIC, which is read where pillow-heif is installed") from error
+    pillow_heif.register_heif_opener()
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -218,7 +311,8 @@ def _turn_upright(image: Image.Image) -> None:
         return
 
 
-def _from_array(value: Tensor | NDArray[Any]) -> Image.Image:
+def _from_array(value: Tensor | NDArray[Any], scale: Scale | None) -> tuple[Image.Image, int]:
+    """Returns an array as an image, and how many of its values lay outside of the range."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         array = (value.float() if value.is_floating_point() else value).numpy()
@@ -231,28 +325,41 @@ def _from_array(value: Tensor | NDArray[Any]) -> Image.Image:
     kind = f"{type(value).__name__} of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if array.ndim != 3 or array.shape[0] not in (1, 3) or 0 in array.shape:
         raise UsageError(f"expected an image of shape (3, H, W) or (1, H, W), got a {kind}")
+    outside = 0
     if array.dtype != np.uint8:
-        array = _scaled(array, kind)
-    return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)) if array.shape[0] == 3 else array[0])
+        array, outside = _scaled(array, kind, scale)
+    array = np.ascontiguousarray(array.transpose(1, 2, 0)) if array.shape[0] == 3 else array[0]
+    return Image.fromarray(array), outside
 
 
-def _scaled(array: NDArray[Any], kind: str) -> NDArray[Any]:
+def _scaled(array: NDArray[Any], kind: str, scale: Scale | None) -> tuple[NDArray[np.uint8], int]:
     if not np.issubdtype(array.dtype, np.floating):
-        raise UsageError(f"expected uint8, or floating point in [0, 1], got a {kind}")
+        if not np.issubdtype(array.dtype, np.integer):
+            raise UsageError(f"expected whole numbers, or floating point in [0, 1], got a {kind}")
+        return _to_bytes(array, scale)
     low, high = array.min(), array.max()
     if not np.isfinite(low) or not np.isfinite(high):
         raise UsageError(f"NaN or infinite pixels in a {kind}")
+    if scale is not None and scale.given:
+        return _to_bytes(array, scale)
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         cure = (
-            "give uint8" if low >= 0 and high > 16 else "looks already normalised: give the dataset without Normalize"
+            "give uint8, or the range of the values with --value-range (value_range=(low, high) in Python)"
+            if low >= 0 and high > 16
+            else "looks already normalised: give the dataset without Normalize, or the range of the values with "
+            "--value-range (value_range=(low, high) in Python)"
         )
         raise UsageError(f"pixels from {low:.3g} to {high:.3g}, expected [0, 1]; {cure}")
-    return np.asarray((array.clip(0, 1) * 255).round().astype(np.uint8))
+    return np.asarray((array.clip(0, 1) * 255).round().astype(np.uint8)), 0
+
+
+def _to_bytes(values: NDArray[Any], scale: Scale | None) -> tuple[NDArray[np.uint8], int]:
+    if scale is None:
+        return to_bytes(values, find_range([values]))
+    return to_bytes(values, scale.range or range_of_type(values.dtype))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _eight_bits(image).convert("RGB")
     try:
         if image.mode in _WITH_ALPHA or "transparency" in image.info:
             return _over_white(image.convert("RGBA"))
@@ -269,14 +376,8 @@ def _over_white(image: Image.Image) -> Image.Image:
     return result
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales grey values of more than 8 bits: 16 bits as such, others from the first common range that holds them."""
-    values = np.asarray(image).astype(np.float64)
-    low, high = values.min(), values.max()
-    if not np.isfinite(low) or not np.isfinite(high):
+def _eight_bits(values: NDArray[Any], scale: Scale | None) -> tuple[Image.Image, int]:
+    if not np.isfinite(values.min()) or not np.isfinite(values.max()):
         raise UnusableImage("NaN pixels")
-    limits = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
-    full = next((float(limit) for limit in limits if low >= 0 and high <= limit), 0.0)
-    if not full:  # of no common range: from its own darkest to its brightest
-        values, full = values - low, float(high - low) or 1.0
-    return Image.fromarray((values * (255 / full)).round().astype(np.uint8))
+    array, outside = _to_bytes(values, scale)
+    return Image.fromarray(array).convert("RGB"), outside

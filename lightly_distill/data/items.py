@@ -3,7 +3,9 @@
 import copy
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,25 @@ from PIL import Image
 from torch import Tensor
 
 from lightly_distill import adapters
-from lightly_distill.data.decode import Frame, Picture, UnusableImage, is_image, picture, strict_pillow, why_unusable
+from lightly_distill.data.decode import (
+    SUFFIXES,
+    Frame,
+    Picture,
+    UnusableImage,
+    deep_values,
+    is_image,
+    picture,
+    strict_pillow,
+    why_unusable,
+)
+from lightly_distill.data.reading import Reading
+from lightly_distill.data.shards import TarShards
+from lightly_distill.data.values import Scale, find_range, seen_poorly
 from lightly_distill.errors import UsageError
 
 _PROBED = 8  # first items that are read twice; a flip at random is missed once in 256 datasets
+_SAMPLED = 32  # items, spread over the source, of which the range of values is found
+_reading = threading.Lock()  # rows of tables are read by one thread at a time, and decoded by several
 
 _logger = logging.getLogger(__name__)
 
@@ -27,8 +44,13 @@ class Items:
 
     Args:
         data: Sized and indexable. Its items are `img`, `(img, label)`, `(img, label, filename)`, or a mapping with
-            the image under `image` or `img`, or else with one image only.
+            the image under `image`, `img` or the ending of a file of images, or else with one image only.
         name: For messages.
+        reading: Its column is the name under which mappings have the image, where there are several, or several names
+            with commas that are tried in turn. A name of a file of tar shards may leave its ending out.
+
+    Attributes:
+        scale: Of values of more than 8 bits. None until `find_scale`, unless it is given: each image has its own.
 
     Raises:
         UsageError: If `data` is no such thing.
@@ -36,13 +58,16 @@ class Items:
 
     cure = "give the dataset without its transform"  # where items differ each time they are read
 
-    def __init__(self, data: Any, name: str) -> None:
-        self.data, self.name = data, name
-        self._column: str | None = None
+    def __init__(self, data: Any, name: str, reading: Reading | None = None) -> None:
+        self.data, self.name, self._reading = _plain_list(data), name, reading or Reading()
+        given = self._reading.value_range
+        self.scale: Scale | None = None if given is None else Scale(given, given=True)
         self._check()
 
     def _check(self) -> None:
         data, name = self.data, self.name
+        if hasattr(data, "iloc") and getattr(data, "ndim", 0) == 2:
+            raise UsageError(f"{name} is a table of {', '.join(map(str, data.columns))}; give its column of paths.")
         if isinstance(data, Mapping):
             splits = ", ".join(map(str, data))
             raise UsageError(f"{name} is a mapping of splits ({splits}); give one of them.")
@@ -76,8 +101,40 @@ class Items:
 
     @property
     def are_files(self) -> bool:
-        """Whether the items are paths, which any thread or process may read."""
-        return isinstance(self.data, list) and all(isinstance(item, (str, Path)) for item in self.data)
+        """Whether the items are files, or rows that hold files: no code of the user's is run to read them."""
+        if isinstance(self.data, list):
+            return all(isinstance(item, (str, Path)) for item in self.data)
+        return isinstance(self.data, TarShards) or _decodes_plainly(self.data)
+
+    def find_scale(self) -> None:
+        """Finds the range of values of more than 8 bits, from items that are spread over the source."""
+        given = self._reading.value_range
+        looked_at = list(self._spread())
+        samples = [values for values in looked_at if values is not None]
+        whole = given or (find_range(samples) if samples else None)
+        self.scale = Scale(whole, given is not None)
+        if whole is None or not samples:
+            return
+        found = "" if given else f", found from {len(samples)} of {len(looked_at)} images"
+        _logger.info("Values of %s: %g is black, %g is white%s.", self.name, whole.low, whole.high, found)
+        if seen_poorly(samples, whole):
+            _logger.warning(
+                "Most images of %s use a sliver of the values from %g to %g only, and will be seen poorly: give the "
+                "range that matters with --value-range LOW,HIGH (value_range=(low, high) in Python).",
+                self.name,
+                whole.low,
+                whole.high,
+            )
+
+    def _spread(self) -> Iterator[Any]:
+        """Yields the values of more than 8 bits of some items, None for others."""
+        count = self.count if self.in_any_order else None
+        keys = islice(self.each_key(), _SAMPLED) if count is None else range(0, count, max(1, count // _SAMPLED))
+        for key in keys:
+            try:
+                yield deep_values(self._image(key))
+            except (UnusableImage, UsageError):  # told when it is decoded
+                yield None
 
     def keys(self, numbers: list[int]) -> list[Any]:
         """Returns the keys of items by their index.
@@ -102,7 +159,8 @@ class Items:
             UsageError: If the item is no image, naming its index.
         """
         try:
-            return picture(self._image(key), frame)
+            with strict_pillow():  # around both: the user's dataset may decode
+                return picture(self._image(key), frame, self.scale)
         except UsageError as error:
             raise UsageError(f"Item {self.number(key)} of {self.name}: {error}.") from error
 
@@ -117,17 +175,23 @@ class Items:
         if isinstance(item, (tuple, list)):
             item = item[0] if item else None
         elif isinstance(item, Mapping) and not is_image(item):
-            self._column = self._column or _find_column(item)
-            if self._column not in item:
-                raise UsageError(f"it has no column '{self._column}', only {', '.join(map(str, item))}")
-            item = item[self._column]
+            item = item[_find_column(item, self._reading.column)]
+            if isinstance(item, (tuple, list)) and _is_hugging_face(self.data):
+                raise UsageError(
+                    f"expected one image, got a list of {len(item)}; give a dataset of one image a row, such as "
+                    "data.map(lambda rows: {'image': sum(rows['images'], [])}, batched=True, "
+                    "remove_columns=data.column_names)"
+                )
         if isinstance(item, (tuple, list)) or (isinstance(item, Mapping) and not is_image(item)):
             raise UsageError(f"expected one image, got {len(item)} views; give the dataset without its transform")
         return item
 
     def _item(self, key: Any) -> Any:
         try:
-            with strict_pillow():
+            with ExitStack() as held:
+                held.enter_context(strict_pillow())
+                if _is_hugging_face(self.data):
+                    held.enter_context(_reading)
                 return self.data[key]
         except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise why_unusable(error) from error  # what Pillow raises inside a dataset that decodes by itself
@@ -136,24 +200,25 @@ class Items:
             raise UsageError(f"the dataset fails with {type(error).__name__}: {first_line}") from error
 
 
-def steady_items(data: Any, name: str) -> Items:
+def steady_items(data: Any, name: str, reading: Reading | None = None) -> Items:
     """Returns the images of a dataset, read without its transform where that makes views, noise or normalised pixels.
 
     Args:
         data: As for `Items`. Stays as it is.
         name: For messages.
+        reading: As for `Items`.
 
     Raises:
         UsageError: If the first items are no plain images and there is no transform to leave out.
     """
-    items = Items(undecoded(data) if _decodes_plainly(data) else data, name)
+    items = Items(undecoded(data) if _decodes_plainly(data) else data, name, reading)
     problem = first_problem(items)
     if problem is None:
         return items
     plain = without_transform(data)
     if plain is None:
         raise problem
-    items = Items(plain, name)
+    items = Items(plain, name, reading)
     second_problem = first_problem(items)
     if second_problem is not None:
         raise second_problem
@@ -205,15 +270,41 @@ def first_problem(items: Items) -> UsageError | None:
     return None
 
 
-def _find_column(row: Mapping[str, Any]) -> str:
+def _find_column(row: Mapping[str, Any], wanted: str | None) -> str:
+    """Returns the name under which a row has its image."""
+    names = [name for name in row if isinstance(name, str)]
+    if wanted is not None:
+        for one in (part.strip() for part in wanted.split(",")):
+            fitting = [name for name in names if name == one or (_ends(name) and name.rpartition(".")[0] == one)]
+            if fitting:
+                return fitting[0]
+        raise UsageError(f"it has no column '{wanted}', only {', '.join(map(str, row))}")
     for name in ("image", "img"):
         if name in row:
             return name
-    names = [name for name, value in row.items() if is_image(value)]
-    if len(names) != 1:
-        found = f"{len(names)} of them hold images" if names else "none holds images"
-        raise UsageError(f"of its columns {', '.join(map(str, row))} {found}; name one of them 'image'")
-    return names[0]
+    holding = [name for name in names if _ends(name)] or [name for name, value in row.items() if is_image(value)]
+    if len(holding) == 1:
+        return holding[0]
+    columns = ", ".join(map(str, row))
+    if not holding:
+        raise UsageError(f"of its columns {columns} none holds images; name one of them 'image'")
+    raise UsageError(
+        f"of its columns {columns} {len(holding)} hold images; choose one with --column {holding[0]} (column in Python)"
+    )
+
+
+def _ends(name: str) -> bool:
+    """Returns whether this is the ending of a file of images, such as `jpg` or `mask.png`."""
+    return f".{name.rpartition('.')[2].lower()}" in SUFFIXES
+
+
+def _plain_list(data: Any) -> Any:
+    """Returns a column of paths or images as a list: of pandas, whose index is by label, or an array of paths."""
+    if hasattr(data, "iloc") and getattr(data, "ndim", 0) == 1:
+        return list(data)
+    if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype.kind in "OU":
+        return [str(path) if isinstance(path, np.str_) else path for path in data]
+    return data
 
 
 def _is_hugging_face(data: Any) -> bool:
@@ -223,7 +314,8 @@ def _is_hugging_face(data: Any) -> bool:
 
 def _decodes_plainly(data: Any) -> bool:
     """Returns whether this is a Hugging Face dataset without a transform of the user's."""
-    return _is_hugging_face(data) and data.format["type"] != "custom"
+    kind = getattr(data, "format", None) if _is_hugging_face(data) else None
+    return kind is not None and kind["type"] != "custom"
 
 
 def undecoded(data: Any) -> Any:

@@ -1,6 +1,5 @@
 """The labels of a dataset, whatever it looks like."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightly_distill.data.locate import locate
+from lightly_distill.data.locate import ImageFiles, locate
 from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
 
@@ -59,31 +58,66 @@ def source_labels(data: Any, kept: Tensor) -> Tensor:
 
 
 def item_labels(data: Any, what: str) -> list[Any]:
-    """Returns the label of each item, as int or str; `what` is named where there is none."""
+    """Returns the label of each item: all are int, or all are str.
+
+    Args:
+        data: Any dataset. Of the images of a folder, its own folders are the classes.
+        what: Named where there is no label.
+
+    Raises:
+        UsageError: If an item has none, or has several, or some are numbers and some are names.
+    """
+    labels = _labels(data, what)
+    if len(set(map(type, labels))) > 1:
+        raise UsageError(f"The {what} has whole numbers and names as labels: give the one or the other.")
+    return labels
+
+
+def _labels(data: Any, what: str) -> list[int | str]:
     columns = getattr(data, "column_names", None)
     if isinstance(columns, list):  # Hugging Face
         column = next((column for column in _LABELS if column in columns), None)
-        if column is not None:
-            return list(data[column])
-        raise UsageError(f"The {what} has no labels: of its columns {', '.join(columns)} none is 'label'.")
-    if isinstance(data, list) and data and isinstance(data[0], str):  # image files
-        return [os.path.basename(os.path.dirname(path)) for path in data]
+        if column is None:
+            raise UsageError(f"The {what} has no labels: of its columns {', '.join(columns)} none is 'label'.")
+        return [_plain(label, index, what) for index, label in enumerate(data[column])]
+    if isinstance(data, ImageFiles):
+        classes = data.classes()
+        if "" in classes:
+            raise UsageError(
+                f"The {what} has images in no class folder, such as {data[classes.index('')]}: put the images of each "
+                f"class in a folder of {data.root}."
+            )
+        return list(classes)
+    if isinstance(data, list) and data and isinstance(data[0], (str, Path)):
+        return [Path(path).parent.name for path in data]
     for attribute in _LABELS:  # torchvision; reading them item by item would decode each image
         known = getattr(data, attribute, None)
         if isinstance(known, (list, Tensor, np.ndarray)) and len(known) == len(data):
-            return [int(label) if not isinstance(label, str) else label for label in known]
-    return [_label(data[index], index, what) for index in range(len(data))]
+            return [_plain(label, index, what) for index, label in enumerate(known)]
+    count = len(data) if hasattr(data, "__len__") else None
+    items = iter(data) if count is None else (data[index] for index in range(count))
+    return [_plain(_found(item), index, what) for index, item in enumerate(items)]
 
 
-def _label(item: Any, index: int, what: str) -> Any:
-    label = None
+def _found(item: Any) -> Any:
     if isinstance(item, Mapping):
-        label = next((item[key] for key in _LABELS if key in item), None)
-    elif isinstance(item, (tuple, list)) and len(item) > 1:
-        label = item[1]
+        return next((item[key] for key in _LABELS if key in item), None)
+    return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
+
+
+def _plain(label: Any, index: int, what: str) -> int | str:
+    """Returns a label as int or str."""
     if isinstance(label, str):
         return label
-    try:
-        return int(label)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"Item {index} of the {what} has no label.") from error
+    if label is None:
+        raise UsageError(f"Item {index} of the {what} has no label: leave such items out.")
+    values = np.asarray(label)
+    if values.size > 1:
+        raise UsageError(
+            f"Item {index} of the {what} has {values.size} labels, expected one: a whole number or a name. Of one-hot "
+            "labels give the position of the 1; images of several classes at once are no task here."
+        )
+    number = values.reshape(-1)[0] if values.size else None
+    if number is None or values.dtype.kind not in "biuf" or number != int(number):
+        raise UsageError(f"Item {index} of the {what} has the label {label!r}, expected a whole number or a name.")
+    return int(number)

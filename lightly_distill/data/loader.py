@@ -1,12 +1,17 @@
-"""Decodes items by lists of keys, here, in worker processes or in threads. What a key is, the items define."""
+"""Decodes items by lists of keys, here, in worker processes or in threads. What a key is, the items define.
 
+Files are decoded by threads of ours. The user's own objects are read by the thread that asks, as they need not allow
+more (an open archive has one position for all), unless worker processes are asked for.
+"""
+
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -15,10 +20,12 @@ from torch.utils.data import DataLoader
 
 from lightly_distill.data.decode import Frame, UnusableImage, strict_pillow
 from lightly_distill.data.items import Items
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError, first_line
 
 _MOST_THREADS = 8  # that decode; more of them wait for each other
 _AHEAD = 2  # lists of items decoded before they are asked for, beyond those that threads work on
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -31,6 +38,8 @@ class Decoded:
         skipped: Why not, by index.
         fault: Text of the error that ended it. Not an exception: a worker's comes back as its whole traceback.
         sides: Shorter side, in pixels, of each of the images before it was resized.
+        outside: How many of its values lay outside of the range of the source, by index, where any did.
+        warnings: Of Pillow, by index.
     """
 
     images: Tensor
@@ -38,6 +47,8 @@ class Decoded:
     skipped: dict[int, str]
     fault: str | None = None
     sides: list[int] = field(default_factory=list)
+    outside: dict[int, int] = field(default_factory=dict)
+    warnings: dict[int, str] = field(default_factory=dict)
 
 
 class Decoder:
@@ -47,14 +58,15 @@ class Decoder:
         items: What is decoded.
         frame: What is shown of each image.
         located: Whether the name of the items finds them again; see `Source`.
+        num_workers: Processes that read and decode; 0: none.
     """
 
-    def __init__(self, items: Items, frame: Frame, *, located: bool = False) -> None:
-        self.items, self.frame, self.located = items, frame, located
+    def __init__(self, items: Items, frame: Frame, *, located: bool = False, num_workers: int = 0) -> None:
+        self.items, self.frame, self.located, self.num_workers = items, frame, located, num_workers
 
     def into(self, frame: Frame) -> "Decoder":
         """Returns a decoder of the same items into another frame."""
-        return Decoder(self.items, frame, located=self.located)
+        return Decoder(self.items, frame, located=self.located, num_workers=self.num_workers)
 
     @property
     def image_size(self) -> int:
@@ -87,11 +99,16 @@ class Decoder:
         decoded = Decoded(images, [], {})
         for key in keys:
             try:
-                pixels, side = self.items.decode(key, self.frame)
+                shown = self.items.decode(key, self.frame)
                 # through numpy: torch would wake all its threads for each small copy
-                images.numpy()[len(decoded.kept)] = pixels.numpy()
-                decoded.kept.append(self.items.number(key))
-                decoded.sides.append(side)
+                images.numpy()[len(decoded.kept)] = shown.pixels.numpy()
+                number = self.items.number(key)
+                decoded.kept.append(number)
+                decoded.sides.append(shown.side)
+                if shown.outside:
+                    decoded.outside[number] = shown.outside
+                if shown.warning:
+                    decoded.warnings[number] = shown.warning
             except UnusableImage as reason:
                 decoded.skipped[self.items.number(key)] = str(reason)
             except UsageError as error:
@@ -101,40 +118,60 @@ class Decoder:
         return decoded
 
 
-def decode_batches(decoder: Decoder, batches: Iterable[list[Any]], num_workers: int) -> Iterator[Decoded]:
-    """Yields what came of each list of keys, in order.
+def decode_batches(decoder: Decoder, batches: Iterable[list[Any]]) -> Iterator[Decoded]:
+    """Yields what came of each list of keys, in order; the next ones may be decoded meanwhile.
 
     Args:
         decoder: What decodes.
-        batches: Lists of keys; taken ahead of what was yielded.
-        num_workers: Processes that decode; with 0, this one does when the next is asked for.
+        batches: Lists of keys; may be taken ahead of what was yielded.
     """
-    return iter(
-        DataLoader(
+    if decoder.num_workers:
+        return _in_workers(decoder, batches)
+    return _in_threads(decoder, batches) if decoder.items.are_files else map(decoder.__getitems__, batches)
+
+
+def _in_workers(decoder: Decoder, batches: Iterable[list[Any]]) -> Iterator[Decoded]:
+    """Decodes in worker processes, and here what they have not given back where they fail."""
+    taken: deque[list[Any]] = deque()
+
+    def noted() -> Iterator[list[Any]]:
+        for keys in batches:
+            taken.append(keys)
+            yield keys
+
+    coming = noted()
+    try:
+        loader: DataLoader[Decoded] = DataLoader(
             decoder,  # type: ignore[arg-type]  # nothing but __getitems__ is used
-            batch_sampler=batches,
-            num_workers=num_workers,
+            batch_sampler=coming,
+            num_workers=decoder.num_workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # what __getitems__ returned
             generator=torch.Generator(),  # its own: else the seeds of workers come from the global one
         )
-    )
+        for decoded in loader:
+            taken.popleft()
+            yield decoded
+        return
+    except DistillError:  # of the batches; a stream that breaks
+        raise
+    except Exception as error:  # not to be pickled, in a daemonic process, no shared memory, killed
+        _logger.warning(
+            "%s is read by this process: its %d worker processes fail with %s: %s",
+            decoder.items.name,
+            decoder.num_workers,
+            type(error).__name__,
+            first_line(error),
+        )
+    yield from map(decoder.__getitems__, chain(taken, coming))
 
 
-def decode_ahead(decoder: Decoder, batches: Iterable[list[int]]) -> Iterator[Decoded]:
-    """Yields what came of the items of each list of indices, in order; the next ones are decoded meanwhile.
-
-    Files are decoded by a few threads. Any other dataset, which need not allow that, is read by one.
-
-    Args:
-        decoder: What decodes.
-        batches: Lists of indices, all increasing where items cannot be read in any order.
-    """
-    threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) - 1)) if decoder.items.are_files else 1
+def _in_threads(decoder: Decoder, batches: Iterable[list[Any]]) -> Iterator[Decoded]:
+    threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) - 1))
     waiting: deque[Future[Decoded]] = deque()
     # here too: what is set for the process is then set and put back by this thread, around its own warnings
     with strict_pillow(), ThreadPoolExecutor(threads, "decode") as pool:
-        for numbers in batches:
-            waiting.append(pool.submit(lambda wanted: decoder.__getitems__(decoder.items.keys(wanted)), numbers))
+        for keys in batches:
+            waiting.append(pool.submit(decoder.__getitems__, keys))
             if len(waiting) >= threads + _AHEAD:
                 yield waiting.popleft().result()
         while waiting:

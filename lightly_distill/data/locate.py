@@ -8,15 +8,34 @@ from typing import Any
 
 from lightly_distill import adapters
 from lightly_distill.data.decode import SUFFIXES
+from lightly_distill.data.shards import COMPRESSED
 from lightly_distill.errors import UsageError, did_you_mean
 
 DATA_FOLDER = "LIGHTLY_DISTILL_DATA"  # environment variable
 
 _TABLES = (".parquet", ".arrow")
-_ARCHIVE = ".tar"
+_ARCHIVES = (".tar", *COMPRESSED)
 _SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})  # folders that are no classes
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+
+
+class ImageFiles(list[str]):
+    """Paths of the images below a folder.
+
+    Args:
+        root: The folder. Its own folders are classes, whatever lies below them, as in torchvision's `ImageFolder`.
+        paths: Of the images.
+    """
+
+    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
+        super().__init__(map(str, paths))
+        self.root = root
+
+    def classes(self) -> list[str]:
+        """Returns the class of each image: the folder of the root that it is in; empty where it is in none."""
+        parts = (Path(path).relative_to(self.root).parts for path in self)
+        return [own[0] if len(own) > 1 else "" for own in parts]
 
 
 def locate(spec: str | Path) -> tuple[Any, str]:
@@ -42,7 +61,7 @@ def locate(spec: str | Path) -> tuple[Any, str]:
         if path is not None:
             return _open_path(path, split, place)
     place, split = _split_off(text)
-    if _HUB_ID.fullmatch(place) and not place.endswith((*_TABLES, _ARCHIVE, *SUFFIXES)):
+    if _HUB_ID.fullmatch(place) and not place.endswith((*_TABLES, *_ARCHIVES, *SUFFIXES)):
         if "/" not in place and _near_paths(place):  # a typo more likely than a Hub dataset
             raise UsageError(
                 f"{missing_path(place)} For a dataset on the Hugging Face Hub, write 'huggingface:{place}'."
@@ -110,8 +129,8 @@ def _ask(scheme: str, place: str, split: str | None, name: str) -> tuple[Any, st
 
 
 def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
-    known = (*_TABLES, _ARCHIVE)
-    if path.is_file() and path.suffix.lower() not in known:
+    known = (*_TABLES, *_ARCHIVES)
+    if path.is_file() and not path.name.lower().endswith(known):
         raise UsageError(f"'{place}' is a file; expected a folder of images, or a file ending in {' or '.join(known)}.")
     if path.is_file() or any((path / name).is_file() for name in _SAVED_TO_DISK):
         return _ask("huggingface", str(path), split, place)
@@ -123,9 +142,10 @@ def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
     tops = {image.relative_to(path).parts[0] for image in images}
     splits = sorted(tops) if {top.lower() for top in tops} <= _SPLITS else []
     if split is None and not splits:
-        return [str(image) for image in images], place
+        return ImageFiles(path, images), place
     split = choose_split(splits, split, place)
-    return [str(image) for image in images if image.relative_to(path).parts[0] == split], f"{place}#{split}"
+    own = (image for image in images if image.relative_to(path).parts[0] == split)
+    return ImageFiles(path / split, own), f"{place}#{split}"
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -152,6 +172,6 @@ def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
                 images.append(Path(folder, name))
             elif suffix in _TABLES and name != "metadata.parquet":  # which describes images that lie beside it
                 tables.append(Path(folder, name))
-            elif suffix == _ARCHIVE:
+            elif name.lower().endswith(_ARCHIVES):
                 archives.append(Path(folder, name))
     return sorted(images), sorted(tables), sorted(archives)

@@ -7,7 +7,6 @@ Shapes: n kept images, B images of a batch, S height and width in pixels, T thos
 
 import hashlib
 import logging
-import time
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
@@ -22,15 +21,16 @@ from tqdm import tqdm
 
 from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, Frame, UnusableImage
 from lightly_distill.data.items import Items, steady_items
-from lightly_distill.data.loader import Decoded, Decoder, decode_ahead, decode_batches
+from lightly_distill.data.loader import Decoder, decode_batches
 from lightly_distill.data.locate import locate
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.spool import Spool
 from lightly_distill.data.streams import is_stream, steady_stream
+from lightly_distill.data.values import ValueRange
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime.device import free_memory
 
 CHUNK = 64  # images at a time
-WORKERS_PAY_AFTER = 10.0  # seconds of decoding; what has taken so long will take longer, and is worth starting them
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Source(ABC):
         in_memory: Whether the decoded images are kept in memory.
         located: Whether its name, given to `open_source`, finds it again.
         frame: What is shown of each image; its size is S.
+        value_range: Of values of more than 8 bits; None where no image that was looked at has more.
         original_side: Shorter side of the first image before it was resized, in pixels.
         originals: SHA-256 of the shorter sides of all: sources whose images are alike at S may have originals of other
             sizes.
@@ -65,7 +66,8 @@ class Source(ABC):
         fingerprint: str,
         skipped: dict[str, int],
     ) -> None:
-        self._items = decoder.items
+        self._items, self._num_workers = decoder.items, decoder.num_workers
+        self.value_range = _value_range(decoder)
         self.kept = kept
         self.name = decoder.items.name
         self.located = decoder.located
@@ -101,7 +103,7 @@ class Source(ABC):
         """Yields `read` of each batch of indices, in order; may take batches ahead of what it has yielded."""
 
     def again(self, batches: Iterable[Tensor], frame: Frame) -> Iterator[Tensor]:
-        """Decodes images once more, into another frame; a thread is ahead of what was yielded. Keeps nothing.
+        """Decodes images once more, into another frame; of files, threads are ahead of what was yielded.
 
         Args:
             batches: Indices, int64, each of shape (B,); increasing, within a batch and from one to the next, where they
@@ -114,9 +116,9 @@ class Source(ABC):
         Raises:
             DistillError: If an image can no longer be decoded, naming it.
         """
-        decoder = Decoder(self._items, frame)
+        decoder = Decoder(self._items, frame, num_workers=self._num_workers)
         self.enlarged = 0
-        for decoded in decode_ahead(decoder, (self.kept[indices].tolist() for indices in batches)):
+        for decoded in decode_batches(decoder, (self._items.keys(self.kept[some].tolist()) for some in batches)):
             for number, reason in decoded.skipped.items():
                 raise DistillError(
                     f"{self._items.label(number)} of {self.name} was decoded at {self.image_size} pixels and cannot be "
@@ -160,17 +162,20 @@ class _SpooledSource(Source):
         return map(self.read, batches)
 
 
-def find_images(data: Any, *, image_size: int | None = None, crop: float = 1.0) -> Source | Decoder:
+def find_images(
+    data: Any, *, image_size: int | None = None, crop: float = 1.0, reading: Reading | None = None
+) -> Source | Decoder:
     """Finds real images and their size; looks at no more than the first few.
 
     Args:
         data: `SCHEME:NAME`, a path or a Hub dataset id, each with `#SPLIT` if wanted; see `locate`. Or a dataset whose
             items are images, tuples that begin with one, or mappings that hold one; a list of images; a tensor
-            (N, C, H, W), or an array of that shape or with channels last: uint8, or floating point in [0, 1]. Or a
-            stream of such items, without an index: it is read from the front, a few times for the first items and
+            (N, C, H, W), or an array of that shape or with channels last: whole numbers, or floating point in [0, 1].
+            Or a stream of such items, without an index: it is read from the front, a few times for the first items and
             once to its end. An open source is returned as it is.
         image_size: S, in pixels. Default: the shorter side of the first usable image, at most 64.
         crop: Fraction of the shorter side of each image that is shown; an open source keeps its own.
+        reading: How it is read; an open source has been.
 
     Returns:
         What `open_source` takes; its `image_size` is S.
@@ -189,8 +194,11 @@ def find_images(data: Any, *, image_size: int | None = None, crop: float = 1.0) 
         raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
     located = isinstance(data, (str, Path))
     data, name = locate(data) if located else (data, type(data).__name__)
-    items = steady_stream(data, name) if is_stream(data) else steady_items(data, name)
-    return Decoder(items, Frame(image_size or _own_size(items), crop), located=located)
+    reading = reading or Reading()
+    items = (steady_stream if is_stream(data) else steady_items)(data, name, reading)
+    items.find_scale()
+    frame = Frame(image_size or _own_size(items), crop)
+    return Decoder(items, frame, located=located, num_workers=reading.num_workers)
 
 
 def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None = None) -> Tensor:
@@ -215,7 +223,7 @@ def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None =
 
 
 def open_source(
-    data: Any, *, image_size: int | None = None, memory_limit: int | None = None, num_workers: int = 2
+    data: Any, *, image_size: int | None = None, memory_limit: int | None = None, reading: Reading | None = None
 ) -> Source:
     """Opens and decodes real images.
 
@@ -224,13 +232,13 @@ def open_source(
         image_size: As for `find_images`.
         memory_limit: Bytes that decoded images may take; beyond, and for a stream, whose length is not known, they are
             kept in a file in the system's temporary folder. Default: half of the memory that is free.
-        num_workers: Processes that decode, where that takes long.
+        reading: How it is read, unless `find_images` was told.
 
     Raises:
         UsageError: If there is no such source, no usable image in it, an item that is no image, or no room on the disk.
         DistillError: If a stream breaks, or the disk fills up.
     """
-    decoder = data if isinstance(data, Decoder) else find_images(data, image_size=image_size)
+    decoder = data if isinstance(data, Decoder) else find_images(data, image_size=image_size, reading=reading)
     if isinstance(decoder, Source):
         return decoder
     if memory_limit is None:
@@ -240,7 +248,7 @@ def open_source(
         kept: Tensor | Spool = torch.empty(count, 3, size, size, dtype=torch.uint8)
     else:
         kept = Spool(decoder.items.name, size, count)
-    return _first_pass(decoder, kept, num_workers)
+    return _first_pass(decoder, kept)
 
 
 def _own_size(items: Items) -> int:
@@ -254,14 +262,16 @@ def _own_size(items: Items) -> int:
     return LARGEST_DEFAULT_SIZE  # no usable image; the first pass says why
 
 
-def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> Source:
+def _first_pass(decoder: Decoder, images: Tensor | Spool) -> Source:
     """Decodes everything once, into `images`."""
     items, digest = decoder.items, hashlib.sha256()
     kept = array("q")  # a list would take five times the memory
     skipped: dict[int, str] = {}
+    outside: dict[int, int] = {}
+    warned: dict[int, str] = {}
     first_side, sides = 0, hashlib.sha256()
     with tqdm(total=items.count, desc=f"Reading {items.name}", unit="image", delay=1, disable=None) as progress:
-        for decoded in _decode_all(decoder, num_workers):
+        for decoded in decode_batches(decoder, decoder.chunks(CHUNK)):
             if decoded.fault:
                 raise UsageError(decoded.fault)
             if isinstance(images, Spool):
@@ -274,8 +284,15 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> S
             first_side = first_side or next(iter(decoded.sides), 0)
             sides.update(array("q", decoded.sides).tobytes())
             skipped |= decoded.skipped
+            outside |= decoded.outside
+            warned |= decoded.warnings
             progress.update(len(decoded.kept) + len(decoded.skipped))
     digest.update(f"{len(kept)}x3x{decoder.image_size}x{decoder.image_size}".encode())
+    whole = _value_range(decoder)
+    if whole is not None:
+        digest.update(f" {whole.low}..{whole.high}".encode())
+        _report_outside(items, whole, outside)
+    _report_warned(items, warned)
     counts = _report(items, len(kept) + len(skipped), skipped)
     facts = (decoder, torch.tensor(kept), first_side, sides.hexdigest(), digest.hexdigest(), counts)
     if isinstance(images, Spool):
@@ -283,12 +300,33 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool, num_workers: int) -> S
     return _MemorySource(images[: len(kept)], *facts)
 
 
-def _decode_all(decoder: Decoder, num_workers: int) -> Iterator[Decoded]:
-    chunks, started = decoder.chunks(CHUNK), time.perf_counter()
-    for chunk in chunks:
-        yield decoder.__getitems__(chunk)
-        if time.perf_counter() - started > WORKERS_PAY_AFTER:
-            yield from decode_batches(decoder, chunks, num_workers)
+def _value_range(decoder: Decoder) -> ValueRange | None:
+    return None if decoder.items.scale is None else decoder.items.scale.range
+
+
+def _report_outside(items: Items, whole: ValueRange, outside: dict[int, int]) -> None:
+    if outside:
+        _logger.warning(
+            "%d values of %d images of %s lie outside of %g to %g and were clipped (first: %s).",
+            sum(outside.values()),
+            len(outside),
+            items.name,
+            whole.low,
+            whole.high,
+            items.label(min(outside)),
+        )
+
+
+def _report_warned(items: Items, warned: dict[int, str]) -> None:
+    if warned:
+        first = min(warned)
+        _logger.warning(
+            "Pillow warns of %d images of %s, which are kept (first: %s: %s).",
+            len(warned),
+            items.name,
+            items.label(first),
+            warned[first],
+        )
 
 
 def _report(items: Items, count: int, skipped: dict[int, str]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from torch.utils.data import IterableDataset
 
 from lightly_distill.data.decode import strict_pillow
 from lightly_distill.data.items import Items, first_problem, undecoded
+from lightly_distill.data.reading import Reading
 from lightly_distill.errors import DistillError, first_line
 
 _END = object()
@@ -19,14 +20,15 @@ class StreamedItems(Items):
     Args:
         data: Can be iterated again and again, each time with the same items.
         name: For messages.
+        reading: As for `Items`.
     """
 
     cure = "give the stream without random transforms, and not shuffled anew"
     in_any_order = False
     are_files = False
 
-    def __init__(self, data: Any, name: str) -> None:
-        super().__init__(data, name)
+    def __init__(self, data: Any, name: str, reading: Reading | None = None) -> None:
+        super().__init__(data, name, reading)
         self._going: Iterator[tuple[int, Any]] = iter(())
         self._next = 0  # index of what `_going` yields next
 
@@ -97,17 +99,18 @@ def is_stream(data: Any) -> bool:
     return isinstance(data, Iterable) and not isinstance(data, Iterator) and not hasattr(data, "__len__")
 
 
-def steady_stream(data: Any, name: str) -> StreamedItems:
+def steady_stream(data: Any, name: str, reading: Reading | None = None) -> StreamedItems:
     """Returns the images of a stream.
 
     Args:
         data: As for `StreamedItems`.
         name: For messages.
+        reading: As for `Items`.
 
     Raises:
         UsageError: If the first items are no images, or others when they are read again.
     """
-    items = StreamedItems(undecoded(data), name)
+    items = StreamedItems(undecoded(data), name, reading)
     problem = first_problem(items)
     if problem is not None:
         raise problem

@@ -39,6 +39,8 @@ class TransferConfig(PretrainConfig):
     """Steps of fine-tuning, and of data-free distillation."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    num_workers: int = 0
+    """Processes that read real images and tasks; 0: none, see `DistillConfig`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +57,7 @@ class TransferConfig(PretrainConfig):
         if not self.seed_list:
             raise UsageError(f"seeds is a number of repetitions, at least 1; got {self.seeds}.")
         check_number(self, "full_epochs", "finetune_steps")
+        check_number(self, "num_workers", least=0)
 
     @property
     def seed_list(self) -> list[int]:
@@ -79,7 +82,7 @@ class TransferConfig(PretrainConfig):
 
     def recorded(self) -> dict[str, Any]:
         """Returns as plain values what decides the numbers of an arm, but for its seed and device."""
-        apart = ("baselines", "seeds", "device")
+        apart = ("baselines", "seeds", "device", "num_workers")
         plain = {name: value for name, value in asdict(self).items() if name not in apart}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
@@ -94,6 +97,7 @@ class TransferOptions(PretrainOptions, total=False):
     full_epochs: int
     finetune_steps: int
     device: str
+    num_workers: int
 
 
 def student_names(student: str | Sequence[str]) -> list[str]:
@@ -109,13 +113,15 @@ def check_other_names(names: Iterable[str]) -> None:
         raise UsageError(f"The name of another set cannot be that of an arm: {', '.join(taken)}.")
 
 
-def open_tasks(tasks: Sequence[Any], labels: Sequence["int | float | None"], *, image_size: int) -> list[Task]:
+def open_tasks(
+    tasks: Sequence[Any], labels: Sequence["int | float | None"], *, image_size: int, num_workers: int = 0
+) -> list[Task]:
     """Opens the tasks of `evaluate`.
 
     Raises:
         UsageError: If there are none, two have one name, or one has too few labels or cannot be opened.
     """
-    opened = [task if isinstance(task, Task) else open_task(task, image_size=image_size) for task in tasks]
+    opened = [open_task(task, image_size=image_size, num_workers=num_workers) for task in tasks]
     check_task_names([task.name for task in opened])
     for task in opened:
         for count in labels:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from lightly_distill.data.labels import item_labels, rank_in_class
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.locate import locate
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.runtime import seeding
@@ -75,7 +76,7 @@ class Task:
         return order[torch.argsort(rank, stable=True)][:count].sort().values
 
 
-def open_task(data: Any, *, image_size: int) -> Task:
+def open_task(data: Any, *, image_size: int, num_workers: int = 0) -> Task:
     """Opens a labelled task.
 
     Args:
@@ -84,6 +85,7 @@ def open_task(data: Any, *, image_size: int) -> Task:
             for training and testing, with a name before them where two pairs are of one class. An open task is
             returned as it is.
         image_size: S, in pixels.
+        num_workers: Processes that read the images.
 
     Raises:
         UsageError: If there is no such source, a split or the labels are missing, there is one class only, or the test
@@ -92,8 +94,10 @@ def open_task(data: Any, *, image_size: int) -> Task:
     if isinstance(data, Task):
         return data
     name, train, test = find_task(data)
-    source, labels = _labelled(train, image_size, name)
-    test_source, test_labels = _labelled(test, image_size, name)
+    reading = Reading(num_workers)
+    source, labels = _labelled(train, image_size, name, reading)
+    reading = replace(reading, value_range=source.value_range)  # the same for both
+    test_source, test_labels = _labelled(test, image_size, name, reading)
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise UsageError(f"The task {name} has one class only ({classes[0]}): there is nothing to tell apart.")
@@ -151,9 +155,9 @@ class _Split:
         self.data, self.name = locate(spec)
 
 
-def _labelled(split: Any, image_size: int, name: str) -> tuple[Source, list[Any]]:
+def _labelled(split: Any, image_size: int, name: str, reading: Reading) -> tuple[Source, list[Any]]:
     data = split.data if isinstance(split, _Split) else split
-    decoder = find_images(data, image_size=image_size)
+    decoder = find_images(data, image_size=image_size, reading=reading)
     assert isinstance(decoder, Decoder)
     source = open_source(decoder)
     labels = item_labels(data, f"task {name}")

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 
 from typing_extensions import Unpack
 
+from lightly_distill.data.reading import Reading, as_range
 from lightly_distill.errors import UsageError, did_you_mean
 from lightly_distill.models.recipe import Recipe, RecipeOptions
 from lightly_distill.runtime.settings import check_bool, check_number, check_one_of, update
@@ -108,6 +109,15 @@ class DistillConfig:
     this size, never an enlarged small image unless the original is small. Default: the target's own size (of a timm
     model its pretrained configuration's input_size), or the image size where it has none or the first original is no
     larger than that. Give the image size to have the target see what the students see."""
+    num_workers: int = 0
+    """Processes that read the real images. 0: none; files are decoded by threads then, and a dataset of your own is
+    read by this process alone, which any dataset allows: one that holds an open archive allows no more."""
+    column: str | None = None
+    """Name under which a row or a sample has its image, where there are several, such as image and mask; several names,
+    comma separated, are tried in turn."""
+    value_range: tuple[float, float] | str | None = None
+    """LOW,HIGH: the values that become black and white, where pixels have more than 8 bits or are floating point, such
+    as 0,4095. The same for all images. Default: found from some of them; floating-point arrays are in 0,1."""
     source_views: int | Literal["random"] = 0
     """0: real images as they are. K: K fixed views (pad-4 crop and flip) of each, their target representations kept.
     "random": a fresh view and a pass of the target in each step, as the paper's authors do."""
@@ -167,7 +177,11 @@ class DistillConfig:
             check_number(self, name, least=least)
             if getattr(self, name) > 8:
                 raise UsageError(f"{name} is at most 8; got {getattr(self, name)}.")
-        check_number(self, "steps", least=0)
+        check_number(self, "steps", "num_workers", least=0)
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", tuple(as_range(self.value_range)))
+        if self.column is not None and not (isinstance(self.column, str) and self.column.strip(" ,")):
+            raise UsageError(f"column is the name of a column, or several, comma separated; got {self.column!r}.")
         if self.image_size is not None:
             check_number(self, "image_size")
         if self.target_size is not None:
@@ -204,6 +218,12 @@ class DistillConfig:
         """The names of the students, one for each architecture of the pool."""
         return tuple(name.strip() for name in self.student.split(","))
 
+    @property
+    def reading(self) -> Reading:
+        """How the real images are read."""
+        whole = None if self.value_range is None else as_range(self.value_range)
+        return Reading(self.num_workers, self.column, whole)
+
 
 def _comma_separated(students: str | Sequence[str]) -> str:
     if isinstance(students, str):
@@ -222,6 +242,9 @@ class DistillOptions(TypedDict, total=False):
     batch_size: int
     image_size: int | None
     target_size: int | None
+    num_workers: int
+    column: str | None
+    value_range: tuple[float, float] | str | None
     source_views: int | Literal["random"]
     init: Literal["random", "kmeans", "noise"]
     target_dims: int | Literal["auto"] | None
@@ -288,6 +311,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def as_recorded(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Returns recorded settings with what the version that recorded them did not know, as it was then."""
     before: dict[str, Any] = {
+        "num_workers": 0,
+        "column": None,
+        "value_range": None,
         "target_dims": None,
         "target_whiten": False,
         "target_map": 0,

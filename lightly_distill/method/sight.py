@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightly_distill.data.decode import Frame
 from lightly_distill.data.loader import Decoder
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, find_images, first_images
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.models.targets import Target, represent, sizes_taken
@@ -107,7 +108,13 @@ class Sight:
 
 
 def find_for_target(
-    data: Any, target: Target, *, image_size: int | None, target_size: int | None, at_random: bool = False
+    data: Any,
+    target: Target,
+    *,
+    image_size: int | None,
+    target_size: int | None,
+    at_random: bool = False,
+    reading: Reading | None = None,
 ) -> tuple[Source | Decoder, Frame]:
     """Finds real images, of which target and students will see the same region.
 
@@ -117,6 +124,7 @@ def find_for_target(
         image_size: S, or None for the source's own.
         target_size: T, or None for the target's own.
         at_random: Whether the target will be given images in any order.
+        reading: As for `find_images`.
 
     Returns:
         What `open_source` takes, and what the target sees of each image.
@@ -125,7 +133,7 @@ def find_for_target(
         UsageError: As `find_images`, or if the target does not take the size, or the images cannot be decoded again in
             any order.
     """
-    images = find_images(data, image_size=image_size)
+    images = find_images(data, image_size=image_size, reading=reading)
     size = _target_size(images, target, target_size)
     if size != images.image_size:
         _logger.info("The target sees images of %d pixels, the students of %d.", size, images.image_size)

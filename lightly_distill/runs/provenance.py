@@ -36,6 +36,7 @@ def run_facts(
             "images": len(source),
             "image_size": source.image_size,
             "skipped": dict(source.skipped),
+            **({} if source.value_range is None else {"value_range": list(source.value_range)}),
         },
         "target": {
             "name": target.name,

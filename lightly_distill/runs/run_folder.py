@@ -36,7 +36,7 @@ from lightly_distill.runtime.settings import differences
 TRACKERS = "trackers"
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", representations.FOLDER, "pictures", "set", TRACKERS)
 # settings that may change between a run and its resumption
-FREE_TO_CHANGE = ("device", "log_every", "checkpoint_every", "checkpoint_minutes")
+FREE_TO_CHANGE = ("device", "num_workers", "log_every", "checkpoint_every", "checkpoint_minutes")
 
 _logger = logging.getLogger(__name__)
 

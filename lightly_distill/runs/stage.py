@@ -230,6 +230,7 @@ class DistillationStage:
             image_size=config.image_size,
             target_size=config.target_size,
             at_random=config.source_views == "random",
+            reading=config.reading,
         )
         if isinstance(found, Brought):
             found.check(views=config.source_views, items=_items(images), dim=None)

@@ -286,7 +286,7 @@ def test_the_users_image_stays_as_it_is() -> None:
         (torch.zeros(8, 8, 3), r"got a Tensor of shape \(8, 8, 3\)"),
         (torch.zeros(3, 0, 8), r"got a Tensor of shape \(3, 0, 8\)"),
         (np.zeros((8, 8, 4), np.uint8), r"got a ndarray of shape \(8, 8, 4\)"),
-        (torch.zeros(3, 8, 8, dtype=torch.int64), r"expected uint8, or floating point in \[0, 1\], got .* int64"),
+        (torch.zeros(3, 8, 8, dtype=torch.bool), r"expected whole numbers, or floating point in \[0, 1\], got .* bool"),
         (torch.full((3, 8, 8), float("nan")), "NaN or infinite pixels"),
         (torch.full((3, 8, 8), float("inf")), "NaN or infinite pixels"),
         (torch.full((3, 8, 8), -2.0), r"pixels from -2 to -2, .* looks already normalised: give .* without Normalize"),

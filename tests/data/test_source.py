@@ -3,9 +3,11 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import transforms as T
 from torchvision.datasets import FakeData, ImageFolder
 
-from lightly_distill.data import locate, source
+from lightly_distill.data import locate
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.runtime import seeding
@@ -128,7 +131,10 @@ def test_an_open_source_is_returned_as_it_is(images: Tensor) -> None:
             Made(lambda i: {"a": 1, "b": 2}),
             "Item 0 of Made: of its columns a, b none holds images; name one .* 'image'",
         ),
-        (Made(lambda i: dict.fromkeys("ab", torch.zeros(3, 8, 8))), "columns a, b 2 of them hold images"),
+        (
+            Made(lambda i: dict.fromkeys("ab", torch.zeros(3, 8, 8))),
+            r"columns a, b 2 hold images; choose one with --column a \(column in Python\)",
+        ),
         (Made(lambda i: [][i]), "Item 0 of Made: the dataset fails with IndexError: list index out of range"),
     ],
 )
@@ -142,7 +148,7 @@ def test_what_is_no_dataset_of_images_is_an_error(data: Any, message: str) -> No
     [
         (torch.zeros(8, 8), r"got a Tensor of shape \(8, 8\)"),
         (torch.zeros(3, 8, 0), r"got a Tensor of shape \(3, 8, 0\)"),
-        (torch.zeros(3, 8, 8, dtype=torch.int16), "int16"),
+        (torch.zeros(3, 8, 8, dtype=torch.complex64), "complex64"),
         (torch.full((3, 8, 8), float("nan")), "NaN"),
         (torch.full((3, 8, 8), 1.5), "looks already normalised: give the dataset without Normalize"),
     ],
@@ -152,10 +158,9 @@ def test_a_fault_of_the_dataset_names_the_index(bad: Tensor, message: str, image
         open_source(Made(lambda i: bad if i == 70 else images[0], 130))
 
 
-def test_a_fault_met_by_a_worker_is_still_one_line(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
+def test_a_fault_met_by_a_worker_is_still_one_line(images: Tensor) -> None:
     with pytest.raises(UsageError, match=r"^Item 70 of Made: expected an image, got int\.$"):
-        open_source(Made(lambda i: 7 if i == 70 else images[0], 130))
+        open_source(Made(lambda i: 7 if i == 70 else images[0], 130), reading=Reading(num_workers=2))
 
 
 def test_unusable_images_are_skipped_counted_and_logged(
@@ -210,27 +215,107 @@ def test_a_source_on_disk_decodes_each_image_once_and_needs_its_files_no_more(tm
     assert torch.equal(spooled.read(torch.arange(N)), images)
 
 
-def test_a_first_pass_in_workers_finds_the_same(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_pass_in_workers_finds_the_same(images: Tensor) -> None:
     items = [pillow(images[i % N]) if i % 50 else Image.new("RGB", (2, 2)) for i in range(200)]
     here = open_source(items)
-    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
     state = torch.get_rng_state()
-    there = open_source(items)
+    there = open_source(items, reading=Reading(num_workers=2))
     assert torch.equal(state, torch.get_rng_state())
     assert not multiprocessing.active_children()
     assert (here.fingerprint, here.skipped) == (there.fingerprint, there.skipped)
     assert here.skipped == {"smaller than 4 pixels": 4}
 
 
-def test_decoding_happens_in_workers_once_it_has_taken_long(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
+class Archive(Dataset[Any]):
+    """Images in one open archive, whose position all its readers share."""
+
+    def __init__(self, file: Path) -> None:
+        self.archive = ZipFile(file)
+
+    def __len__(self) -> int:
+        return len(self.archive.namelist())
+
+    def __getitem__(self, index: int) -> Image.Image:
+        with self.archive.open(f"{index}.png") as file:
+            return Image.open(file).copy()
+
+
+@pytest.fixture
+def archive(images: Tensor, tmp_path: Path) -> Archive:
+    with ZipFile(tmp_path / "images.zip", "w") as written:
+        for number in range(200):
+            pillow(images[number % N]).save(tmp_path / "one.png")
+            written.write(tmp_path / "one.png", f"{number}.png")
+    return Archive(tmp_path / "images.zip")
+
+
+def test_a_users_dataset_is_read_by_this_thread_alone(archive: Archive, images: Tensor) -> None:
+    readers = set()
+
+    def item(index: int) -> Image.Image:
+        readers.add((os.getpid(), threading.get_ident()))
+        return archive[index]
+
+    opened = open_source(Made(item, 200))
+    assert torch.equal(opened.read(torch.arange(200)), images[torch.arange(200) % N])
+    assert readers == {(os.getpid(), threading.get_ident())}
+
+
+def test_workers_read_where_the_user_asks_for_them(images: Tensor) -> None:
     home = os.getpid()
 
     def item(index: int) -> Tensor:
-        assert index < 64 or os.getpid() != home
+        if index > 100:  # what is looked at first is read here
+            assert os.getpid() != home or index % 6 == 0
         return images[index % N]
 
-    assert len(open_source(Made(item, 130))) == 130
+    assert len(open_source(Made(item, 199), reading=Reading(num_workers=2))) == 199
+
+
+class Unpicklable(Made):
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle an open file")
+
+
+def test_where_workers_cannot_start_none_are_used_and_one_line_says_so(
+    images: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        opened = open_source(Unpicklable(lambda i: images[i % N], 130), reading=Reading(num_workers=2))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert torch.equal(opened.read(torch.arange(130)), images[torch.arange(130) % N])
+    (line,) = [text for text in caplog.messages if "worker" in text]
+    assert line.startswith("Unpicklable is read by this process: its 2 worker processes fail with TypeError: cannot")
+
+
+def test_a_worker_that_dies_loses_no_image(images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    home = os.getpid()
+
+    def item(index: int) -> Tensor:
+        if index == 101 and os.getpid() != home:
+            os._exit(1)
+        return images[index % N]
+
+    opened = open_source(Made(item, 200), reading=Reading(num_workers=1))
+    assert torch.equal(opened.read(torch.arange(200)), images[torch.arange(200) % N])
+    assert any("Made is read by this process: its 1 worker processes fail with" in text for text in caplog.messages)
+
+
+def _open_in_a_daemon(images: Tensor, result: Any) -> None:
+    opened = open_source(list(images), reading=Reading(num_workers=1))
+    result.put(len(opened))
+
+
+def test_a_daemonic_process_reads_by_itself(images: Tensor) -> None:
+    context = multiprocessing.get_context("fork")
+    result: Any = context.Queue()
+    process = context.Process(target=_open_in_a_daemon, args=(images, result), daemon=True)
+    process.start()
+    assert result.get(timeout=60) == N
+    process.join()
 
 
 # --- transforms

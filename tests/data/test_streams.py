@@ -16,6 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import DistillationStage
 from lightly_distill.data import source
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import find_images, first_images, open_source
 from lightly_distill.errors import DistillError, UsageError
 
@@ -63,11 +64,10 @@ def test_a_stream_is_not_read_further_than_needed(images: Tensor) -> None:
 
 
 def test_workers_decode_what_this_process_reads(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "WORKERS_PAY_AFTER", 0.0)
     monkeypatch.setattr(source, "CHUNK", 3)
     items: list[Any] = [to_pil_image(image) for image in images]
     items[10] = to_pil_image(torch.zeros(3, 2, 2))
-    opened = open_source(Stream(lambda: iter(items)))
+    opened = open_source(Stream(lambda: iter(items)), reading=Reading(num_workers=2))
     kept = [i for i in range(N) if i != 10]
     assert opened.kept.tolist() == kept
     assert torch.equal(opened.read(torch.arange(N - 1)), images[kept])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import reference
 import tiny
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, open_source
 from lightly_distill.errors import DistillError
 from lightly_distill.method import distill as distilling
@@ -150,7 +151,7 @@ SOURCES = {"memory": None, "decoded here": 0, "decoded by two workers": 2}
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_40_steps_are_23_a_stop_and_17_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    limit = {} if SOURCES[kind] is None else {"memory_limit": 0, "num_workers": SOURCES[kind]}
+    limit = {} if SOURCES[kind] is None else {"memory_limit": 0, "reading": Reading(SOURCES[kind])}
 
     def session(recorder: Memory, resume: bool = False) -> tuple[DistillState, RealImages]:
         # the images are held by a list: nothing of a session is left to the next one

@@ -1,23 +1,30 @@
 """Hugging Face datasets as sources: parquet and Arrow files, tar shards, what `save_to_disk` left, the Hub."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
-from datasets import Dataset, Image, IterableDataset, load_dataset, load_dataset_builder, load_from_disk
+from datasets import (
+    Array2D,
+    Array3D,
+    Dataset,
+    Image,
+    IterableDataset,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 
 from lightly_distill.data.locate import choose_split, missing_path
+from lightly_distill.data.shards import COMPRESSED, TarShards, TarStream, open_shards
 from lightly_distill.errors import UsageError, first_line
 
 _Rows = TypeVar("_Rows", Dataset, IterableDataset)
-_SUFFIXES = {"parquet": ".parquet", "arrow": ".arrow", "webdataset": ".tar"}  # by builder
-_SHARD_CURE = (
-    ". Shards, the first one too, hold groups of files of one name, such as 0001.jpg and 0001.json; "
-    "unpack other archives."
-)
+_SUFFIXES = {"parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar", *COMPRESSED)}  # by builder
 
 
-def open(spec: str, split: str | None) -> Dataset | IterableDataset:
+def open(spec: str, split: str | None) -> Dataset | IterableDataset | TarShards | TarStream:
     """Opens a dataset without decoding its images.
 
     Args:
@@ -26,7 +33,7 @@ def open(spec: str, split: str | None) -> Dataset | IterableDataset:
         split: Default: `train`, or the only one.
 
     Returns:
-        Rows, memory-mapped, whose images are mappings with `bytes` and `path`; those of tar shards are a stream.
+        Rows, memory-mapped, whose images are mappings with `bytes` and `path`; the samples of tar shards.
 
     Raises:
         UsageError: If there is no such dataset or split, or its files are damaged.
@@ -38,23 +45,38 @@ def open(spec: str, split: str | None) -> Dataset | IterableDataset:
         data = _from_disk(path, split)
     else:
         data = _from_files(path, split)
-    return data if isinstance(data, IterableDataset) else undecoded(data)  # of a stream, a task wants the labels
+    return undecoded(data) if isinstance(data, Dataset) else data  # of a stream, a task wants the labels
 
 
 def undecoded(data: _Rows) -> _Rows:
     """Returns a dataset whose rows hold the files of images, and no transform; `data` itself stays as it is.
 
     So one broken image is one broken row, instead of the end of reading. Of a stream other columns are left out, where
-    it reports which hold images: it would end at one that is not of the type of the first rows.
+    it reports which hold images: it would end at one that is not of the type of the first rows. Arrays of numbers come
+    as NumPy's, of their own type, whatever format the user has set.
     """
     data = data.with_format(None)
-    images = {name: feature for name, feature in (data.features or {}).items() if isinstance(feature, Image)}
+    features = data.features or {}
+    images = {name: feature for name, feature in features.items() if isinstance(feature, Image)}
     if images and isinstance(data, IterableDataset):
         data = data.select_columns(list(images))
     for name, feature in images.items():
         if feature.decode:
             data = data.cast_column(name, Image(decode=False))
-    return data
+    arrays = [name for name, feature in features.items() if _is_array(feature)]
+    if arrays and isinstance(data, Dataset):
+        return data.with_format("numpy", columns=arrays, output_all_columns=True)
+    return data.with_format("numpy") if arrays and not images else data
+
+
+def _is_array(feature: Any) -> bool:
+    """Returns whether a column holds arrays of at least two dimensions."""
+    if isinstance(feature, (Array2D, Array3D)):
+        return True
+    depth = 0
+    while hasattr(feature, "feature"):
+        feature, depth = feature.feature, depth + 1
+    return depth > 1 and isinstance(feature, Value) and feature.dtype != "string"
 
 
 def _from_disk(path: Path, split: str | None) -> Dataset:
@@ -68,27 +90,26 @@ def _from_disk(path: Path, split: str | None) -> Dataset:
     return data
 
 
-def _from_files(path: Path, split: str | None) -> Dataset | IterableDataset:
+def _from_files(path: Path, split: str | None) -> Dataset | TarShards | TarStream:
     if path.is_file():
-        kind = next(kind for kind, suffix in _SUFFIXES.items() if suffix == path.suffix.lower())
+        kind = next(kind for kind, suffixes in _SUFFIXES.items() if path.name.lower().endswith(suffixes))
         files = {"train": [str(path)]}
     else:
-        kind = next(kind for kind, suffix in _SUFFIXES.items() if any(path.rglob(f"*{suffix}")))
+        kind = next(kind for kind, suffixes in _SUFFIXES.items() if any(any(path.rglob(f"*{end}")) for end in suffixes))
         try:
             listed = load_dataset_builder(kind, data_dir=str(path)).config.data_files
         except Exception as error:
             raise UsageError(f"The {kind} files in '{path}' cannot be listed: {_first_line(error)}") from error
-        own = {name: [file for file in listed[name] if file.endswith(_SUFFIXES[kind])] for name in listed}
+        own = {name: [file for file in listed[name] if file.lower().endswith(_SUFFIXES[kind])] for name in listed}
         files = {name: some for name, some in own.items() if some}
     split = choose_split(files, split, str(path))
+    if kind == "webdataset":  # whose columns `datasets` infers from the first five samples, losing others
+        return open_shards(files[split], split)
     try:
         # Only the split that was asked for: tables are copied to the cache of `datasets` once.
-        streaming = kind == "webdataset"
-        return load_dataset(kind, data_files={split: files[split]}, split=split, streaming=streaming)
+        return load_dataset(kind, data_files={split: files[split]}, split=split)
     except Exception as error:
-        cure = _SHARD_CURE if kind == "webdataset" else ""
-        reason = _first_line(error).rstrip(".")
-        raise UsageError(f"The {kind} files in '{path}' cannot be read: {reason}{cure}") from error
+        raise UsageError(f"The {kind} files in '{path}' cannot be read: {_first_line(error)}") from error
 
 
 def _from_hub(spec: str, split: str | None) -> Dataset:

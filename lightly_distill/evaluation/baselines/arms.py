@@ -280,6 +280,7 @@ def open_inputs(
     target: Any,
     device: torch.device,
     representations: Any = None,
+    num_workers: int = 0,
 ) -> Inputs:
     """Opens what the arms need, and has each of them check it.
 
@@ -291,6 +292,7 @@ def open_inputs(
         target: The target model or its specification, or None.
         device: Where the target computes.
         representations: Of the real images, or None; see `find_representations`.
+        num_workers: Processes that read the real images.
 
     Raises:
         UsageError: If something is missing, is not what the set was distilled from, or an arm cannot take it.
@@ -305,10 +307,19 @@ def open_inputs(
                 f"The arms {_that_need('real')} need the real images and the target model: give {missing}, or leave "
                 "these arms out."
             )
-        real = real_side(synthetic, data, target, own, device, representations=representations, in_its_coordinates=True)
+        real = real_side(
+            synthetic,
+            data,
+            target,
+            own,
+            device,
+            representations=representations,
+            in_its_coordinates=True,
+            num_workers=num_workers,
+        )
         check_origin(own, real)
     if "labels" in needs:
-        labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"))
+        labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"), num_workers)
     inputs = Inputs(own, real, labelled)
     for arm in arms:
         arm.check(inputs)

@@ -192,7 +192,13 @@ class LabelledSide:
 
 
 def labelled_side(
-    synthetic: Any, data: Any, own: SyntheticSet, real: RealSide | None, device: torch.device, arms: str
+    synthetic: Any,
+    data: Any,
+    own: SyntheticSet,
+    real: RealSide | None,
+    device: torch.device,
+    arms: str,
+    num_workers: int = 0,
 ) -> LabelledSide:
     """Opens the real images with their labels, and finds the settings that the set was distilled with.
 
@@ -203,6 +209,7 @@ def labelled_side(
         real: The real images and the target, if they are open already.
         device: Where to distil.
         arms: Those that need labels, for messages.
+        num_workers: Processes that read the images.
 
     Raises:
         UsageError: If the images, their labels or the settings are missing or are not those of the set, or a student of
@@ -221,7 +228,7 @@ def labelled_side(
             "arms out."
         )
     config = replace(recorded, num_images=len(own), device=str(device))
-    source = open_recorded(data, own) if real is None else real.source
+    source = open_recorded(data, own, num_workers) if real is None else real.source
     check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
     side = LabelledSide(source, source_labels(data, source.kept), config, own)
     for name in config.students:

@@ -135,12 +135,12 @@ def sweep(
     settings = _settings(stage, source, plan, students, task_names, transfer)
     state = go_on(begun, settings, folder) if begun else Sweep(settings, None, {})
     searching = plan is not None and state.found is None
-    opened = [] if searching else _opened(tasks, state, source.image_size)
+    opened = [] if searching else _opened(tasks, state, source.image_size, stage.config.num_workers)
     write_record(state, folder)
     if plan is not None and searching:
         state.found = _search(plan, stage, source, representations, folder)
         write_record(state, folder)
-        opened = _opened(tasks, state, source.image_size)
+        opened = _opened(tasks, state, source.image_size, stage.config.num_workers)
     for number, size in enumerate(wanted, start=1):
         which = f"Size {size:,} ({number} of {len(wanted)})"
         if size in state.sizes:
@@ -217,12 +217,12 @@ def _fitted(config: TransferConfig, stage: DistillationStage) -> TransferConfig:
         raise UsageError(
             f"A sweep tries students where it distils, on the stage's device, {device}; got device={config.device!r}."
         )
-    return replace(config, device=device)
+    return replace(config, device=device, num_workers=stage.config.num_workers)
 
 
-def _opened(tasks: Sequence[Any], state: Sweep, image_size: int) -> list[Task]:
+def _opened(tasks: Sequence[Any], state: Sweep, image_size: int, num_workers: int) -> list[Task]:
     """Opens the tasks, which have to be those that finished sizes were tried on, not only of the same names."""
-    opened = open_tasks(tasks, state.settings["evaluate"]["labels"], image_size=image_size)
+    opened = open_tasks(tasks, state.settings["evaluate"]["labels"], image_size=image_size, num_workers=num_workers)
     prints = {task.name: task.fingerprint() for task in opened}
     changed = [name for name, known in state.tasks.items() if state.sizes and prints[name] != known]
     if changed:
@@ -236,7 +236,13 @@ def _opened(tasks: Sequence[Any], state: Sweep, image_size: int) -> list[Task]:
 
 def _open(data: Any, stage: DistillationStage, students: Sequence[str]) -> Source:
     config = stage.config
-    images, _ = find_for_target(data, stage.target, image_size=config.image_size, target_size=config.target_size)
+    images, _ = find_for_target(
+        data,
+        stage.target,
+        image_size=config.image_size,
+        target_size=config.target_size,
+        reading=config.reading,
+    )
     source = open_source(images)
     for name in students:
         student_builder(name, source.image_size)
