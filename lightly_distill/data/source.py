@@ -15,8 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, Frame, UnusableImage
@@ -220,6 +222,27 @@ def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None =
     if decoded.fault:
         raise UsageError(decoded.fault)
     return decoded.images
+
+
+def first_items(data: Any, count: int) -> Any:
+    """Returns the first items of what `find_images` takes, as it would be given by itself."""
+    data = locate(data)[0] if isinstance(data, (str, Path)) else data
+    if is_stream(data):
+        return _Front(data, count)
+    if isinstance(data, (list, Tensor, np.ndarray)):
+        return data[:count]
+    few = range(min(count, len(data)))
+    return data.select(few) if hasattr(data, "select") else Subset(data, few)
+
+
+class _Front:
+    """The first items of a stream, each time it is read."""
+
+    def __init__(self, data: Iterable[Any], count: int) -> None:
+        self._data, self._count = data, count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._data), self._count)
 
 
 def open_source(

@@ -99,8 +99,8 @@ class RunFolder:
         found = {entry.name for entry in path.iterdir()} if path.exists() else set()
         if found - set(lock.NAMES) and not (resume or overwrite):
             raise UsageError(
-                f"The output folder {path} is not empty: go on with --resume, replace its run with --overwrite, "
-                "or choose another name."
+                f"The output folder {path} is not empty: go on with --resume, replace its run with --overwrite "
+                "(resume=True, overwrite=True in Python), or choose another name."
             )
         above = next(place for place in (path, *path.absolute().parents) if place.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):

@@ -11,7 +11,7 @@ import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
-from lightly_distill.data.source import Source, open_source
+from lightly_distill.data.source import Source, first_items, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.brought import Brought
 from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
@@ -39,6 +39,8 @@ from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+_REHEARSED = 64  # images
 
 _logger = logging.getLogger(__name__)
 
@@ -93,6 +95,29 @@ class DistillationStage:
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
         versions()
         self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
+
+    def rehearse(self, dataset: Any) -> None:
+        """Checks as `check` does and takes two steps on the first few images, all small. Nothing is kept.
+
+        Args:
+            dataset: As for `run`.
+
+        Raises:
+            UsageError: As `run`.
+            DistillError: As `run`.
+        """
+        self.check(dataset)
+        config = replace(
+            self.config,
+            num_images=min(self.config.num_images, _REHEARSED // 4),
+            batch_size=min(self.config.batch_size, _REHEARSED // 4),
+            steps=min(self.config.steps, 2),
+            target_dims=None,  # so few images do not have as many
+            target_whiten=False,
+            holdout=0,
+            pool=replace(self.config.pool, max_age=min(self.config.pool.max_age, 2)),
+        )
+        DistillationStage(self.target, config=config).run(first_items(dataset, _REHEARSED))
 
     def run(
         self,

@@ -246,3 +246,128 @@ def test_a_sharding_strategy_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("lightly_distill_integrations.pytorch_lightning.callback._SHARDING", ("SingleDeviceStrategy",))
     with pytest.raises(UsageError, match="SingleDeviceStrategy shards the model"):
         trainer(tmp_path, DistillationCallback(**OPTIONS)).fit(NoTraining(), DataLoader(Views(), batch_size=10))
+
+
+# --- several fits, and trials
+
+
+def test_each_fold_is_distilled_anew_into_its_own_log_directory(tmp_path: Path) -> None:
+    callback, found = DistillationCallback(**OPTIONS), []
+    for _ in range(3):
+        fit(tmp_path, callback, epochs=1, logger=CSVLogger(tmp_path))
+        found.append(callback.synthetic)
+        callback.synthetic = None
+    assert all(found)
+    for version in range(3):
+        SyntheticSet.load(tmp_path / "lightning_logs" / f"version_{version}" / "distilled")
+
+
+def test_a_fold_whose_folder_was_moved_away_is_distilled(tmp_path: Path) -> None:
+    callback = DistillationCallback(out=tmp_path / "run", **OPTIONS)
+    fit(tmp_path, callback, epochs=1)
+    (tmp_path / "run").rename(tmp_path / "fold-0")
+    fit(tmp_path, callback, epochs=1)
+    SyntheticSet.load(tmp_path / "run")
+
+
+def test_a_second_fit_of_a_trainer_is_distilled_beside_the_first(tmp_path: Path) -> None:
+    callback = DistillationCallback(**OPTIONS)
+    trained = trainer(tmp_path, callback, epochs=1)
+    loader = DataLoader(Views(), batch_size=10)
+    trained.fit(SimCLR(), loader)
+    trained.fit_loop.max_epochs = 2
+    trained.fit(SimCLR(), loader)
+    first, second = (SyntheticSet.load(tmp_path / name) for name in ("distilled", "distilled-2"))
+    assert first.provenance["target"]["sha256"] != second.provenance["target"]["sha256"]
+
+
+def test_a_folder_that_is_taken_can_be_replaced_or_gone_on_with(tmp_path: Path) -> None:
+    fit(tmp_path, DistillationCallback(**OPTIONS), epochs=1)
+    with pytest.raises(UsageError, match=r"is not empty: .* \(resume=True, overwrite=True in Python\)"):
+        fit(tmp_path, DistillationCallback(**OPTIONS), epochs=1)
+    callback = DistillationCallback(resume=True, **OPTIONS)
+    fit(tmp_path, callback, epochs=1)
+    assert callback.synthetic is not None
+    assert callback.synthetic.provenance["steps"] == 3
+    fit(tmp_path, DistillationCallback(overwrite=True, **{**OPTIONS, "num_images": 6}), epochs=1)
+    assert len(SyntheticSet.load(tmp_path / "distilled")) == 6
+    fresh = DistillationCallback(resume=True, out=tmp_path / "fresh", **OPTIONS)
+    fit(tmp_path, fresh, epochs=1)
+    assert fresh.synthetic is not None
+
+
+@pytest.mark.parametrize("flag", [{"fast_dev_run": True}, {"overfit_batches": 2}, {"barebones": True}])
+def test_a_trial_takes_two_steps_and_leaves_nothing(
+    tmp_path: Path, flag: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    run = DistillationStage.run
+
+    def counted(self: DistillationStage, *args: Any, **options: Any) -> Any:
+        made = run(self, *args, **options)
+        taken.append(made.provenance["steps"])
+        return made
+
+    monkeypatch.setattr(DistillationStage, "run", counted)
+    monkeypatch.chdir(tmp_path)
+    callback = DistillationCallback(**{**OPTIONS, "steps": 500, "num_images": 30, "target_dims": 4})
+    model, loader = SimCLR(), DataLoader(Views(), batch_size=10)
+    options: dict[str, Any] = {} if "barebones" in flag else {"enable_progress_bar": False}
+    Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[callback],
+        enable_checkpointing=False,
+        **({"logger": False} if "barebones" not in flag else {}),
+        **options,
+        **flag,
+    ).fit(model, loader)
+    assert taken == [2]
+    assert callback.synthetic is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", [{"max_steps": 0}, {"max_epochs": 0}, {"limit_train_batches": 0}])
+def test_where_nothing_is_trained_nothing_is_distilled(tmp_path: Path, flag: dict[str, Any]) -> None:
+    callback = DistillationCallback(**OPTIONS)
+    own = {"max_epochs": 1, **flag}
+    Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        **own,
+    ).fit(SimCLR(), DataLoader(Views(), batch_size=10))
+    assert callback.synthetic is None and not (tmp_path / "distilled").exists()
+
+
+def test_a_part_of_the_batches_is_told_apart_from_a_part_of_the_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path, DistillationCallback(**OPTIONS), epochs=1, limit_train_batches=2)
+    assert "takes a part of the images only (limit_train_batches=2), and the distillation takes all" in caplog.text
+
+
+def test_the_twin_package_calls_it_too(tmp_path: Path) -> None:
+    twin = pytest.importorskip("lightning.pytorch")
+
+    class Twin(twin.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1))
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            loss: Tensor = self.backbone(batch[0][0]).square().mean()
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = DistillationCallback(out=tmp_path / "set", **OPTIONS)
+    options: dict[str, Any] = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
+    trained = twin.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **options)
+    trained.fit(Twin(), DataLoader(Views(), batch_size=10))
+    assert callback.synthetic is not None
