@@ -2,12 +2,14 @@
 
 import inspect
 import logging
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -29,8 +31,24 @@ ENCODERS = {
     "features": "as in old versions of Lightly",
 }
 _HEADS = ("fc", "head", "heads", "classifier", "linear")  # a classifier's last layers, in timm, torchvision, Lightly
-_HOLDERS = ("state_dict", "model", "model_state_dict")  # under which scripts save the weights
-_WRAPPERS = ("_orig_mod", "module")  # torch.compile, DistributedDataParallel
+# Under which scripts save weights, those to take first: averaged ones, by which methods are evaluated (timm takes the
+# first two so too), and a teacher's, which averages the student.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "teacher", "target", "momentum")
+_HOLDERS = (*_AVERAGED, "state_dict", "model", "model_state_dict", "student", "net", "weights", "params")
+# torch.compile, DistributedDataParallel and AveragedModel, activation checkpointing, FSDP
+_WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_COUNTS = ("n_averaged",)  # which AveragedModel adds
+_NO_WEIGHTS = ("optim", "sched", "scaler", "callbacks", "loops", "loss")  # in the names of other states
+# plain values that scripts save beside weights, whose making runs no code of the file's
+_PLAIN: list[Any] = [
+    Namespace,
+    PosixPath,
+    PurePosixPath,
+    np.dtype,
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
+]
 
 
 @dataclass(frozen=True)
@@ -141,23 +159,24 @@ class Checkpoint:
         return self.tensors[name].shape if name in self.tensors else None
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(place: str | Path) -> Checkpoint:
     """Reads a checkpoint of PyTorch Lightning, a state dict of torch, or safetensors.
 
+    Of several sets of weights the averaged one or the teacher's is taken, which is told.
+
+    Args:
+        place: The file, with `#KEY` for the weights that it holds under this key.
+
     Raises:
-        UsageError: If there is no such file, it is damaged, or it holds more than tensors and plain values.
+        UsageError: If there is no such file or key, it is damaged, or it holds more than tensors and plain values.
     """
-    path = Path(path)
+    path, key = _place(str(place))
     if not path.is_file():
         raise UsageError(f"There is no file '{path}'; expected weights, in a file ending in {', '.join(CHECKPOINTS)}.")
-    if path.suffix not in CHECKPOINTS:
+    if not path.name.endswith(CHECKPOINTS):
         raise UsageError(f"'{path}' is not a file of weights; expected one ending in {', '.join(CHECKPOINTS)}.")
     try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content = _content(path)
     except Exception as error:  # a damaged file fails in many ways
         unsafe = _unsafe_classes(path)
         if unsafe:
@@ -166,24 +185,78 @@ def read(path: str | Path) -> Checkpoint:
                 "from the file. "
                 "If you made it yourself, save the weights alone: torch.save(model.state_dict(), 'weights.pt')."
             ) from error
+        if "TorchScript" in str(error):
+            raise UsageError(
+                f"'{path}' is a TorchScript program and no weights: write a function that returns "
+                f"torch.jit.load('{path}'), and give it as pkg.module:function."
+            ) from error
         raise UsageError(f"The weights in '{path}' cannot be read: {first_line(error)}") from error
-    weights: Any = content
     hyper_parameters: dict[str, Any] = {}
     if isinstance(content, Mapping):
         hyper_parameters = dict(content.get("hyper_parameters") or {})
-        weights = next((content[name] for name in _HOLDERS if isinstance(content.get(name), Mapping)), content)
+    weights = _weights(content, path, key)
     if isinstance(weights, Tensor) or not isinstance(weights, Mapping):
         raise UsageError(f"'{path}' holds {type(weights).__name__}, expected weights by name.")
-    tensors = {_unwrapped(str(key)): value for key, value in weights.items() if isinstance(value, Tensor)}
+    named = {_unwrapped(str(name)): value for name, value in weights.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in named.items() if name not in _COUNTS}
     if not tensors:
         raise UsageError(f"'{path}' holds no weights; it has {', '.join(map(str, list(weights)[:8])) or 'nothing'}.")
     return Checkpoint(path, tensors, hyper_parameters)
 
 
+def _place(text: str) -> tuple[Path, str | None]:
+    file, mark, key = text.rpartition("#")
+    return (Path(file), key) if mark and not Path(text).is_file() else (Path(text), None)
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with torch.serialization.safe_globals(_PLAIN):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _weights(content: Any, path: Path, key: str | None) -> Any:
+    """Returns the weights among what a file holds: the only ones, those of a key, or the first of `_HOLDERS`."""
+    if not isinstance(content, Mapping):
+        return content
+    sets = [str(name) for name, value in content.items() if _is_weights(str(name), value)]
+    if key is not None:
+        if key not in content or not isinstance(content[key], Mapping):
+            raise UsageError(
+                f"'{path}' has no weights under '{key}'. It has them under: {', '.join(sets) or 'no key'}."
+            )
+        return content[key]
+    if not sets or any(isinstance(value, Tensor) and "." in str(name) for name, value in content.items()):
+        return content
+    order = {name: place for place, name in enumerate(_HOLDERS)}
+    first, *others = sorted(sets, key=lambda name: order.get(name, len(order)))
+    if others and first not in order:
+        raise UsageError(f"'{path}' has weights under {', '.join(sets)}: choose with --target-weights KEY.")
+    if others:
+        why = ", which averages the others" if first in _AVERAGED else ""
+        _logger.info(
+            "Took the weights under '%s' of %s%s; left: %s (--target-weights KEY takes others).",
+            first,
+            path,
+            why,
+            ", ".join(others),
+        )
+    return content[first]
+
+
+def _is_weights(name: str, value: Any) -> bool:
+    """Returns whether an entry of a checkpoint holds weights by name."""
+    if not isinstance(value, Mapping) or any(part in name.lower() for part in _NO_WEIGHTS):
+        return False
+    return any(isinstance(each, Tensor) for each in value.values()) and all(isinstance(each, str) for each in value)
+
+
 def _unsafe_classes(path: Path) -> list[str]:
     """Returns what a file of torch.save holds besides tensors and plain values, as torch finds without running it."""
     try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with torch.serialization.safe_globals(_PLAIN):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # damaged, or no such file at all
         return []
 
@@ -211,7 +284,8 @@ def _numbered(key: str, children: list[str]) -> str:
 def _rank(prefix: str) -> int:
     order, parts = list(ENCODERS), prefix.split(".")
     rank = 2 * min((order.index(part) for part in parts if part in order), default=len(order))
-    return rank + (not any("teacher" in part for part in parts))  # of two that are called alike, the teacher's
+    # of two that are called alike, the teacher's or the averaged one
+    return rank + (not any("teacher" in part or "ema" in part.split("_") for part in parts))
 
 
 def _few(names: list[str]) -> str:

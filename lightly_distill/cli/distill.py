@@ -13,12 +13,12 @@ from lightly_distill.cli.options import (
     SOURCE_HELP,
     TARGET_HELP,
     config_option,
+    given_target,
     representations_option,
     target_options,
 )
 from lightly_distill.data.locate import locate
 from lightly_distill.method.config import DistillConfig, make_config
-from lightly_distill.models.targets import load_target
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import Trackers
@@ -79,7 +79,7 @@ def run(options: Namespace) -> None:
         trackers = Trackers([name.strip() for name in options.log_with.split(",")], options.out)
     locate(options.data)
     config = stage_config(options)
-    target = load_target(options.target, options.target_encoder, options.target_class)
+    target = given_target(options)
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}
     with trackers or nullcontext():

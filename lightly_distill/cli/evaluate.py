@@ -11,6 +11,7 @@ from lightly_distill.cli.options import (
     SET_HELP,
     config_option,
     config_written,
+    given_target,
     recipe_option,
     representations_option,
     several,
@@ -22,7 +23,6 @@ from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.evaluation.probes import PROBES
-from lightly_distill.models.targets import load_target
 from lightly_distill.synthetic.pretrain import PretrainConfig, find_recipe
 
 ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
@@ -133,7 +133,7 @@ def run(options: Namespace) -> None:
     if len(others) < len(pairs):
         raise UsageError(f"Two --arm have one name: {', '.join(name for name, _ in pairs)}.")
     config = transfer_config(options)  # before the target, which may be a download
-    target = options.target and load_target(options.target, options.target_encoder, options.target_class)
+    target = given_target(options)
     with config_written(options, options.out):
         results = evaluate(
             options.set,

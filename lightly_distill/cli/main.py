@@ -92,11 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # whatever it is, a user of the command line gets one line
         if options.debug:
             raise
-        wrong_use = isinstance(error, UsageError)
-        if is_main() or not wrong_use:  # which all processes find; the main one says so
-            text = " ".join(str(error).split()) or type(error).__name__
-            print(f"{PROGRAM}: error: {text}", file=sys.stderr)
-        return 2 if wrong_use else 1
+        text = " ".join(str(error).split()) or type(error).__name__
+        # by each process: RANK may be left over in the environment of one that is alone
+        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

@@ -5,12 +5,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill.errors import UsageError
+from lightly_distill.models.targets import load_target
 from lightly_distill.runtime.files import replacing
 from lightly_distill.synthetic.pretrain import RECIPES
 
@@ -25,9 +26,10 @@ SOURCE_HELP = (
     "torchvision:NAME; a split is chosen with #split. Names are looked up in $LIGHTLY_DISTILL_DATA too."
 )
 TARGET_HELP = (
-    "The self-supervised model: a checkpoint (.ckpt, .pt, .pth, .safetensors), timm:NAME or torchvision:NAME, "
-    "timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, or pkg.module:callable, a function that "
-    "returns a model. No code in a file is run."
+    "The self-supervised model: a checkpoint (.ckpt, .pt, .pth, .pth.tar, .bin, .safetensors), timm:NAME or "
+    "torchvision:NAME, timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, timm:hf_hub:OWNER/NAME or "
+    "timm:local-dir:DIR for a model that was saved with its configuration, or pkg.module:callable, a function that "
+    "returns a model. No code in a file of weights is run."
 )
 
 
@@ -112,3 +114,18 @@ def target_options(parser: ArgumentParser) -> None:
         help="Attribute path of the encoder inside the model, such as student_backbone. Default: the one that its "
         "method is evaluated with, where the model is made as Lightly's examples are.",
     )
+    parser.add_argument(
+        "--target-weights",
+        type=str | None,
+        default=None,
+        metavar="KEY",
+        help="Which weights of a checkpoint that holds several, such as state_dict or teacher. Default: averaged ones "
+        "or the teacher's, which is told.",
+    )
+
+
+def given_target(options: Namespace) -> Any:
+    """Loads the target that the options of `target_options` give, None where they give none."""
+    if not options.target:
+        return None
+    return load_target(options.target, options.target_encoder, options.target_class, options.target_weights)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightly_distill.cli.options import SOURCE_HELP, TARGET_HELP, representations_option, target_options
-from lightly_distill.models.targets import load_target
+from lightly_distill.cli.options import SOURCE_HELP, TARGET_HELP, given_target, representations_option, target_options
 from lightly_distill.runtime.words import size_text
 from lightly_distill.sharing.publish import publish
 from lightly_distill.synthetic import artifact
@@ -59,7 +58,7 @@ def run(options: Namespace) -> None:
         source_license=options.source_license,
         evaluation=options.evaluation,
         data=options.data,
-        target=options.target and load_target(options.target, options.target_encoder, options.target_class),
+        target=given_target(options),
         representations=options.representations,
         pairs=pairs,
         accept_near_copies=options.yes,

@@ -6,14 +6,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill.cli.distill import stage_config, stage_options
 from lightly_distill.cli.evaluate import listed, transfer_config, transfer_options
-from lightly_distill.cli.options import config_written, several
+from lightly_distill.cli.options import config_written, given_target, several
 from lightly_distill.data.locate import locate
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.search import SEARCHABLE
 from lightly_distill.evaluation.sweep.sweep import TRANSFER, sweep
-from lightly_distill.models.targets import load_target
 from lightly_distill.runs.stage import DistillationStage
 
 ABOUT = (
@@ -87,7 +86,7 @@ def run(options: Namespace) -> None:
         raise UsageError("Give --sizes in images, such as 50,100,200, or --bytes, such as 100k,300k,1M.")
     locate(options.data)  # before the target, which may be a download
     config, transfer = stage_config(options), transfer_config(options, skip=_OF_STAGE)
-    target = load_target(options.target, options.target_encoder, options.target_class)
+    target = given_target(options)
     with config_written(options, options.out):
         done = sweep(
             DistillationStage(target, config=config),

@@ -28,11 +28,13 @@ from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.settings import choose
+from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 _logger = logging.getLogger(__name__)
 
 
+@on_own_terms()
 def evaluate(
     synthetic: "SyntheticSet | str | Path",
     student: str | Sequence[str],

@@ -19,7 +19,7 @@ from lightly_distill.errors import DistillError, UsageError, did_you_mean
 Encoder = Callable[[Tensor], Any]
 Finder = TypeVar("Finder", bound=Callable[[nn.Module], "nn.Module | None"])
 
-CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".pth.tar", ".bin", ".safetensors")
 _CHECKPOINT_ADAPTER = "lightly"  # reads a checkpoint that is given without a name in front
 _PROBE_SIZES = (32, 64, 224)  # pixels, tried in turn on each part of a model
 _MAX_CANDIDATES = 8
@@ -110,7 +110,7 @@ def load_model(spec: str, target_class: str | None = None) -> Any:
     prefix, separator, rest = spec.partition(":")
     known = sorted(adapters.available("targets"))
     model_class = None if target_class is None else _import("target class", target_class, known)
-    if spec.endswith(CHECKPOINTS) and prefix not in known:
+    if is_checkpoint(spec) and prefix not in known:
         return adapters.get("targets", _CHECKPOINT_ADAPTER).load_checkpoint(spec, model_class)
     if model_class is not None:
         raise UsageError(f"A target class goes with a checkpoint, such as last.ckpt; '{spec}' names its own.")
@@ -129,6 +129,11 @@ def load_model(spec: str, target_class: str | None = None) -> Any:
     if not callable(model):
         raise UsageError(f"The function of target '{spec}' returned {type(model).__name__}, expected a model.")
     return model
+
+
+def is_checkpoint(spec: str) -> bool:
+    """Returns whether a specification is a checkpoint, `FILE` or `FILE#KEY`."""
+    return spec.endswith(CHECKPOINTS) or spec.rpartition("#")[0].endswith(CHECKPOINTS)
 
 
 def _ask_adapters(model: Any) -> FoundEncoder | None:

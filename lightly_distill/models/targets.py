@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lightly_distill.errors import DistillError, UsageError, first_line
-from lightly_distill.models.encoders import candidates, encoder_name, find_encoder, load_model
+from lightly_distill.models.encoders import candidates, encoder_name, find_encoder, is_checkpoint, load_model
 from lightly_distill.models.maps import NoMapError, to_grid, with_map
+from lightly_distill.runtime.terms import on_own_terms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,6 +26,8 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 _STRIDES = (8, 14, 16, 32)  # pixels; a network that is picky about sizes wants a multiple of one of them
 _SIZES_NAMED = 3
+_COMPILED = "_orig_mod"  # what torch.compile has wrapped
+_LUMA = (0.299, 0.587, 0.114)  # of grey, as Pillow weighs the colours
 _PROBE_SIZE = 64  # pixels; for the fingerprint of a function, which has no weights to look at
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +72,10 @@ class Target(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(encoder, nn.Module):
-            encoder.requires_grad_(False)
+            # TorchScript has no `requires_grad_` of the whole, and a frozen program has no parameters of its own
+            for parameter in encoder.parameters():
+                if parameter.is_leaf:
+                    parameter.requires_grad_(False)
         self.encoder = encoder
         self.name = name
         self.encoder_name = encoder_name or name
@@ -84,8 +90,9 @@ class Target(nn.Module):
         self.dim: int | None = None
         self._mean: Tensor
         self._std: Tensor
-        self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
+        self._channels = _first_channels(encoder)
+        for name, values in (("_mean", self.mean), ("_std", self.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.eval()
 
     def train(self, mode: bool = True) -> "Target":
@@ -142,7 +149,11 @@ class Target(nn.Module):
         if self.input_size is not None and images.shape[-2:] != (self.input_size, self.input_size):
             size = (self.input_size, self.input_size)
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-        images = (images - self._mean) / self._std
+        if self._channels == 1:
+            images = (images * images.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+            images = (images - self._mean.mean()) / self._std.mean()
+        else:
+            images = (images - self._mean) / self._std
         return self._pool(self._encode(images, encode), images.shape)
 
     def weights_sha256(self) -> str:
@@ -153,9 +164,14 @@ class Target(nn.Module):
         """
         digest = hashlib.sha256(repr((self.mean, self.std, self.input_size)).encode())
         if isinstance(self.encoder, nn.Module):
-            layers = [(path, type(module).__qualname__) for path, module in self.encoder.named_modules()]
+            # what torch.compile puts around a part is no part
+            layers = [
+                (_uncompiled(path), type(module).__qualname__)
+                for path, module in self.encoder.named_modules()
+                if not hasattr(module, _COMPILED)
+            ]
             digest.update(repr(layers).encode())
-            tensors = sorted(self.encoder.state_dict().items())
+            tensors = sorted((_uncompiled(name), value) for name, value in self.encoder.state_dict().items())
         else:
             size = self.input_size or _PROBE_SIZE
             images = torch.rand(4, len(self.mean), size, size, generator=torch.Generator().manual_seed(0))
@@ -175,9 +191,11 @@ class Target(nn.Module):
         except (torch.OutOfMemoryError, NoMapError):
             raise
         except Exception as error:  # layers refuse a shape in many ways
+            cure = "If it takes images of one size only, give it as input_size."
+            if self._channels not in (None, 1, 3):
+                cure = f"Its first convolution takes {self._channels} channels, images have 3: wrap it in a function."
             raise DistillError(
-                f"The target {self.name} fails on images of shape {tuple(images.shape)}: {first_line(error)} "
-                "If it takes images of one size only, give it as input_size."
+                f"The target {self.name} fails on images of shape {tuple(images.shape)}: {first_line(error)} {cure}"
             ) from error
 
     def _pool(self, output: Any, images_shape: torch.Size) -> Tensor:
@@ -204,6 +222,7 @@ class Target(nn.Module):
         return result
 
 
+@on_own_terms()
 def as_target(
     model: "nn.Module | Callable[[Tensor], Any]",
     encoder: "str | nn.Module | None" = None,
@@ -231,6 +250,10 @@ def as_target(
     """
     if isinstance(model, Target):
         return model
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if isinstance(model, nn.Module):
+        model = getattr(model, _COMPILED, model)
     size = None if input_size is None else _square(input_size)
     choice = find_encoder(model, encoder)
     found, where = choice.encoder, encoder_name(model, choice)
@@ -256,23 +279,30 @@ def as_target(
     )
 
 
-def load_target(spec: str, encoder: str | None = None, target_class: str | None = None) -> Target:
+def load_target(
+    spec: str, encoder: str | None = None, target_class: str | None = None, weights: str | None = None
+) -> Target:
     """Loads a target model with its weights.
 
     Args:
         spec: `timm:NAME` or `torchvision:NAME` for published weights, `timm:NAME@FILE` or `torchvision:NAME@FILE` for
-            weights in a file, a checkpoint (`.ckpt`, `.pt`, `.pth`, `.safetensors`), `NAME:...` of any other installed
-            adapter, or `pkg.module:callable` for a function without arguments that returns a model. The working
-            directory counts as a place for modules. A file is never read in a way that could run its code.
+            weights in a file, `timm:hf_hub:OWNER/NAME` or `timm:local-dir:DIR` for a model that was saved with its
+            configuration, a checkpoint (`.ckpt`, `.pt`, `.pth`, `.pth.tar`, `.bin`, `.safetensors`), `NAME:...` of any
+            other installed adapter, or `pkg.module:callable` for a function without arguments that returns a model. The
+            working directory counts as a place for modules. A file is never read in a way that could run its code.
         encoder: Attribute path of the encoder inside the model, where it cannot be found or is to be another.
         target_class: `pkg.module:Class` of the model in a checkpoint, where the weights do not show it.
+        weights: Key of the weights in a checkpoint that has several. Default: averaged ones or a teacher's, if any.
 
     Raises:
         UsageError: If the specification is none of these, or names something that is not there.
         DistillError: If the weights cannot be had or the function fails.
     """
-    target = as_target(load_model(spec, target_class), encoder, name=spec)
-    given = {"target": spec, "target_encoder": encoder, "target_class": target_class}
+    if weights is not None and not is_checkpoint(spec):
+        raise UsageError(f"A key of weights goes with a checkpoint, such as last.ckpt; '{spec}' is none.")
+    file = spec if weights is None else f"{spec}#{weights}"
+    target = as_target(load_model(file, target_class), encoder, name=spec)
+    given = {"target": spec, "target_encoder": encoder, "target_class": target_class, "target_weights": weights}
     target.options = {option: value for option, value in given.items() if value is not None}
     return target
 
@@ -337,6 +367,16 @@ def sizes_taken(target: Target, near: int, device: "torch.device | str") -> list
             break
     target.dim = None
     return sorted(found)
+
+
+def _uncompiled(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != _COMPILED)
+
+
+def _first_channels(encoder: Any) -> int | None:
+    """Returns how many channels the first convolution of an encoder takes, None if it has none."""
+    modules = encoder.modules() if isinstance(encoder, nn.Module) else ()
+    return next((module.in_channels for module in modules if isinstance(module, nn.Conv2d)), None)
 
 
 def _own_statistics(encoder: Any, which: str, default: Sequence[float]) -> Sequence[float]:

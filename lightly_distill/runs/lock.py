@@ -1,18 +1,22 @@
 """One run at a time in an output folder. The system holds the lock, so a killed run leaves none behind."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lightly_distill.errors import UsageError
-from lightly_distill.runtime.files import writing
+from lightly_distill.runtime.files import NOT_SUPPORTED, writing
 
 _LOCK, _HOLDER = ".running.lock", ".running"
 NAMES = (_LOCK, _HOLDER)  # in the folder; the first one stays there, empty
+_logger = logging.getLogger(__name__)
+
 _PROBE_TAKES = 0.5  # seconds at most for which `refuse_running` of another process holds the lock
 
 
@@ -28,13 +32,9 @@ def locked(folder: Path | None) -> Iterator[None]:
         yield
         return
     new = not folder.exists()
-    lock = FileLock(folder / _LOCK)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=_PROBE_TAKES)
-        except Timeout:
-            raise _in_use(folder) from None
+    lock = _acquired(folder, _PROBE_TAKES)
     try:
         with writing(folder / _HOLDER):
             (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
@@ -46,7 +46,8 @@ def locked(folder: Path | None) -> Iterator[None]:
                 (folder / _LOCK).unlink()
                 if new:
                     folder.rmdir()
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def refuse_running(folder: Path) -> None:
@@ -58,13 +59,33 @@ def refuse_running(folder: Path) -> None:
     """
     if not (folder / _LOCK).exists():
         return
-    lock = FileLock(folder / _LOCK)
+    lock = _acquired(folder, 0)
+    if lock is not None:
+        lock.release()
+
+
+def _acquired(folder: Path, patience: float) -> FileLock | None:
+    """Returns the lock of a folder, or None where its file system has no locks, which is told once."""
+    # without filelock's own way out, a file that a killed run would leave
+    lock = FileLock(folder / _LOCK, fallback_to_soft=False)
     with writing(folder):
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
             raise _in_use(folder) from None
-    lock.release()
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            _tell(folder)
+            return None
+    return lock
+
+
+@cache
+def _tell(folder: Path) -> None:
+    _logger.warning(
+        "The file system of %s has no locks: nothing keeps a second run from writing there at the same time.", folder
+    )
 
 
 def _in_use(folder: Path) -> UsageError:

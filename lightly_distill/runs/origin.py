@@ -23,7 +23,7 @@ from lightly_distill.method.split import Split
 from lightly_distill.method.target_maps import TargetMaps, kept_maps
 from lightly_distill.method.truth import TargetTruth
 from lightly_distill.method.views import Views
-from lightly_distill.models.encoders import CHECKPOINTS
+from lightly_distill.models.encoders import is_checkpoint
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.rows import Layout
 from lightly_distill.models.targets import Target, as_target, load_target
@@ -181,7 +181,7 @@ def real_side(
     known = config_of_run(synthetic)
     data = data if data is not None else known["data"]
     if target is None:
-        target = load_target(known["target"], known.get("target_encoder"))
+        target = load_target(known["target"], known.get("target_encoder"), weights=known.get("target_weights"))
     model = load_target(target) if isinstance(target, str) else as_target(target)
     found = find_representations(representations)
     made, grid = recorded_config(own), own.layout.grid
@@ -279,7 +279,7 @@ def config_of_run(synthetic: Any) -> dict[str, Any]:
 def _is_only_weights(config: dict[str, Any]) -> bool:
     """Returns whether loading the target runs no code that the file names: a set may come from a stranger."""
     spec = config.get("target")
-    weights = isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or spec.endswith(CHECKPOINTS))
+    weights = isinstance(spec, str) and (spec.startswith(("timm:", "torchvision:")) or is_checkpoint(spec))
     return weights and "target_class" not in config
 
 

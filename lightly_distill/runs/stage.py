@@ -37,6 +37,7 @@ from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.device import free_memory, resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
+from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -82,6 +83,7 @@ class DistillationStage:
         self.config = config or make_config(preset, **options)
         self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
 
+    @on_own_terms()
     def check(
         self,
         dataset: Any,
@@ -96,6 +98,7 @@ class DistillationStage:
         versions()
         self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
 
+    @on_own_terms()
     def rehearse(self, dataset: Any) -> None:
         """Checks as `check` does and takes two steps on the first few images, all small. Nothing is kept.
 
@@ -119,6 +122,7 @@ class DistillationStage:
         )
         DistillationStage(self.target, config=config).run(first_items(dataset, _REHEARSED))
 
+    @on_own_terms()
     def run(
         self,
         dataset: Any,

@@ -1,6 +1,7 @@
 """The device a run uses."""
 
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,35 @@ import torch
 
 from lightly_distill.errors import UsageError
 
+_EXPECTED = "auto, cpu, cuda, cuda:N, mps or xpu"
+# in the order of `auto`
+_THERE: dict[str, Callable[[], bool]] = {
+    "cuda": lambda: torch.cuda.is_available(),
+    "xpu": lambda: torch.xpu.is_available(),
+    "mps": lambda: torch.backends.mps.is_available(),
+}
+
 
 def resolve_device(name: str) -> torch.device:
     """Returns the device of this name.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:1`, or `auto` for CUDA where there is one.
+        name: `cpu`, `cuda`, `cuda:1`, `mps` or `xpu` where torch has them, or `auto` for the first of CUDA, XPU and MPS
+            that is there.
 
     Raises:
         UsageError: If the name is none of these, or there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(next((kind for kind, there in _THERE.items() if there()), "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"Unknown device '{name}'. Expected auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"Device '{name}' is not supported. Expected auto, cpu, cuda or cuda:N.")
+        raise UsageError(f"Unknown device '{name}'. Expected {_EXPECTED}.") from error
+    if device.type not in ("cpu", *_THERE):
+        raise UsageError(f"Device '{name}' is not supported. Expected {_EXPECTED}.")
+    if device.type in ("mps", "xpu") and not _THERE[device.type]():
+        raise UsageError(f"Device '{name}' asked for, but torch finds none here. Use auto or cpu.")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"Device '{name}' asked for, but torch finds {count} CUDA devices. Use auto or cpu.")
@@ -37,6 +49,8 @@ def device_name(device: torch.device) -> str:
     """Returns what computes: the name of the GPU, or the kind of processor and the instructions that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     kind = platform.processor() or platform.machine()
     return f"CPU {kind}, {torch.backends.cpu.get_cpu_capability()}"
 

@@ -1,6 +1,7 @@
 """Files that are whole or not there, whatever stops the program while it writes them."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from safetensors import SafetensorError
 
 from lightly_distill.errors import DistillError, UsageError, first_line
 
+# what file systems say that have no such thing: network shares, and some that containers see
+NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EBADF})
 PARTIAL = ".partial"  # ends the name of a file that is being written; one that stays is of a killed run
 
 
@@ -60,9 +63,17 @@ def sync(path: Path) -> None:
     folder = path.is_dir()
     if folder and os.name == "nt":  # has no such thing
         return
-    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except OSError:
+        if folder:  # some file systems do not open folders
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
     finally:
         os.close(descriptor)
 

@@ -4,9 +4,12 @@ Every process calls the same functions in the same order and holds the same synt
 """
 
 import atexit
+import logging
 import os
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +21,9 @@ from lightly_distill.errors import DistillError, UsageError
 
 T = TypeVar("T")
 
+_logger = logging.getLogger(__name__)
+
+TELL_AFTER = 30.0  # seconds
 PATIENCE = timedelta(hours=2)  # for a process that has more to read or to write than the others
 
 
@@ -161,9 +167,23 @@ def launched(device: str) -> tuple[Processes, str]:
 
     if device.startswith("cuda:"):
         raise UsageError(f"device={device} is one device for several processes: give auto or cuda.")
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    with _told_if_long(f"for the {os.environ['WORLD_SIZE']} processes that WORLD_SIZE names to start"):
+        state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
     atexit.register(_leave_group)
     return Processes(state.process_index, state.num_processes), "cpu" if device == "cpu" else str(state.device)
+
+
+@contextmanager
+def _told_if_long(what: str) -> Iterator[None]:
+    """Says what is waited for when the block takes longer than half a minute."""
+    cure = "if this is the only one, unset RANK and WORLD_SIZE, which a launcher has left"
+    timer = threading.Timer(TELL_AFTER, _logger.warning, (f"Waiting {what}; {cure}.",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _leave_group() -> None:

@@ -17,6 +17,7 @@ from lightly_distill.evaluation.results import read_evaluation
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.settings import choose
+from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.synthetic import address, artifact, card, card_frame, set_facts
 from lightly_distill.synthetic.address import Published, PublishKeywords, PublishOptions
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
+@on_own_terms()
 def publish(
     synthetic: "SyntheticSet | str | Path",
     repo_id: str,

@@ -20,6 +20,7 @@ from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.seeding import generator, global_seed
 from lightly_distill.runtime.settings import check_number, check_one_of, choose
+from lightly_distill.runtime.terms import on_own_terms
 
 if TYPE_CHECKING:
     from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -62,6 +63,7 @@ RECIPES: dict[str, PretrainConfig] = {
 }
 
 
+@on_own_terms()
 def pretrain(
     student: str,
     synthetic: "SyntheticSet",

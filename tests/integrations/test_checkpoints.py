@@ -2,9 +2,11 @@
 
 import logging
 import pickle
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -308,3 +310,71 @@ def test_torchvision_names_are_checked() -> None:
         load_target("torchvision:resnet_18")
     with pytest.raises(UsageError, match=r"There is no file 'absent.pt'"):
         load_target("torchvision:resnet18@absent.pt")
+
+
+# --- several sets of weights in a file
+
+
+PAIRS = {
+    "state_dict": "state_dict_ema",
+    "model": "model_ema",
+    "student": "teacher",
+}
+
+
+@pytest.mark.parametrize("plain", PAIRS)
+def test_averaged_weights_and_a_teachers_are_taken_told_and_can_be_left(
+    plain: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    averaged, nets = PAIRS[plain], [torchvision.models.resnet18() for _ in range(2)]
+    weights = {name: net.state_dict() for name, net in zip((plain, averaged), nets, strict=True)}
+    state = torch.optim.Adam(nets[0].parameters()).state_dict()
+    torch.save({"epoch": 3, "optimizer": state, **weights, "args": Namespace(arch="resnet18")}, "both.pth.tar")
+    with caplog.at_level(logging.INFO):
+        assert same(load_target("torchvision:resnet18@both.pth.tar"), nets[1])
+    assert (
+        f"Took the weights under '{averaged}' of both.pth.tar, which averages the others; left: {plain}" in caplog.text
+    )
+    chosen = load_target("both.pth.tar", weights=plain)
+    assert same(chosen, nets[0])
+    assert chosen.options == {"target": "both.pth.tar", "target_weights": plain}
+    with pytest.raises(UsageError, match=f"has no weights under 'momentum'. It has them under: {plain}, {averaged}"):
+        load_target("both.pth.tar", weights="momentum")
+    with pytest.raises(UsageError, match="A key of weights goes with a checkpoint"):
+        load_target("timm:resnet18", weights=plain)
+
+
+def test_of_sets_with_names_of_the_users_own_one_must_be_chosen() -> None:
+    nets = {name: torchvision.models.resnet18() for name in ("left", "right")}
+    torch.save({name: net.state_dict() for name, net in nets.items()}, "own.bin")
+    with pytest.raises(UsageError, match="has weights under left, right: choose with --target-weights KEY"):
+        load_target("own.bin")
+    assert same(load_target("own.bin", weights="right"), nets["right"])
+    torch.save({"trunk_weights": nets["left"].state_dict(), "epoch": 1}, "one.pth")
+    assert same(load_target("one.pth"), nets["left"])
+
+
+def test_what_averaging_and_checkpointing_add_to_names_is_taken_off() -> None:
+    model = SimCLR()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.save(averaged.state_dict(), "averaged.pt")
+    assert same(load_target("averaged.pt"), model)
+    wrapped = {
+        key.replace("backbone.4.", "backbone.4._checkpoint_wrapped_module."): v for key, v in model.state_dict().items()
+    }
+    assert any("_checkpoint_wrapped_module" in key for key in wrapped)
+    torch.save(wrapped, "wrapped.pt")
+    assert same(load_target("wrapped.pt"), model)
+
+
+def test_plain_values_beside_the_weights_do_no_harm() -> None:
+    net = torchvision.models.resnet18()
+    beside = {"args": Namespace(out=Path("runs")), "best": np.float64(0.5)}
+    torch.save({"model": net.state_dict(), **beside}, "script.pth")
+    assert same(load_target("script.pth"), net)
+
+
+def test_a_torchscript_program_in_a_file_says_how_it_is_given() -> None:
+    torch.jit.save(torch.jit.script(nn.Conv2d(3, 4, 3)), "program.pt")
+    with pytest.raises(UsageError, match=r"is a TorchScript program and no weights: write a function that returns"):
+        load_target("program.pt")

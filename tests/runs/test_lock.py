@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import multiprocessing
 import os
 import re
@@ -101,3 +103,19 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DistillError, match=r"file/run cannot be written: .*"), locked(tmp_path / "file" / "run"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS])
+def test_where_there_are_no_locks_the_run_goes_on_without_and_says_so_once(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with locked(tmp_path / "run"):
+            (tmp_path / "run" / "config.yaml").touch()
+        refuse_running(tmp_path / "run")
+    (line,) = caplog.messages
+    assert line.startswith(f"The file system of {tmp_path / 'run'} has no locks")

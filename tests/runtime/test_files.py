@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,28 @@ def test_folders_files_and_links_are_removed_and_what_a_link_leads_to_stays(tmp_
     for name in ("folder", "file", "link", "broken", "not there"):
         remove(away / name)
     assert not any(away.iterdir()) and (kept / "inside").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_an_fsync_that_is_not_supported_is_skipped(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_fsync_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with (
+        pytest.raises(DistillError, match=r"cannot be written: .*Input/output error"),
+        replacing(tmp_path / "f") as part,
+    ):
+        part.write_text("whole")

@@ -18,6 +18,7 @@ import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError
 from lightly_distill.runs import stage
 from lightly_distill.runs.run_folder import run_metrics
+from lightly_distill.runtime import processes
 from lightly_distill.runtime.processes import ALONE, Processes, launched
 
 # float64 where it can be had: what is compared is the division of work, not rounding
@@ -361,3 +362,30 @@ os._exit(0)
 """
     for status, _, errors in finish(start({}, OPTIONS, before=before)):
         assert status == 0, errors
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_wrong_usage_is_told_where_a_launcher_has_left_its_variables(rank: str, tmp_path: Path) -> None:
+    options = ["--data", "nowhere/at/all/x", "--target", "timm:resnet18", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "lightly_distill", "distill", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RANK": rank}, check=False)
+    assert done.returncode == 2 and "error: " in done.stderr
+
+
+def test_waiting_for_processes_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """With WORLD_SIZE left over, one process waits for another that never comes."""
+    monkeypatch.setattr(processes, "TELL_AFTER", 0.2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    class Waiting:
+        def __init__(self, **_: Any) -> None:
+            time.sleep(1)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("accelerate.PartialState", Waiting)
+    with pytest.raises(KeyboardInterrupt):
+        launched("cpu")
+    assert caplog.messages == [
+        "Waiting for the 2 processes that WORLD_SIZE names to start; if this is the only one, unset RANK and "
+        "WORLD_SIZE, which a launcher has left."
+    ]

@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_names_step_student_and_cure(tmp_path: Path) -
         ({"momentum": -1.0}, "momentum must be at least 0, a number; got -1"),
         ({"step": 3}, r"Unknown option 'step'\. Did you mean 'steps'"),
         ({"student": "convnet"}, "timm knows no model 'convnet'"),
-        ({"device": "gpu"}, "Unknown device 'gpu'. Expected auto, cpu, cuda or cuda:N."),
+        ({"device": "gpu"}, "Unknown device 'gpu'. Expected auto, cpu, cuda, cuda:N, mps or xpu."),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(

@@ -1,7 +1,11 @@
 """Hugging Face datasets as sources: parquet and Arrow files, tar shards, what `save_to_disk` left, the Hub."""
 
+import errno
+import socket
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import datasets
 from datasets import (
@@ -21,6 +25,7 @@ from lightly_distill.data.shards import COMPRESSED, TarShards, TarStream, open_s
 from lightly_distill.errors import UsageError, first_line
 
 _Rows = TypeVar("_Rows", Dataset, IterableDataset)
+_PATIENCE = 3  # seconds
 _SUFFIXES = {"parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar", *COMPRESSED)}  # by builder
 
 
@@ -113,6 +118,8 @@ def _from_files(path: Path, split: str | None) -> Dataset | TarShards | TarStrea
 
 
 def _from_hub(spec: str, split: str | None) -> Dataset:
+    if not _reachable() and not _cached(spec):
+        raise UsageError(f"{missing_path(spec)} The Hugging Face Hub, where it could be a dataset, cannot be reached.")
     try:
         builder = load_dataset_builder(spec)
     except Exception as error:  # no such dataset, no right to see it, no network, several configurations
@@ -126,7 +133,27 @@ def _from_hub(spec: str, split: str | None) -> Dataset:
         raise UsageError(f"The Hub dataset '{spec}' cannot be fetched: {_first_line(error)}") from error
 
 
+def _reachable() -> bool:
+    """Returns whether the Hub answers within a few seconds; its client would try for half a minute."""
+    address = urlsplit(datasets.config.HF_ENDPOINT)
+    if datasets.config.HF_HUB_OFFLINE or getproxies():  # who is asked then is not for us to say
+        return True
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def _cached(spec: str) -> bool:
+    """Returns whether `datasets` has this dataset of the Hub in its cache."""
+    return Path(datasets.config.HF_DATASETS_CACHE, spec.replace("/", "___").lower()).is_dir()
+
+
 def _first_line(error: BaseException) -> str:
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__  # it only says that an error occurred
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{first_line(error)}. Set HF_HOME to a folder that can be written to, for the cache of `datasets`."
     return first_line(error)

@@ -16,6 +16,8 @@ from lightly_distill_integrations import checkpoints, convnets, small_stems
 from lightly_distill_integrations.timm import fit, maps
 from lightly_distill_integrations.timm.catalogue import list_students as list_students
 
+_SAVED = ("hf_hub:", "hf-hub:", "local-dir:")  # how timm names a model that was saved with its configuration
+
 
 def build(name: str, image_size: int) -> nn.Module:
     """Builds a freshly initialised backbone without a head.
@@ -104,12 +106,14 @@ def load(spec: str) -> nn.Module:
     Args:
         spec: `NAME` for the weights that timm publishes, or `NAME@FILE` for a checkpoint; names in the file may have a
             prefix (`backbone.vit.`). A `config.json` beside the file, as `save` writes it, gives image size and
-            normalisation.
+            normalisation. Or `hf_hub:OWNER/NAME` or `local-dir:DIR`, as timm names a model with its configuration.
 
     Raises:
         UsageError: If the name is unknown or the file is not there or not of this model.
         DistillError: If published weights cannot be fetched.
     """
+    if spec.startswith(_SAVED):
+        return _load_saved(spec)
     name, separator, file = spec.partition("@")
     name = _resolve(name)
     if separator:
@@ -187,6 +191,8 @@ def _resolve(name: str) -> str:
         UsageError: If timm does not know the name, or the option is another.
     """
     plain, *options = name.split(":")
+    if options and not convnets.register(plain):
+        plain = plain.partition(".")[0]  # whose weights a name stands for is of no account to a stem of another shape
     if not (convnets.register(plain) or small_stems.register(plain) or timm.is_model(plain)):
         hint = did_you_mean(plain, fit.names(), most=3, list_up_to=0) or " See timm.list_models()."
         raise UsageError(f"timm knows no model '{plain}'.{hint}")
@@ -197,6 +203,23 @@ def _resolve(name: str) -> str:
         plain += small_stems.SUFFIX
         small_stems.register(plain)
     return plain
+
+
+def _load_saved(spec: str) -> nn.Module:
+    """Loads a model that was saved with its configuration, as `save` and timm do."""
+    scheme, _, place = spec.partition(":")
+    try:
+        if scheme == "local-dir":
+            architecture = json.loads(Path(place, "config.json").read_text())["architecture"]
+        else:
+            architecture = timm.models.load_model_config_from_hf(place)[1]
+        convnets.register(architecture) or small_stems.register(architecture)
+        model: nn.Module = timm.create_model(spec, pretrained=True, num_classes=0)
+    except (OSError, LookupError, TypeError) as error:
+        raise UsageError(f"There is no model with a configuration of timm in '{place}': {first_line(error)}") from error
+    except Exception as error:  # the kinds of failure of a download are without number
+        raise DistillError(f"The model '{spec}' cannot be loaded: {first_line(error)}") from error
+    return model
 
 
 def _load_file(name: str, path: Path) -> nn.Module:

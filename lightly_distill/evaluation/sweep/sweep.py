@@ -53,6 +53,7 @@ from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.settings import choose, to_dict
+from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -67,6 +68,7 @@ _OF = 400  # ... of so many real ones at least
 _LEARNED = 1.1  # bytes of an image that was learned, where a real one takes 1: it is less smooth
 
 
+@on_own_terms()
 def sweep(
     stage: DistillationStage,
     data: Any,

@@ -304,6 +304,7 @@ def test_a_hub_id_goes_to_the_hub_with_its_splits(images: Tensor, monkeypatch: p
         info = datasets.DatasetInfo()
         config = SimpleNamespace(data_files=hub)
 
+    monkeypatch.setattr(hf_datasets, "_reachable", lambda: True)
     monkeypatch.setattr(hf_datasets, "load_dataset_builder", lambda spec: Builder)
     monkeypatch.setattr(hf_datasets, "load_dataset", lambda spec, split: hub[split])
     assert torch.equal(everything("me/birds"), images[:4])
@@ -318,8 +319,31 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_also_names_the_path(monke
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr(hf_datasets, "load_dataset_builder", unreachable)
+    monkeypatch.setattr(hf_datasets, "_reachable", lambda: True)
     with pytest.raises(UsageError, match=r"no file or folder 'me/birds'.* cannot be opened: Couldn't reach the Hub$"):
         open_source("me/birds")
+
+
+def test_a_wrong_path_does_not_wait_for_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound and not listening: a connection is refused
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setattr(hf_datasets, "getproxies", dict)
+        monkeypatch.setattr(hf_datasets, "load_dataset_builder", lambda spec: pytest.fail("asked the Hub"))
+        with pytest.raises(UsageError, match=r"no file or folder 'me/birds'.* Hub, where .*, cannot be reached\.$"):
+            open_source("me/birds")
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/root/.cache/huggingface")
+
+    made(images).to_parquet(tmp_path / "x.parquet")
+    monkeypatch.setattr(hf_datasets, "load_dataset", refused)
+    with pytest.raises(UsageError, match=r"Permission denied: .* Set HF_HOME to a folder that can be written to"):
+        open_source(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "tinyimagenet100-32"])

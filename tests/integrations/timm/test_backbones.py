@@ -161,11 +161,11 @@ def test_a_pickled_object_is_refused(tmp_path: Path) -> None:
     ("file", "message"),
     [
         ("absent.pt", r"There is no file '.*absent\.pt'; expected weights, in a file ending in \.ckpt, \.pt, \.pth,"),
-        ("weights.bin", r"is not a file of weights; expected one ending in \.ckpt, \.pt, \.pth, \.safetensors"),
+        ("weights.npz", r"is not a file of weights; expected one ending in \.ckpt, \.pt, \.pth, \.pth\.tar, \.bin, "),
     ],
 )
 def test_a_file_that_is_not_there_or_not_weights_is_refused(file: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").touch()
+    (tmp_path / "weights.npz").touch()
     with pytest.raises(UsageError, match=message):
         backbones.load(f"resnet10t@{tmp_path}/{file}")
 
