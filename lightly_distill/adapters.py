@@ -66,7 +66,8 @@ class StudentFacts(NamedTuple):
 class StudentAdapter(Protocol):
     """Builds student backbones of one library. `name` is what stands after `ADAPTER:`, with the library's options.
 
-    It may also have a function `find_map`, as a `TargetAdapter`.
+    It may also have a function `find_map`, as a `TargetAdapter`, and `configure(model, metadata)`, which notes size and
+    normalisation of the set in a trained model, as the library does; `metadata` is that of `save`.
     """
 
     def build(self, name: str, image_size: int) -> nn.Module:

@@ -12,7 +12,14 @@ from lightly_distill.runtime.settings import update
 
 SIZE = 8
 # the method of the paper, without what came later: each of these has tests of its own
-PLAIN: dict[str, Any] = {"target_dims": None, "target_map": 0, "eight_bits": False, "image_bits": 8, "target_bits": 8}
+PLAIN: dict[str, Any] = {
+    "target_dims": None,
+    "target_map": 0,
+    "eight_bits": False,
+    "image_bits": 8,
+    "target_bits": 8,
+    "outer": {"grain": 1},
+}
 PLAIN_POOL: dict[str, Any] = {"mixup": False, "crop_and_flip": False}
 
 

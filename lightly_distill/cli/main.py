@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -30,7 +31,11 @@ COMMANDS = {
 
 
 class _Parser(ArgumentParser):
-    """Options with dashes, and errors in one line with the nearest name."""
+    """Options with dashes and in full, and errors in one line with the nearest name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # a part of a name would be another option when there are more of them
+        super().__init__(*args, allow_abbrev=False, print_config="--print-config", **kwargs)
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         return super().add_argument(*(a.replace("_", "-") if a.startswith("--") else a for a in args), **kwargs)
@@ -49,6 +54,7 @@ def build_parser(defaults: Mapping[str, Any] | None = None, of: str = "") -> Arg
     """Builds the parser of all commands; the options of one may be given other defaults."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('lightly-distill')}")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))

@@ -29,7 +29,8 @@ TARGET_HELP = (
     "The self-supervised model: a checkpoint (.ckpt, .pt, .pth, .pth.tar, .bin, .safetensors), timm:NAME or "
     "torchvision:NAME, timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, timm:hf_hub:OWNER/NAME or "
     "timm:local-dir:DIR for a model that was saved with its configuration, or pkg.module:callable, a function that "
-    "returns a model. No code in a file of weights is run."
+    "returns a model: its module is imported, which runs all of it that is not under `if __name__ == '__main__':`. No "
+    "code in a file of weights is run. timm:NAME:random has random weights, for trying out."
 )
 
 

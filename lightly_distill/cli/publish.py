@@ -70,6 +70,9 @@ def run(options: Namespace) -> None:
     total = size_text(sum(published.files.values()))
     if options.dry_run is not None:
         print(f"{total}, written to {published.url}; nothing was sent.")
+        near = (published.near_copies or {}).get("near", 0)
+        if near and not options.yes:
+            print(f"To send it, say --yes: near copies of real images are {near} of its images.")
     elif not published.changed:
         print(f"{total}: all of it was there already: {published.url}")
     else:

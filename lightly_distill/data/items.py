@@ -32,6 +32,7 @@ from lightly_distill.data.shards import TarShards
 from lightly_distill.data.values import Scale, find_range, seen_poorly
 from lightly_distill.errors import UsageError
 
+TRANSFORMS = ("transform", "transforms", "_transform", "_transforms", "aug", "augment", "augmentation")  # attributes
 _PROBED = 8  # first items that are read twice; a flip at random is missed once in 256 datasets
 _SAMPLED = 32  # items, spread over the source, of which the range of values is found
 _reading = threading.Lock()  # rows of tables are read by one thread at a time, and decoded by several
@@ -229,13 +230,14 @@ def steady_items(data: Any, name: str, reading: Reading | None = None) -> Items:
 def without_transform(data: Any) -> Any | None:
     """Returns a shallow copy of a dataset that applies no transform, or None if none was found.
 
-    Looks for `transform` and `transforms`, as torchvision names them, also inside `.dataset` (LightlyDataset, Subset)
-    and `.datasets` (ConcatDataset).
+    Looks for callable attributes of the names in `TRANSFORMS`, torchvision's first, also inside `.dataset`
+    (LightlyDataset, Subset) and `.datasets` (ConcatDataset).
     """
     if _is_hugging_face(data):
         return None if _decodes_plainly(data) else undecoded(data)
     own = getattr(data, "__dict__", {})
-    changes: dict[str, Any] = {key: _same for key in ("transform", "transforms") if own.get(key) not in (None, _same)}
+    found = {key: own.get(key) for key in TRANSFORMS}
+    changes: dict[str, Any] = {key: _same for key, value in found.items() if callable(value) and value is not _same}
     if "dataset" in own and (inner := without_transform(own["dataset"])) is not None:
         changes["dataset"] = inner
     if isinstance(own.get("datasets"), list):

@@ -57,7 +57,7 @@ def locate(spec: str | Path) -> tuple[Any, str]:
         place, split = _split_off(rest)
         return _ask(scheme, place, split, f"{scheme}:{place}")
     for place, split in ((text, None), _split_off(text)):
-        path = _existing(place)
+        path = existing(place)
         if path is not None:
             return _open_path(path, split, place)
     place, split = _split_off(text)
@@ -112,7 +112,8 @@ def _split_off(text: str) -> tuple[str, str | None]:
     return (place, split) if mark else (text, None)
 
 
-def _existing(place: str) -> Path | None:
+def existing(place: str) -> Path | None:
+    """Returns the path of this name, as it is or in the data folder; None where there is none."""
     candidates = [Path(place).expanduser()]
     if os.environ.get(DATA_FOLDER):
         candidates.append(Path(os.environ[DATA_FOLDER], place))

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, Frame, UnusableImage
 from lightly_distill.data.items import Items, steady_items
@@ -31,6 +30,7 @@ from lightly_distill.data.streams import is_stream, steady_stream
 from lightly_distill.data.values import ValueRange
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime.device import free_memory
+from lightly_distill.runtime.progress import Progress
 
 CHUNK = 64  # images at a time
 
@@ -293,7 +293,7 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool) -> Source:
     outside: dict[int, int] = {}
     warned: dict[int, str] = {}
     first_side, sides = 0, hashlib.sha256()
-    with tqdm(total=items.count, desc=f"Reading {items.name}", unit="image", delay=1, disable=None) as progress:
+    with Progress(f"Reading {items.name}", items.count, "image", delay=1) as progress:
         for decoded in decode_batches(decoder, decoder.chunks(CHUNK)):
             if decoded.fault:
                 raise UsageError(decoded.fault)
@@ -309,7 +309,7 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool) -> Source:
             skipped |= decoded.skipped
             outside |= decoded.outside
             warned |= decoded.warnings
-            progress.update(len(decoded.kept) + len(decoded.skipped))
+            progress.add(len(decoded.kept) + len(decoded.skipped))
     digest.update(f"{len(kept)}x3x{decoder.image_size}x{decoder.image_size}".encode())
     whole = _value_range(decoder)
     if whole is not None:

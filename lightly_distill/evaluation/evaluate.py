@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 from typing_extensions import Unpack
 
 from lightly_distill.errors import DistillError
@@ -25,8 +24,10 @@ from lightly_distill.evaluation.stored import stored_bytes
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.run_folder import run_metrics
+from lightly_distill.runtime.console import speaking
 from lightly_distill.runtime.device import resolve_device
-from lightly_distill.runtime.files import empty_folder
+from lightly_distill.runtime.files import new_folder
+from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.settings import choose
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -35,6 +36,7 @@ _logger = logging.getLogger(__name__)
 
 
 @on_own_terms()
+@speaking
 def evaluate(
     synthetic: "SyntheticSet | str | Path",
     student: str | Sequence[str],
@@ -45,6 +47,7 @@ def evaluate(
     representations: Any = None,
     others: Mapping[str, "SyntheticSet | str | Path"] | None = None,
     out: "str | Path | None" = None,
+    verbose: bool = True,
     config: TransferConfig | None = None,
     **options: Unpack[TransferOptions],
 ) -> list[Evaluation]:
@@ -64,6 +67,7 @@ def evaluate(
             in, or what there is of them already. Default: those of the run, or they are computed.
         others: More arms, name to a set or its folder.
         out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
+        verbose: Shows progress, and what is found and written.
         config: All settings at once, instead of options.
         options: Fields of `TransferConfig`, such as `baselines=["random"]`, `probes=["linear"]`, `steps=1000`.
 
@@ -75,14 +79,15 @@ def evaluate(
     """
     config = choose(config, TransferConfig(), options)
     check_other_names(others or {})
-    folder = None if out is None else empty_folder(Path(out))
-    bench = _open(synthetic, student, tasks, data, target, representations, others or {}, config)
-    results = [Evaluation(name, _setting(bench), config.seed_list, {}) for name in bench.students]
-    bench.warm_up()
-    _measure(bench, results, folder)
-    if folder is not None:
-        rows = [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic))
-        evaluation_report.write(results, bench.inputs.own, folder, rows)
+    with new_folder(None if out is None else Path(out)) as folder:
+        bench = _open(synthetic, student, tasks, data, target, representations, others or {}, config)
+        results = [Evaluation(name, _setting(bench), config.seed_list, {}) for name in bench.students]
+        bench.warm_up()
+        _measure(bench, results, folder)
+        if folder is not None:
+            rows = [] if isinstance(synthetic, SyntheticSet) else run_metrics(Path(synthetic))
+            evaluation_report.write(results, bench.inputs.own, folder, rows)
+            _logger.info("Wrote %s", folder)
     return results
 
 
@@ -121,7 +126,7 @@ def _setting(bench: Bench) -> dict[str, Any]:
 def _measure(bench: Bench, results: Sequence[Evaluation], folder: Path | None) -> None:
     """Measures every arm with every seed; writes what there is after each, so that it is not lost, whatever comes."""
     seeds = bench.config.seed_list
-    with tqdm(total=len(seeds) * len(bench.arms) * len(results), desc="Evaluating", unit="arm", disable=None) as bar:
+    with Progress("Evaluating", len(seeds) * len(bench.arms) * len(results), "arm") as bar:
         for seed in seeds:
             teachers: dict[Any, nn.Module] = {}
             for arm in bench.arms:
@@ -129,9 +134,8 @@ def _measure(bench: Bench, results: Sequence[Evaluation], folder: Path | None) -
                 made = _made(bench, arm, wanted, seed)
                 for result in results:
                     if arm.name not in result.failed:
-                        bar.set_postfix(student=result.student, arm=arm.name, seed=seed)
                         _try(Attempt(bench, arm, made, seed, teachers), result)
-                    bar.update()
+                    bar.add(note=f"{result.student}, arm {arm.name}, seed {seed}")
                 if folder is not None:
                     write_results(results, folder)
 

@@ -2,10 +2,20 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, SCRATCH, Evaluation, Worth
+from scipy import stats
+
+from lightly_distill.evaluation.results import (
+    DISTILLED,
+    FULL,
+    RANDOM,
+    RANDOM_OF_BYTES,
+    SCRATCH,
+    Evaluation,
+    Worth,
+)
 
 LEVEL = 0.05  # of p, below which a difference counts as more than noise
 
@@ -58,6 +68,58 @@ class Comparison:
         return "p < 0.001" if self.p < 0.001 else f"p = {self.p:.2g}"
 
 
+Arms = Mapping[str, Mapping[str, Sequence[float]]]  # accuracies of each seed, by arm and measure
+
+
+def overall(results: Sequence[Arms], baseline: str = RANDOM) -> Comparison | None:
+    """Compares distilled with a baseline over all students and measures; None where one of them was not measured.
+
+    The differences are averaged first, seed by seed, so that there is one test and not one of each measure.
+    """
+    rows = [
+        [a - b for a, b in zip(arms[DISTILLED][measure], arms[baseline][measure], strict=True)]
+        for arms in results
+        if DISTILLED in arms and baseline in arms
+        for measure in arms[DISTILLED]
+        if arms[DISTILLED][measure] and arms[baseline].get(measure)
+    ]
+    if not rows:
+        return None
+    by_seed = [round(100 * statistics.fmean(each), 9) for each in zip(*rows, strict=True)]
+    mean, count = statistics.fmean(by_seed), len(by_seed)
+    if count < 2:
+        return Comparison(mean, None, math.nan, count)
+    error = statistics.stdev(by_seed) / count**0.5
+    p = float(stats.ttest_1samp(by_seed, 0).pvalue) if error > 0 else math.nan
+    return Comparison(mean, error, p, count)
+
+
+def verdict(results: Sequence[Arms]) -> str:
+    """Returns in one line whether the set is better than real images, by how much, and what to do next."""
+    found, at_equal_bytes = overall(results), overall(results, RANDOM_OF_BYTES)
+    if found is None and at_equal_bytes is None:
+        return (
+            "Open whether the set is better than real images: none were tried. Next: evaluate with the arm random "
+            "(--baselines random)."
+        )
+    words = {"better": "Better than", "unclear": "Not shown better than", "worse": "Worse than"}
+    said = []
+    for each, what in ((found, "as many random real images"), (at_equal_bytes, "random real images of as many bytes")):
+        if each is not None:
+            said.append(f"{words[each.verdict]} {what}: {each.cell()} points on average.")
+    verdicts = {each.verdict for each in (found, at_equal_bytes) if each is not None}
+    seeds = next(each.seeds for each in (found, at_equal_bytes) if each is not None)
+    if verdicts == {"better"}:
+        said.append("Next: try it on more tasks, or share it (lightly-distill publish).")
+    elif "worse" in verdicts:
+        said.append("Next: take real images (distill --steps 0 selects them), or more outer steps (--steps).")
+    elif seeds < 3:
+        said.append("Next: more seeds (--seeds), which tell a difference from noise.")
+    else:
+        said.append("Next: more seeds (--seeds), outer steps (--steps) or images (--num-images).")
+    return " ".join(said)
+
+
 def percent(fraction: float) -> str:
     """Returns a fraction in whole percent; never -0%."""
     return f"{round(100 * fraction)}%"
@@ -80,26 +142,23 @@ def compare(result: Evaluation, measure: str) -> Comparison | None:
 
 
 def lead(results: Sequence[Evaluation]) -> list[str]:
-    """Returns the answer over all students and measures, a few sentences."""
+    """Returns the answer over all students and measures, a few sentences; the first one is the verdict."""
+    lines = [verdict([arms_of(result) for result in results])]
+    worth = worth_line(results)
+    if worth:
+        lines.append(worth)
     pairs = [(result, measure) for result in results for measure in measures(result)]
     gaps = sorted(gap for gap in (result.recovered_gap(measure) for result, measure in pairs) if gap is not None)
     if gaps:
         span = " to ".join(dict.fromkeys(percent(gap) for gap in (gaps[0], gaps[-1])))
         arms = next(result.arms for result, measure in pairs if result.recovered_gap(measure) is not None)
-        lines = [
+        lines.append(
             f"Recovered gap: {span}. This is the share that the {arms[DISTILLED].images:,} synthetic images give of "
             f"what pre-training on all {arms[FULL].images:,} real images gains over no pre-training."
-        ]
-    else:
-        lines = ["No recovered gap: it needs the arms scratch and full, and full to be better by more than noise."]
-    worth = worth_line(results)
-    lines = [worth, *lines] if worth else lines
+        )
     found = [comparison for comparison in (compare(result, measure) for result, measure in pairs) if comparison]
     if not found:
-        return [
-            *lines,
-            "Nothing was compared with random real images (the arm random), so it is open whether distilling helps.",
-        ]
+        return lines
     if len(results[0].seeds) < 2:
         return [*lines, "One seed cannot tell whether distilled beats random real images: differences may be noise."]
     verdicts = [comparison.verdict for comparison in found]
@@ -107,6 +166,11 @@ def lead(results: Sequence[Evaluation]) -> list[str]:
     counts = [f"{word} in {verdicts.count(name)}" for name, word in words.items() if name in verdicts]
     counts[0] += f" of {len(found)} comparison{'s' if len(found) > 1 else ''}"
     return [*lines, f"Distilled against as many random real images: {', '.join(counts)}."]
+
+
+def arms_of(result: Evaluation) -> Arms:
+    """Returns the accuracies of a student."""
+    return {name: arm.values for name, arm in result.arms.items()}
 
 
 def sentence(result: Evaluation, measure: str) -> str:

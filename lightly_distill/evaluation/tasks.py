@@ -1,6 +1,7 @@
 """A labelled task: what a pre-trained student is tried on."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from lightly_distill.data.labels import item_labels, rank_in_class
 from lightly_distill.data.loader import Decoder
-from lightly_distill.data.locate import locate
+from lightly_distill.data.locate import ImageFiles, existing, locate
 from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.runtime import seeding
+
+_HELD = 5  # one of so many images of a class is for testing, where a task has no splits
+_logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 TEST = ("test", "validation", "valid", "val")  # tried in turn
@@ -81,7 +85,8 @@ def open_task(data: Any, *, image_size: int, num_workers: int = 0) -> Task:
 
     Args:
         data: A source as `locate` takes it, without `#SPLIT`: its split `train` is for training, and the first there is
-            of `test`, `validation`, `valid`, `val` for testing. Class folders are labels. Or a pair of datasets,
+            of `test`, `validation`, `valid`, `val` for testing; of a folder of class folders without splits, a fifth
+            of each class. Class folders are labels. Or a pair of datasets,
             for training and testing, with a name before them where two pairs are of one class. An open task is
             returned as it is.
         image_size: S, in pixels.
@@ -139,6 +144,9 @@ def find_task(data: Any) -> tuple[str, Any, Any]:
 def _splits(spec: str) -> tuple[Any, Any]:
     if "#" in spec and not Path(spec).exists():
         raise UsageError(f"A task takes its own splits for training and testing: leave '#...' out of '{spec}'.")
+    whole = _whole_folder(spec)
+    if whole is not None:
+        return _divided(whole, spec)
     train = _Split(f"{spec}#{TRAIN}")
     for name in TEST:
         try:
@@ -146,6 +154,42 @@ def _splits(spec: str) -> tuple[Any, Any]:
         except UsageError as error:
             reason = error
     raise UsageError(f"The task {spec} has no split to test on, none of {', '.join(TEST)}: {reason}")
+
+
+def _whole_folder(spec: str) -> ImageFiles | None:
+    """Returns the images of a folder of class folders without splits, None for anything else."""
+    folder = existing(spec)
+    if folder is None or not folder.is_dir():
+        return None
+    try:
+        data, name = locate(spec)
+    except UsageError:  # it has splits, of which none was chosen
+        return None
+    return data if isinstance(data, ImageFiles) and "#" not in name else None
+
+
+def _divided(images: ImageFiles, spec: str) -> tuple[ImageFiles, ImageFiles]:
+    """Splits the images of a folder, a fifth of each class for testing, always the same."""
+    classes = images.classes()
+    if len(set(classes)) < 2:
+        raise UsageError(
+            f"The task {spec} has no class folders: put the images of each class in a folder of their own, or in such "
+            "folders below train and test."
+        )
+    known = {name: number for number, name in enumerate(sorted(set(classes)))}
+    labels = torch.tensor([known[name] for name in classes])
+    order = torch.randperm(len(images), generator=seeding.generator(0, "split"))
+    rank = torch.empty_like(order)
+    rank[order] = rank_in_class(labels[order])
+    held = rank < (torch.bincount(labels)[labels] / _HELD).round()
+    divided = ((~held).nonzero().flatten().tolist(), held.nonzero().flatten().tolist())
+    train, test = (ImageFiles(images.root, [Path(images[number]) for number in numbers]) for numbers in divided)
+    if not len(test):
+        raise UsageError(f"The task {spec} has no splits, and too few images to hold a fifth of each class back.")
+    _logger.info(
+        "The task %s has no splits: %s of its images are for testing.", spec, f"{len(test):,} of {len(images):,}"
+    )
+    return train, test
 
 
 class _Split:

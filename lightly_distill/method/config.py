@@ -22,10 +22,14 @@ class OuterConfig:
     """Initial learning rate of the synthetic representations."""
     final_lr: float = 1e-3
     """Learning rate of the last step, as a fraction of the initial one."""
+    grain: int = 2
+    """Pixels of a side that are changed together, smoothly: images stay smooth, as real ones are, and take fewer bytes.
+    1: each pixel by itself."""
 
     def __post_init__(self) -> None:
         check_number(self, "lr_images", "lr_representations", prefix="outer.")
         check_number(self, "final_lr", least=0, prefix="outer.")
+        check_number(self, "grain", prefix="outer.")
         if self.final_lr > 1:
             raise UsageError(f"outer.final_lr is a fraction of the initial rate, from 0 to 1; got {self.final_lr}.")
 
@@ -36,6 +40,7 @@ class OuterOptions(TypedDict, total=False):
     lr_images: float
     lr_representations: float
     final_lr: float
+    grain: int
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,14 @@ class DistillConfig:
     covariance of real images and their representations."""
     target_dims: int | Literal["auto"] | None = "auto"
     """Predict so many principal components of the target's representations, of the real images that are not held out,
-    instead of all their numbers, and keep with the set what brings the target's own space back. auto: 256, or as many
+    instead of all their numbers, and keep with the set what brings the target's own space back. auto: 64, or as many
     as there are, without that, which would outweigh a small set. null: the target's own numbers."""
     target_whiten: bool = False
     """Scale the principal components to the same variance, so that the loss is not ruled by the first of them."""
     target_map: int | Literal["auto"] = "auto"
     """Predict the target's last map too, averaged to so many cells a side: not only what is in an image but where.
     auto: 4, or as many as the target's map has; 0 where it has no map of at least 2. 0: no map."""
-    map_dims: int = 64
+    map_dims: int = 16
     """Principal components of each cell of the target's map."""
     eight_bits: bool = True
     """Keep images and targets in 8 bits: pixels as any image has them, and targets as whole numbers with a scale. They
@@ -294,7 +299,7 @@ def _paper(num_images: int, image_size: int, student: str, lr: float) -> dict[st
         "eight_bits": False,
         "image_bits": 8,
         "target_bits": 8,
-        "outer": {"lr_images": lr, "lr_representations": lr, "final_lr": 1e-3},
+        "outer": {"lr_images": lr, "lr_representations": lr, "final_lr": 1e-3, "grain": 1},
         "pool": _PAPER_POOL,
         "ridge": {"strength": 1e-6},
     }
@@ -323,7 +328,9 @@ def as_recorded(recorded: Mapping[str, Any]) -> dict[str, Any]:
         "target_bits": 8,
     }
     filled = {**before, **recorded}
-    pool, ridge = filled.get("pool"), filled.get("ridge")
+    outer, pool, ridge = filled.get("outer"), filled.get("pool"), filled.get("ridge")
+    if isinstance(outer, Mapping):
+        filled["outer"] = {"grain": 1, **outer}
     if isinstance(pool, Mapping):
         filled["pool"] = {"mixup": False, "crop_and_flip": False, "optimizer": "sgd", **pool}
     if isinstance(ridge, Mapping):

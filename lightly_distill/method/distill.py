@@ -8,16 +8,17 @@ from statistics import fmean
 from typing import Any, NoReturn, Protocol
 
 import torch
-from tqdm import tqdm
 
 from lightly_distill.errors import DistillError
 from lightly_distill.method.cadence import Cadence
 from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.grain import smooth_step_
 from lightly_distill.method.objective import Objective
 from lightly_distill.method.pool import Slot
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
 from lightly_distill.method.step import RealBatch, features, kernel_pass, outer_gradient, require_finite
+from lightly_distill.runtime.progress import Progress
 
 _logger = logging.getLogger(__name__)
 
@@ -56,18 +57,20 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     held_out = real.held_out()
     # a resumed run keeps the chunks that it began with: in others, batch norm is trained otherwise
     chunk_size = state.pool.chunk_size if state.initial else config.chunk_size
-    state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=config.steps - state.step)
+    steps = config.steps - state.step
+    state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=steps, warm=bool(state.initial))
     if not state.initial:  # not a resumed run
         _warm_up(state, held_out, config, recorder)
 
-    with Cadence(config, state.team.all, state.step) as cadence, _progress(state, config) as progress:
+    shown, note = state.team.all.main, ""
+    progress = Progress("Distilling", config.steps, "step", done=state.step, shown=shown)
+    with Cadence(config, state.team.all, state.step) as cadence, progress:
         for batch in real.batches(state.step, config.steps, team=state.team):
             slot = state.pool.draw(state.step)
             with _precision(config, state.images.device):
                 state.losses.append(_outer_step(state, slot, batch, config))
                 state.pool.advance(slot, *state.learned())
             state.step += 1
-            progress.update()
 
             if cadence.logs(state.step):
                 loss = fmean(chain(*state.team.split.gather(state.losses)))
@@ -76,9 +79,10 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
                 if cadence.measures(state.step):
                     row |= held_out_loss(state, held_out, config)
                 recorder.log(row)
-                _show(row, config, progress)
+                note = f"loss {loss:.4g}"
                 state.losses = []
                 cadence.logged(state.step)
+            progress.add(note=note)
             # after the measurement, which fails on a student that is not finite: such a state is not kept
             if cadence.saves(state.step):
                 recorder.checkpoint(state)
@@ -100,17 +104,6 @@ def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillCon
         recorder.checkpoint(state)
 
 
-def _progress(state: DistillState, config: DistillConfig) -> "tqdm[NoReturn]":
-    quiet = True if not state.team.all.main else None  # None: quiet without a terminal
-    return tqdm(total=config.steps, initial=state.step, desc="Distilling", unit="step", disable=quiet)
-
-
-def _show(row: dict[str, Any], config: DistillConfig, progress: "tqdm[NoReturn]") -> None:
-    progress.set_postfix(loss=f"{row['loss']:.4g}")
-    if "heldout_loss" in row and progress.disable:  # no terminal: a line now and then instead
-        _logger.info("Step %d of %d: loss %.4g", row["step"], config.steps, row["loss"])
-
-
 def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:
     """Steps X_s and Y_s down the gradient of the outer loss of one student; returns the loss."""
     with _named(f"Stopped before the update of step {state.step + 1}", slot):
@@ -129,7 +122,9 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
     rates = (config.outer.lr_images, config.outer.lr_representations)
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate * decay
+    before = state.images.detach().clone()
     state.optimizer.step()
+    smooth_step_(state.images, before, config.outer.grain)
     if state.rounding is not None:
         state.rounding.clamp_(state.images, state.representations)
     state.jitters += gradient.jitters

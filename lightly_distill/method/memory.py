@@ -20,11 +20,13 @@ class Estimate:
         chunk_size: Synthetic images that a student is given at a time; None: all.
         bytes: For activations and features, at the peak.
         seconds: Of a step, roughly: from the time that a few images take.
+        training_seconds: Of a training step of one student, which is a part of that.
     """
 
     chunk_size: int | None
     bytes: int
     seconds: float
+    training_seconds: float
 
 
 def estimate(
@@ -66,6 +68,7 @@ def estimate(
         chunk_size if chunk_size is None else int(chunk_size),
         at_once * per_image + (3 * count + batch_size) * width * few.element_size(),
         passes * forward,
+        count * 3 * forward,
     )
 
 

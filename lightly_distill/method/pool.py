@@ -4,11 +4,9 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lightly_distill.data.augment import vary
 from lightly_distill.errors import DistillError, first_line
@@ -20,6 +18,10 @@ from lightly_distill.models.rows import Layout, RowHead, row_loss, with_rows
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.processes import SOLO, Team
+from lightly_distill.runtime.progress import Progress
+from lightly_distill.runtime.words import duration
+
+_LONG = 10.0  # seconds of waiting that a user wonders about
 
 _logger = logging.getLogger(__name__)
 
@@ -119,7 +121,9 @@ class StudentPool:
             ) from error
         return student, features
 
-    def fit_memory(self, images: Tensor, batch_size: int, chunk_size: int | str | None, *, steps: int) -> None:
+    def fit_memory(
+        self, images: Tensor, batch_size: int, chunk_size: int | str | None, *, steps: int, warm: bool = False
+    ) -> None:
         """Decides how many synthetic images a student is given at a time, and logs what the steps will need.
 
         Args:
@@ -127,6 +131,7 @@ class StudentPool:
             batch_size: Real images of a step.
             chunk_size: As in `DistillConfig`.
             steps: Outer steps to come.
+            warm: Whether the students are warmed up already, in a run that goes on.
         """
         divide = self.team.divide
         share = len(range(batch_size)[divide.share(batch_size)])
@@ -138,14 +143,20 @@ class StudentPool:
         # the least of all processes, which must agree
         sizes = [size for size in self.team.all.gather(plan.chunk_size) if size is not None]
         self.chunk_size = min(sizes, default=None)
+        training = 0 if warm else sum(self._first_ages())
+        warming, stepping = training * plan.training_seconds, steps * plan.seconds
         _logger.info(
-            "Estimated: %.2g GiB for activations and features%s, about %.2g s a step, %s for %d steps",
+            "Estimated: %.2g GiB for activations and features%s; about %s for %s outer steps%s.",
             plan.bytes / 2**30,
             "" if self.chunk_size is None else f", in chunks of {self.chunk_size} synthetic images",
-            plan.seconds,
-            timedelta(seconds=round(plan.seconds * steps)),
-            steps,
+            duration(stepping),
+            f"{steps:,}",
+            "" if warm else f", and before them {duration(warming)} for {training:,} training steps of the pool",
         )
+        if warming > max(stepping, _LONG):
+            _logger.info(
+                "Fewer or younger students start sooner: pool.size (--pool.size), pool.max_age (--pool.max-age)."
+            )
 
     def draw(self, step: int) -> Slot:
         """Returns the slot of an outer step, drawn uniformly from those of this process."""
@@ -155,16 +166,18 @@ class StudentPool:
 
     def warm_up(self, images: Tensor, representations: Tensor) -> None:
         """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread."""
-        generator = seeding.generator(self.seed, "warm-up")
-        of_all = torch.randint(1, self.config.max_age + 1, (self.config.size,), generator=generator).tolist()
-        ages = [of_all[slot.index] for slot in self.slots]
-        _logger.info("Warming up %d students: %d training steps", len(ages), sum(ages))
-        quiet = True if not self.team.all.main else None  # None: quiet without a terminal
-        with tqdm(total=sum(ages), desc="Warming up the pool", unit="step", disable=quiet) as progress:
+        ages = self._first_ages()
+        with Progress("Warming up the pool", sum(ages), "step", shown=self.team.all.main) as progress:
             for slot, age in zip(self.slots, ages, strict=True):
                 for _ in range(age):
                     self._train(slot, images, representations)
-                    progress.update()
+                    progress.add()
+
+    def _first_ages(self) -> list[int]:
+        """Returns the ages of the students of this process after the warm-up."""
+        generator = seeding.generator(self.seed, "warm-up")
+        of_all = torch.randint(1, self.config.max_age + 1, (self.config.size,), generator=generator).tolist()
+        return [of_all[slot.index] for slot in self.slots]
 
     def advance(self, slot: Slot, images: Tensor, representations: Tensor) -> None:
         """Moves a student one step on, and replaces it by a fresh one of age 0 when it has taken T steps.

@@ -19,7 +19,7 @@ from lightly_distill.models.projection import Projection
 from lightly_distill.runtime.device import free_memory
 
 CHUNK = 2048  # images at a time
-MOST = 256  # directions, if the user does not say; of a wide target the rest is little of the variance
+MOST = 64  # directions, if the user does not say; of a wide target the rest is little of the variance
 _TABLES = 4  # of covariances in memory: of a chunk, of all, their directions, and what finding these takes
 _NO_VARIANCE = 1e-10  # of the first direction's; what float32 makes of a constant
 

@@ -131,6 +131,17 @@ def load_model(spec: str, target_class: str | None = None) -> Any:
     return model
 
 
+def _refuse_files(spec: str) -> None:
+    """Refuses a file of Python where a module is expected, before anything in it runs."""
+    file, _, attribute = spec.partition(":")
+    if file.endswith(".py"):
+        module = ".".join(Path(file).with_suffix("").parts).lstrip(".")
+        raise UsageError(
+            f"'{spec}' names a file; a function that returns the model is named by its module: {module}:{attribute}. "
+            "Importing it runs all of the file that is not under `if __name__ == '__main__':`."
+        )
+
+
 def is_checkpoint(spec: str) -> bool:
     """Returns whether a specification is a checkpoint, `FILE` or `FILE#KEY`."""
     return spec.endswith(CHECKPOINTS) or spec.rpartition("#")[0].endswith(CHECKPOINTS)
@@ -183,6 +194,7 @@ def _import(what: str, spec: str, known: list[str]) -> Callable[..., Any]:
     module_name, _, attribute = spec.partition(":")
     if not (module_name and attribute):
         raise UsageError(f"'{spec}' is no {what}; expected pkg.module:Name.")
+    _refuse_files(spec)
     try:
         with _working_directory_importable():
             module = importlib.import_module(module_name)

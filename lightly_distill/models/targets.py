@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.models.encoders import candidates, encoder_name, find_encoder, is_checkpoint, load_model
 from lightly_distill.models.maps import NoMapError, to_grid, with_map
+from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.terms import on_own_terms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -333,7 +333,7 @@ def represent(
     target.to(device)
     parts: list[Tensor] = []
     count = 0
-    with tqdm(total=total, unit="image", desc="Representations", disable=None) as bar:
+    with Progress("Representations", total, "image") as bar:
         for batch in batches:
             part = (ask or target)(batch.to(device).float() / 255).cpu()
             if total is None:
@@ -344,7 +344,7 @@ def represent(
                 room = parts[0][count : count + len(part)]
                 room.copy_(part[: len(room)])
             count += len(part)
-            bar.update(len(part))
+            bar.add(len(part))
     if count == 0 or count != (total or count):
         expected = "at least one" if total is None else str(total)
         raise DistillError(f"The target {target.name} was given {count} images, expected {expected}.")

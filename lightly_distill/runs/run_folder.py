@@ -255,6 +255,8 @@ def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
     config = as_recorded(plain["config"])
     plain["config"] = {name: value for name, value in config.items() if name not in FREE_TO_CHANGE}
+    if not plain["config"]["target_map"]:
+        del plain["config"]["map_dims"]  # of no account
     plain["source"].pop("name")  # how it was written; the fingerprint says what it is
     # by default it depends on target and images; in older versions, which record none, the target saw what students see
     plain["config"]["target_size"] = plain["target"].get("image_size", plain["source"].get("image_size"))

@@ -34,6 +34,7 @@ from lightly_distill.runs.representations import Found, find_representations, ke
 from lightly_distill.runs.result import finished
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.run_log import RunLog, require_run_log
+from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import free_memory, resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
@@ -57,6 +58,8 @@ class DistillationStage:
             a specification, the path.
         preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
         config: All settings at once, instead of preset and options.
+        verbose: Shows progress, and what is found and written: by logging, or on the console where the script has not
+            set up any. False: only warnings.
         options: Fields of `DistillConfig`, such as `student="resnet18"`, `num_images=1000`, `steps=5000`, `seed=0`;
             several students as a sequence, and parts as mappings, such as `pool={"size": 5}`.
 
@@ -76,12 +79,15 @@ class DistillationStage:
         encoder: Any = None,
         preset: str | None = None,
         config: DistillConfig | None = None,
+        verbose: bool = True,
         **options: Unpack[DistillOptions],
     ) -> None:
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
         self.config = config or make_config(preset, **options)
-        self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
+        self.verbose = verbose
+        with aloud(verbose):
+            self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
 
     @on_own_terms()
     def check(
@@ -96,7 +102,8 @@ class DistillationStage:
         """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
         versions()
-        self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
+        with aloud(self.verbose):
+            self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
 
     @on_own_terms()
     def rehearse(self, dataset: Any) -> None:
@@ -120,7 +127,7 @@ class DistillationStage:
             holdout=0,
             pool=replace(self.config.pool, max_age=min(self.config.pool.max_age, 2)),
         )
-        DistillationStage(self.target, config=config).run(first_items(dataset, _REHEARSED))
+        DistillationStage(self.target, config=config, verbose=self.verbose).run(first_items(dataset, _REHEARSED))
 
     @on_own_terms()
     def run(
@@ -162,6 +169,7 @@ class DistillationStage:
         """
         processes, device = launched(self.config.device)
         with ExitStack() as held:
+            held.enter_context(aloud(self.verbose))
 
             def occupy() -> tuple[Path | None, bool, bool]:
                 if strict and not resume:
@@ -237,6 +245,14 @@ class DistillationStage:
             keep_projection=config.target_dims != "auto",
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
+        losses = synthetic.provenance["heldout_loss"]
+        if losses["initial"] is not None and losses["final"] is not None and losses["final"] > losses["initial"]:
+            _logger.warning(
+                "The loss on held-out real images rose, from %.4g to %.4g: what was learned does not carry over. Try "
+                "lower learning rates (outer.lr_images, outer.lr_representations), more images or a larger pool.",
+                losses["initial"],
+                losses["final"],
+            )
         if folder is not None and processes.main:
             synthetic.save(folder / "set", overwrite=True)  # before what is only to be looked at
             with writing(folder / "pictures"):

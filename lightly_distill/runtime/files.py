@@ -78,16 +78,34 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def empty_folder(folder: Path) -> Path:
-    """Creates the folder before the long work, so that a place that cannot be written to is refused now.
+@contextlib.contextmanager
+def new_folder(folder: Path | None) -> Iterator[Path | None]:
+    """Gives a new folder, made before the long work, so that a place that cannot be written to is refused now.
+
+    Args:
+        folder: New or empty; removed if the block fails and leaves it empty. None: no folder.
 
     Raises:
         UsageError: If it cannot be made, or there is something in it.
     """
+    if folder is None:
+        yield None
+        return
+    new = not folder.exists()
+    _make_empty(folder)
+    try:
+        yield folder
+    except BaseException:  # an interrupt too
+        with contextlib.suppress(OSError):
+            if new:
+                folder.rmdir()  # which a folder that holds something refuses
+        raise
+
+
+def _make_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"The output folder '{folder}' exists and is not empty. Give another, or remove it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"The output folder '{folder}' cannot be made: {error}") from error
-    return folder

@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 from typing_extensions import Self
 
+from lightly_distill.runtime import console
 from lightly_distill.runtime.words import duration
 
 EVERY = 30.0  # seconds between two lines of the log
@@ -18,17 +19,22 @@ class Progress:
 
     Args:
         what: Is being done, such as `Representations`.
-        total: How many there are.
+        total: How many there are, None if that is not known.
         unit: Of these, such as `image`.
         shown: Whether this process is the one that speaks.
+        done: How many are done already.
+        delay: Seconds that pass before a bar appears.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, shown: bool = True) -> None:
+    def __init__(
+        self, what: str, total: int | None, unit: str, *, shown: bool = True, done: int = 0, delay: float = 0
+    ) -> None:
         self._what, self._total, self._unit = what, total, unit
+        shown = shown and console.shown()
         # disable=None: quiet without a terminal
-        self._bar = tqdm(total=total, desc=what, unit=unit, disable=None if shown else True)
+        self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=None if shown else True, delay=delay)
         self._logs = shown and bool(self._bar.disable)
-        self._done = 0
+        self._before, self._done = done, done
         self._started = self._last = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -37,20 +43,23 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def add(self, count: int) -> None:
-        """Counts what was just done."""
+    def add(self, count: int = 1, note: str = "") -> None:
+        """Counts what was just done.
+
+        Args:
+            count: How many.
+            note: What is seen of them, such as `loss 0.12`.
+        """
         self._done += count
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
         now = time.perf_counter()
         if self._logs and now - self._last >= EVERY:
-            self._last, speed = now, self._done / (now - self._started)
-            left = duration((self._total - self._done) / speed)
+            self._last, speed = now, (self._done - self._before) / (now - self._started)
+            of = "" if self._total is None else f" of {self._total:,}"
+            left = "" if self._total is None else f", {duration((self._total - self._done) / speed)} left"
+            said = f"; {note}" if note else ""
             _logger.info(
-                "%s: %s of %s, %.3g %ss a second, %s left.",
-                self._what,
-                f"{self._done:,}",
-                f"{self._total:,}",
-                speed,
-                self._unit,
-                left,
+                "%s: %s%s, %.3g %ss a second%s%s.", self._what, f"{self._done:,}", of, speed, self._unit, left, said
             )

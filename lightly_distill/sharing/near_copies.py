@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lightly_distill.runs.origin import RealSide
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.progress import Progress
 from lightly_distill.synthetic import pictures
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -122,10 +122,14 @@ def draw_pairs(found: NearCopies, synthetic: SyntheticSet, real: RealSide, path:
     least, which = scaled.min(0)
     order = least.argsort()[:SHOWN]
     partner = torch.stack([space.index for space in spaces])[which[order], order]
-    shown = synthetic.displayable()[order]
-    pairs = torch.stack([shown, real.source.read(partner)], dim=1).flatten(0, 1)
+    pairs = torch.cat([synthetic.displayable()[order], real.source.read(partner)], dim=3)  # side by side
+    labels = [
+        f"synthetic {own}, real {other}: {float(least[own]):.2f}"
+        for own, other in zip(order.tolist(), partner.tolist(), strict=True)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.image_grid(pairs, columns=8).save(path)
+    title = "Each synthetic image and its nearest real one; below 1.00 of the limit it is a near copy"
+    pictures.labelled(pairs, labels, title, path)
 
 
 def _nearest(
@@ -156,10 +160,10 @@ def _nearest(
 
 def _pixels(real: RealSide) -> Iterator[Tensor]:
     chunks = torch.split(torch.arange(len(real.source)), CHUNK)
-    with tqdm(total=len(real.source), unit="image", desc="Looking for near copies", disable=None) as bar:
+    with Progress("Looking for near copies", len(real.source), "image") as bar:
         for images in real.source.stream(chunks):
             yield _flat(images)
-            bar.update(len(images))
+            bar.add(len(images))
 
 
 def _representations(real: RealSide) -> Iterator[Tensor]:

@@ -13,9 +13,10 @@ from typing_extensions import Unpack
 
 from lightly_distill.adapters import HubAdapter, Repository
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.results import read_evaluation
+from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import resolve_device
-from lightly_distill.runtime.files import empty_folder
 from lightly_distill.runtime.settings import choose
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.synthetic import address, artifact, card, card_frame, set_facts
@@ -29,6 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 @on_own_terms()
+@aloud()
 def publish(
     synthetic: "SyntheticSet | str | Path",
     repo_id: str,
@@ -51,18 +53,23 @@ def publish(
     """
     chosen = choose(options, PublishOptions(), keywords)
     client, repository = address.find_hub(repo_id)
-    out = None if chosen.dry_run is None else empty_folder(Path(chosen.dry_run))
+    out = None if chosen.dry_run is None else Path(chosen.dry_run)
+    if out is not None:
+        artifact.refuse_occupied(out, overwrite=True)
     folder, own = _opened(synthetic)
     metrics = dict(own.metrics)
     if chosen.evaluation is not None:
         metrics["transfer"] = read_evaluation(Path(chosen.evaluation), own)
+        metrics["verdict"] = findings.verdict([result["arms"] for result in metrics["transfer"]])
     if out is None:
         client.check_token()
-    before = _before(client, repository, chosen.revision, dry=out is not None)
+        before = client.look_at(repository, "dataset", chosen.revision)
 
     real = _real_side(own, synthetic, chosen)
     if real is not None:
         metrics["near_copies"] = _near_copies(own, real, chosen)
+    if out is not None:  # last, as it is to say what would be sent, and not whether it could
+        before = _before(client, repository, chosen.revision)
     full = copy.copy(own)
     full.metrics, full.provenance = metrics, address.without_folders(own.provenance)
     there = _kept_card(before.card, folder)
@@ -93,8 +100,8 @@ def _opened(synthetic: "SyntheticSet | str | Path") -> tuple[Path | None, Synthe
 def _written(
     synthetic: SyntheticSet, place: Path, repo_id: str, options: PublishOptions, card_there: str | None
 ) -> dict[str, int]:
-    """Writes the set and its card as they are sent; returns the bytes of each file."""
-    synthetic.save(place)
+    """Writes the set and its card as they are sent, over what a dry run wrote before; returns bytes of each file."""
+    synthetic.save(place, overwrite=True)
     size = sum(bytes for name, bytes in _files(place).items() if name != set_facts.CARD)
     text = card.text(
         synthetic,
@@ -113,16 +120,14 @@ def _files(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
-def _before(client: HubAdapter, repo_id: str, revision: str | None, *, dry: bool) -> Repository:
-    """Returns what stands there; a dry run goes on without the Hub."""
+def _before(client: HubAdapter, repo_id: str, revision: str | None) -> Repository:
+    """Returns what stands there, for a dry run, which goes on without the Hub."""
     try:
         return client.look_at(repo_id, "dataset", revision)
     except UsageError:
         raise
-    except DistillError as error:
-        if not dry:
-            raise
-        _logger.warning("%s The card is written as for a new repository.", error)
+    except DistillError:
+        _logger.info("Without the Hub, the card is written as for a new repository.")
         return Repository(None, (), None)
 
 

@@ -65,7 +65,7 @@ class PublishOptions:
     accept_near_copies: bool = False
     """Publish all the same if images are near copies of real ones."""
     dry_run: str | Path | None = None
-    """Empty folder, gets exactly what would be sent, and nothing is sent."""
+    """Folder that gets exactly what would be sent, in place of what an earlier dry run left; nothing is sent."""
 
     def __post_init__(self) -> None:
         if self.create_pr and self.revision is not None:

@@ -70,7 +70,7 @@ def write(synthetic: Contents, folder: Path, *, overwrite: bool) -> Path:
             stays.
     """
     place = Path(os.path.realpath(folder))
-    _refuse_occupied(folder, overwrite=overwrite)
+    refuse_occupied(folder, overwrite=overwrite)
     check_contents(shape_of(synthetic), synthetic.layout, "This synthetic set", UsageError)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,16 @@ def _read_codes(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_occupied(folder: Path, *, overwrite: bool) -> None:
+def refuse_occupied(folder: Path, *, overwrite: bool) -> None:
+    """Refuses a place where a set cannot be written: a file, or a folder with something else in it.
+
+    Args:
+        folder: The place.
+        overwrite: Whether a set that is there may be replaced.
+
+    Raises:
+        UsageError: If it is taken.
+    """
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():

@@ -17,6 +17,9 @@ from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW, Conte
 _T = TypeVar("_T")
 
 TAGS = ("lightly-distill", "dataset-distillation", "self-supervised-learning", "image")
+# of a set that nobody has published, and of one that somebody has
+NOT_YET_MEASURED = "Not measured yet: `lightly-distill evaluate` does."
+NOT_YET_CHECKED = "Not looked for yet: `lightly-distill publish` does."
 NOT_MEASURED = "Not measured by who published it: `lightly-distill evaluate` does."
 NOT_CHECKED = "Not checked by who published it: the real images or the target model were not at hand."
 # What the Hub knows of sizes, up to and without the number.
@@ -66,9 +69,11 @@ def text(
         projection=synthetic.projection,
         facts=facts(synthetic) | _sizes(synthetic, size),
         config=_config(synthetic.provenance.get("config")),
+        verdict=_join(synthetic.metrics.get("verdict")),
         transfer=_measured(_transfer, synthetic.metrics.get("transfer")) or [],
-        not_measured=NOT_MEASURED,
-        near=_measured(near_copies_sentence, synthetic.metrics.get("near_copies")) or NOT_CHECKED,
+        not_measured=NOT_MEASURED if repo_id else NOT_YET_MEASURED,
+        near=_measured(near_copies_sentence, synthetic.metrics.get("near_copies"))
+        or (NOT_CHECKED if repo_id else NOT_YET_CHECKED),
         license=_join(header.get("license")),
         source_license=_join(source_license),
     )

@@ -2,6 +2,8 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -44,6 +46,29 @@ def image_grid(images: Tensor, *, columns: int | None = None, limit: int = 100, 
     columns, gap = columns or math.ceil(math.sqrt(count)), max(2, scale_to // 16)
     picture: Image = to_pil_image(make_grid(tiles, nrow=columns, padding=gap, pad_value=255))
     return picture
+
+
+def labelled(images: Tensor, labels: Sequence[str], title: str, path: Path) -> None:
+    """Draws images with a line of text above each.
+
+    Args:
+        images: uint8, shape (n, 3, H, W).
+        labels: Of each.
+        title: Of the picture.
+        path: PNG to write.
+    """
+    columns = min(3, len(images))
+    lines = math.ceil(len(images) / columns)
+    side = images.shape[-2] / images.shape[-1]
+    figure = make_figure(2.9 * columns, (2.6 * side + 0.3) * lines + 0.5)
+    figure.set_layout_engine("constrained")
+    for number, (image, label) in enumerate(zip(images.cpu(), labels, strict=True), start=1):
+        axis = figure.add_subplot(lines, columns, number)
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_title(one_line(label), size=8, color=INK)
+        axis.axis("off")
+    figure.suptitle(title, size=10, color=INK)
+    figure.savefig(path)
 
 
 def make_figure(width: float, height: float) -> "Figure":

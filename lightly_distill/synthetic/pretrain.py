@@ -1,14 +1,15 @@
 """Trains a fresh student on a synthetic set."""
 
 import json
+import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from typing_extensions import Unpack
 
 from lightly_distill.data.augment import vary
@@ -16,14 +17,18 @@ from lightly_distill.errors import DistillError, UsageError, did_you_mean
 from lightly_distill.models.recipe import Recipe, RecipeOptions, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
 from lightly_distill.models.students import find_adapter, student_builder
+from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import resolve_device
-from lightly_distill.runtime.files import empty_folder
+from lightly_distill.runtime.files import new_folder
+from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.seeding import generator, global_seed
 from lightly_distill.runtime.settings import check_number, check_one_of, choose
 from lightly_distill.runtime.terms import on_own_terms
 
 if TYPE_CHECKING:
     from lightly_distill.synthetic.synthetic_set import SyntheticSet
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,17 @@ RECIPES: dict[str, PretrainConfig] = {
 
 
 @on_own_terms()
+@aloud()
 def pretrain(
     student: str,
-    synthetic: "SyntheticSet",
+    synthetic: "SyntheticSet | str | Path",
     *,
     recipe: str = "default",
     config: PretrainConfig | None = None,
     seed: int = 0,
     device: str = "auto",
     out: "str | Path | None" = None,
+    transform: "Callable[[Tensor], Tensor] | None" = None,
     progress: bool = True,
     **options: Unpack[PretrainOptions],
 ) -> nn.Module:
@@ -83,26 +90,55 @@ def pretrain(
 
     Args:
         student: Name of the backbone: `ADAPTER:NAME`, or `NAME` for a timm model.
-        synthetic: The set to train on; at least 2 images.
+        synthetic: The set to train on, its folder, that of the run that made it, or its name on the Hub; at least 2
+            images.
         recipe: Of `RECIPES`, which the options change: `default`, or `paper` for that of KRR-ST.
         config: All settings at once, instead of recipe and options.
         seed: Root of all random draws: initial weights, order of the images, dropout.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         out: New or empty folder for the trained backbone, written as the student's library writes it.
-        progress: Shows a bar where there is a terminal.
+        transform: Of each image, float32 in [0, 1], shape (3, S, S), to one of the same shape, anew in each step and
+            before the recipe's own augmentation: such as a transform of `torchvision.transforms.v2` that changes
+            colours. The targets stay as they are, so it should change nothing that the target model sees.
+        progress: Shows a bar where there is a terminal, a line now and then elsewhere.
         options: Fields of `PretrainConfig`, such as `steps=1000`.
 
     Returns:
         The backbone without the head, in eval mode, on the device it was trained on. It expects images normalised
-        with the `mean` and `std` of the set.
+        with the `mean` and `std` of the set; of a timm model, `timm.data.resolve_data_config(model=...)` tells them.
 
     Raises:
         UsageError: If a number is out of range, the student is unknown or does not fit, or `out` is not empty.
         DistillError: If the loss is no longer a finite number.
     """
     settings = choose(config, find_recipe(recipe), options)
+    if isinstance(synthetic, str | Path):
+        from lightly_distill.synthetic.synthetic_set import SyntheticSet  # here: it brings all that writes sets
+
+        synthetic = SyntheticSet.load(synthetic)
     _check(synthetic.images)
-    folder = None if out is None else empty_folder(Path(out))
+    with new_folder(None if out is None else Path(out)) as folder:
+        changed = None if transform is None else _InUnits(transform, synthetic.mean, synthetic.std)
+        backbone = _trained(student, synthetic, settings, seed, device, transform=changed, shown=progress)
+        adapter, _ = find_adapter(student)
+        metadata = _metadata(student, synthetic, settings, seed)
+        if hasattr(adapter, "configure"):
+            adapter.configure(backbone, metadata)
+        if folder is not None:
+            adapter.save(backbone, str(folder), metadata)
+    return backbone
+
+
+def _trained(
+    student: str,
+    synthetic: "SyntheticSet",
+    settings: PretrainConfig,
+    seed: int,
+    device: str,
+    *,
+    transform: "Callable[[Tensor], Tensor] | None",
+    shown: bool,
+) -> nn.Module:
     place = resolve_device(device)
     images, targets = synthetic.images.to(place), synthetic.targets.to(place)
     build = student_builder(student, images.shape[-1])
@@ -111,24 +147,20 @@ def pretrain(
         rows, features = with_rows(backbone, images[:2], synthetic.layout.grid)
         head = RowHead(features, synthetic.layout).to(place)
     # channels last: a third faster on a CPU; as the students of the pool
-    training = Training(rows.to(memory_format=torch.channels_last), head, settings, seed)
-    bar = tqdm(total=settings.steps, unit="step", desc=f"Pre-training {student}", disable=None if progress else True)
-    with bar:
+    training = Training(rows.to(memory_format=torch.channels_last), head, settings, seed, transform)
+    with Progress(f"Pre-training {student}", settings.steps, "step", shown=shown) as bar:
         while training.step < settings.steps:
+            before = training.step
             loss = training.pass_over(images, targets)
             if not loss < float("inf"):
                 raise DistillError(
                     f"The loss of student '{student}' is {loss} after step {training.step} of {settings.steps}. "
                     f"Try a smaller learning rate, such as lr={training.lr / 10:g}."
                 )
-            bar.update(training.step - bar.n)
-            bar.set_postfix(loss=f"{loss:.4g}")
-
-    backbone.eval()
-    if folder is not None:
-        adapter, _ = find_adapter(student)
-        adapter.save(backbone, str(folder), _metadata(student, synthetic, settings, seed))
-    return backbone
+            bar.add(training.step - before, f"loss {loss:.4g}")
+    if shown:
+        _logger.info("Pre-trained %s for %s steps: loss %.4g", student, f"{training.step:,}", loss)
+    return backbone.eval()
 
 
 def is_trained(
@@ -164,13 +196,22 @@ class Training:
         head: To rows of targets; trained.
         config: All settings.
         seed: Root of all random draws.
+        transform: Of a batch of normalised images (B, 3, S, S), or None.
 
     Attributes:
         step: Steps done.
         lr: Learning rate at the start.
     """
 
-    def __init__(self, rows: nn.Module, head: RowHead, config: PretrainConfig, seed: int) -> None:
+    def __init__(
+        self,
+        rows: nn.Module,
+        head: RowHead,
+        config: PretrainConfig,
+        seed: int,
+        transform: "Callable[[Tensor], Tensor] | None" = None,
+    ) -> None:
+        self._transform = transform
         self._rows, self._head, self._config, self._seed = rows.train(), head, config, seed
         self._optimizer = make_optimizer(rows, head, config)
         self.step, self._pass = 0, 0
@@ -190,8 +231,9 @@ class Training:
     def _one_step(self, images: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
         config, layout = self._config, self._head.targets
         draw = generator(self._seed, "pretrain", "vary", self.step)
+        shown = images[indices] if self._transform is None else self._transform(images[indices])
         batch, truth = vary(
-            images[indices],
+            shown,
             targets[indices],
             layout.mirrored,
             draw,
@@ -207,6 +249,27 @@ class Training:
         self._optimizer.step()
         self.step += 1
         return loss.detach()
+
+
+class _InUnits:
+    """Applies a transform of images in [0, 1] to each image of a normalised batch.
+
+    Args:
+        transform: The user's.
+        mean: Of each channel in units of [0, 1].
+        std: As `mean`.
+    """
+
+    def __init__(self, transform: "Callable[[Tensor], Tensor]", mean: Sequence[float], std: Sequence[float]) -> None:
+        self._transform = transform
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean, std = self._mean.to(images.device), self._std.to(images.device)
+        changed = [self._transform(image) for image in images * std + mean]
+        if any(not isinstance(image, Tensor) or image.shape != images.shape[1:] for image in changed):
+            raise UsageError(f"The transform must return images of shape {tuple(images.shape[1:])}, as it is given.")
+        return (torch.stack(changed) - mean) / std
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:

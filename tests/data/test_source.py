@@ -21,6 +21,7 @@ from torchvision import transforms as T
 from torchvision.datasets import FakeData, ImageFolder
 
 from lightly_distill.data import locate
+from lightly_distill.data.items import TRANSFORMS
 from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import open_source
 from lightly_distill.errors import UsageError
@@ -349,6 +350,24 @@ def test_a_training_transform_is_left_out_of_a_copy(
         f"Reading {kind.replace('from_torch_dataset', 'LightlyDataset')} without its transform" in m
         for m in caplog.messages
     )
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_of_any_usual_name_is_left_out(name: str, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    class Own(Dataset[Any]):
+        def __init__(self) -> None:
+            setattr(self, name, lambda image: image.float() / 255 + 0.1 * torch.randn(3, S, S))
+
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, index: int) -> Any:
+            change = getattr(self, name)
+            return images[index] if change is None else change(images[index])
+
+    with caplog.at_level(logging.INFO):
+        assert torch.equal(everything(Own()), images)
+    assert "Reading Own without its transform" in caplog.text
 
 
 def test_a_steady_transform_stays(tmp_path: Path, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:

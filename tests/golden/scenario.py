@@ -43,7 +43,9 @@ STAGE: dict[str, Any] = {
     "pool": {"size": 4, "max_age": 5, "mixup": False, "crop_and_flip": False, **PAPER},
     "target_dims": None,
     "target_map": 0,
+    "map_dims": 64,
     "eight_bits": False,
+    "outer": {"grain": 1},
     "image_bits": 8,
     "target_bits": 8,
 }

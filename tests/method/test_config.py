@@ -65,7 +65,7 @@ def test_presets_are_the_papers() -> None:
     cifar = make_config("cifar")
     assert (cifar.num_images, cifar.image_size, cifar.student) == (1000, 32, "convnet_128_256_512")
     assert (cifar.steps, cifar.batch_size, cifar.source_views) == (160_000, 1024, "random")
-    assert cifar.outer == OuterConfig(lr_images=1e-4, lr_representations=1e-4, final_lr=1e-3)
+    assert cifar.outer == OuterConfig(lr_images=1e-4, lr_representations=1e-4, final_lr=1e-3, grain=1)
     pool = {"size": 10, "max_age": 1000, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
     assert cifar.pool == PoolConfig(**pool, mixup=False, crop_and_flip=False)
     assert (cifar.target_dims, cifar.target_map, cifar.eight_bits) == (None, 0, False)

@@ -33,9 +33,9 @@ OPTIONS: dict[str, Any] = {
     "checkpoint_every": 4,
     "device": "cpu",
     "ridge": {"strength": 1e-2, "dtype": "float64"},
-    "outer": {"lr_images": 1e-3, "lr_representations": 1e-3},
     "pool": {"size": 4, "max_age": 5, "lr": 0.01, **tiny.PLAIN_POOL},
     **tiny.PLAIN,
+    "outer": {"lr_images": 1e-3, "lr_representations": 1e-3, "grain": 1},
 }
 CHILD = """
 import json, sys

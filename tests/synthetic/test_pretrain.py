@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightly_distill import SyntheticSet
+from lightly_distill import SyntheticSet, adapters
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.method.rounding import fit_scales, round_targets
 from lightly_distill.models.rows import Layout
@@ -290,3 +290,47 @@ def test_a_transformer_is_trained_by_adamw_and_a_cosine_ends_at_no_rate(monkeypa
 def test_an_unknown_recipe_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(UsageError, match=r"Unknown recipe 'papers'\. Did you mean 'paper'"):
         run(recipe="papers")
+
+
+# one of each way in which families of timm take images of 32 pixels
+FAMILIES = [
+    "test_resnet",
+    "test_resnet:stem=small",
+    "convnet_4_4",
+    "test_vit",
+    "test_mixer",
+    "test_convnext",
+    "levit_128s",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_student_carries_size_and_normalisation_of_the_set_however_it_is_loaded(name: str, tmp_path: Path) -> None:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    made = SyntheticSet(images, torch.rand(4, 5), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    options: dict[str, Any] = {"steps": 1, "device": "cpu", "progress": False}
+    returned = pretrain(name, made, **options)
+    pretrain(name, made, out=tmp_path / "student", **options)
+    adapter = adapters.get("students", "timm")
+    lines = adapter.how_to_load(returned, name, str(tmp_path / "student"))
+    assert "local-dir:" in lines
+    found: dict[str, Any] = {}
+    exec(lines, found)  # what the command prints
+    classifier = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True, num_classes=10)
+    assert classifier.eval()(images).shape == (4, 10)
+    for model in (returned, found["backbone"], classifier):
+        known = timm.data.resolve_data_config(model=model)
+        told = [tuple(known[key]) for key in ("input_size", "mean", "std")]
+        assert told == [(3, 32, 32), made.mean, made.std]
+        assert (known["crop_pct"], known["interpolation"]) == (1.0, "bilinear")
+        weights = dict(model.named_parameters())
+        same = [torch.equal(value, weights[key]) for key, value in returned.named_parameters() if key in weights]
+        assert same and all(same)
+
+
+def test_a_transformer_of_few_patches_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    made = SyntheticSet(torch.rand(4, 3, 32, 32), torch.rand(4, 5), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for _ in range(2):
+        pretrain("deit_tiny_patch16_224", made, steps=1, device="cpu", progress=False)
+    (line,) = [text for text in caplog.messages if "patches" in text]
+    assert line.startswith("'deit_tiny_patch16_224' sees images of 32 pixels as 2x2 patches: one with smaller patches")

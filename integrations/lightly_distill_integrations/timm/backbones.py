@@ -2,6 +2,9 @@
 
 import copy
 import json
+import logging
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,14 @@ from lightly_distill_integrations import checkpoints, convnets, small_stems
 from lightly_distill_integrations.timm import fit, maps
 from lightly_distill_integrations.timm.catalogue import list_students as list_students
 
+# before, timm reads a folder as pickle
+_READS_FOLDERS = tuple(int(part) for part in re.findall(r"\d+", timm.__version__)[:3]) >= (1, 0, 31)
 _SAVED = ("hf_hub:", "hf-hub:", "local-dir:")  # how timm names a model that was saved with its configuration
+
+
+_RANDOM = ":random"
+_FEW_PATCHES = 4  # of a side
+_logger = logging.getLogger(__name__)
 
 
 def build(name: str, image_size: int) -> nn.Module:
@@ -40,8 +50,22 @@ def build(name: str, image_size: int) -> nn.Module:
         raise fit.refusal(name, image_size, unfit) from unfit
     model: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     model.build_arguments = arguments  # for `save`
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if isinstance(grid, tuple) and max(grid) < _FEW_PATCHES:
+        _hint(name, image_size, grid)
     built: nn.Module = model
     return built
+
+
+@cache
+def _hint(name: str, image_size: int, grid: tuple[int, ...]) -> None:
+    _logger.warning(
+        "'%s' sees images of %d pixels as %s patches: one with smaller patches, such as vit_small_patch8_224, learns "
+        "more of them.",
+        name,
+        image_size,
+        "x".join(map(str, grid)),
+    )
 
 
 def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
@@ -59,24 +83,41 @@ def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
         for key, tensor in model.state_dict().items()
     }
     save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    configure(model, metadata)
     # timm's own `save_for_hf` needs a huggingface_hub that fits it, which old versions of timm do not ask for.
     known: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    pretrained = {key: known.get(key) for key in ("mean", "std", "input_size", "first_conv", "classifier")}
-    pretrained |= {key: metadata[key] for key in ("mean", "std", "input_size") if key in metadata}
+    kept = ("mean", "std", "input_size", "first_conv", "classifier", "num_classes", "crop_pct", "interpolation")
     config = {
         "architecture": known["architecture"],
         "num_classes": 0,
         "model_args": model.build_arguments,
-        "pretrained_cfg": pretrained | {"num_classes": 0, "crop_pct": 1.0, "interpolation": "bilinear"},
+        "pretrained_cfg": {key: known.get(key) for key in kept},
         "lightly_distill": metadata,
     }
     Path(folder, "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def configure(model: nn.Module, metadata: dict[str, Any]) -> None:
+    """Makes size and normalisation of the set those of the model's own configuration, which timm prepares images by.
+
+    Args:
+        model: A model from `build`.
+        metadata: As for `save`.
+    """
+    own = {key: tuple(metadata[key]) for key in ("mean", "std", "input_size") if key in metadata}
+    known: Any = model.pretrained_cfg
+    # not of published weights: what is said of them, such as the size of a test, is not true of these
+    kept = {key: known.get(key) for key in ("mean", "std", "input_size", "first_conv", "classifier", "architecture")}
+    changed: Any = {**kept, **own, "num_classes": 0, "crop_pct": 1.0, "interpolation": "bilinear"}
+    model.pretrained_cfg = model.default_cfg = changed
+
+
 def how_to_load(model: nn.Module, name: str, folder: str) -> str:
-    """Returns the lines of Python that load what `save` wrote into `folder`."""
+    """Returns the lines of Python that load what `save` wrote into `folder`, with its configuration."""
     name = _resolve(name)
     lines = _imports(name)
+    if _READS_FOLDERS:
+        return "\n".join([*lines, f"backbone = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"])
     built_with: Any = model.build_arguments
     arguments = "".join(f", {key}={value}" for key, value in built_with.items())
     weights = str(Path(folder, "model.safetensors"))
@@ -104,9 +145,10 @@ def load(spec: str) -> nn.Module:
     """Loads a model with weights, without its head.
 
     Args:
-        spec: `NAME` for the weights that timm publishes, or `NAME@FILE` for a checkpoint; names in the file may have a
-            prefix (`backbone.vit.`). A `config.json` beside the file, as `save` writes it, gives image size and
-            normalisation. Or `hf_hub:OWNER/NAME` or `local-dir:DIR`, as timm names a model with its configuration.
+        spec: `NAME` for the weights that timm publishes, `NAME:random` for random ones, or `NAME@FILE` for a
+            checkpoint; names in the file may have a prefix (`backbone.vit.`). A `config.json` beside the file, as
+            `save` writes it, gives image size and normalisation. Or `hf_hub:OWNER/NAME` or `local-dir:DIR`, as timm
+            names a model with its configuration.
 
     Raises:
         UsageError: If the name is unknown or the file is not there or not of this model.
@@ -115,6 +157,11 @@ def load(spec: str) -> nn.Module:
     if spec.startswith(_SAVED):
         return _load_saved(spec)
     name, separator, file = spec.partition("@")
+    if name.endswith(_RANDOM):
+        name = _resolve(name.removesuffix(_RANDOM))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return timm.create_model(name, pretrained=False, num_classes=0)
     name = _resolve(name)
     if separator:
         return _load_file(name, Path(file))
@@ -125,7 +172,8 @@ def load(spec: str) -> nn.Module:
     except Exception as error:  # the kinds of failure of a download are without number
         raise DistillError(
             f"The weights of '{name}' cannot be fetched ({first_line(error)}). "
-            f"Without network, give them as a file: timm:{name}@weights.safetensors"
+            f"Without network, give them as a file, timm:{name}@weights.safetensors, or take random ones for trying "
+            f"out: timm:{name}:random"
         ) from error
     return model
 

@@ -51,6 +51,7 @@ from lightly_distill.models.students import student_builder
 from lightly_distill.runs.representations import find_representations, keeper
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
+from lightly_distill.runtime.console import speaking
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.settings import choose, to_dict
 from lightly_distill.runtime.terms import on_own_terms
@@ -69,6 +70,7 @@ _LEARNED = 1.1  # bytes of an image that was learned, where a real one takes 1: 
 
 
 @on_own_terms()
+@speaking
 def sweep(
     stage: DistillationStage,
     data: Any,
@@ -82,6 +84,7 @@ def sweep(
     trials: int | None = None,
     search_size: int | None = None,
     representations: Any = None,
+    verbose: bool = True,
     config: TransferConfig | None = None,
     **options: Unpack[TransferOptions],
 ) -> Sweep:
@@ -105,6 +108,7 @@ def sweep(
         trials: Distillations that the search tries, the first with the stage's own settings.
         search_size: Which of the sizes the search distils. Default: the smallest.
         representations: The target's, of the real images, as `DistillationStage.run` takes them.
+        verbose: Shows progress, and what is found and written.
         config: How students are tried, all settings at once. Baselines that need labels of the source are refused,
             those that no size changes are measured once, and without `full` the cost stays open. The device is the
             stage's. The recommendation looks at the probe `linear`, or else at the first.

@@ -73,12 +73,15 @@ def lead(sweep: "Sweep") -> list[str]:
     sentences[0] += "." if best == size else f"; the best, {best:,} images, {_percent(curve[best])}."
     sentences[0] += _doubts(curve, size, best)
     random = sweep.accuracies(RANDOM).get(size)
+    gains = not random or fmean(random) < fmean(curve[size])
     if random:
-        verdict = ", so distilling gains nothing here" if fmean(random) >= fmean(curve[size]) else ""
-        sentences.append(f"As many random real images: {_percent(random)}{verdict}.")
-    worth = findings.worth_line(sweep.sizes[size].results)
+        nothing = "" if gains else ", so distilling gains nothing here"
+        sentences.append(f"As many random real images: {_percent(random)}{nothing}.")
+    results = sweep.sizes[size].results
+    worth = findings.worth_line(results)
     if worth:
         sentences.insert(0, worth)
+    sentences.insert(0, findings.verdict([findings.arms_of(result) for result in results]))
     cost = sweep.cost(size)
     searching = " and searching its settings" if sweep.found else ""
     if cost is None:
@@ -88,7 +91,9 @@ def lead(sweep: "Sweep") -> list[str]:
         makes += f" {duration(cost.small)} on it and {duration(cost.full)} on the whole source; "
         makes += f"it has {words.size_text(cost.small_bytes)} instead of {words.size_text(cost.full_bytes)}. "
         paid = "It never pays for itself in time, as pre-training on it is not faster."
-        if cost.pays_after is not None:
+        if not gains:
+            paid = "That pays for nothing, as real images are as good."
+        elif cost.pays_after is not None:
             paid = f"It has paid for itself after {cost.pays_after:,} student{'s' if cost.pays_after > 1 else ''}."
         sentences.append(makes + paid)
     if sweep.found:
@@ -134,7 +139,7 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
     worths = {size: [result.worth(measure) for measure in deciding] for size, result in results.items()}
     worths = {size: found for size, found in worths.items() if all(found)}
     table = Table(
-        f"Accuracy in %, {of_seeds(some)}. Bold: the best distilled set.",
+        f"Accuracy in %, {of_seeds(some)}. Bold: the best, the arms that no size changes left out.",
         ["images and arm", *measures, f"recovered gap, {probe}", *(["worth"] if worths else []), "size"],
         [],
         foot=len(levels),
@@ -148,9 +153,13 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
             cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
             worth = [", ".join(map(str, worths.get(size, ["-"]))) if name == DISTILLED else "-"] if worths else []
             table.rows.append([f"{size:,} {name}", *cells, gap, *worth, words.size_text(arm.bytes)])
-    rows = {size: number * len(curves) + list(curves).index(DISTILLED) for number, size in enumerate(results)}
+    names = [(result, name) for result in results.values() for name in curves]  # of the rows so far
     for column, measure in enumerate(measures, start=1):
-        means = {rows[size]: fmean(result.arms[DISTILLED].values[measure]) for size, result in results.items()}
+        means = {
+            row: fmean(result.arms[name].values[measure])
+            for row, (result, name) in enumerate(names)
+            if name in result.arms and result.arms[name].values.get(measure)
+        }
         table.bold |= {(row, column) for row, mean in means.items() if mean == max(means.values())}
     for name in levels:
         arm = some.arms[name]

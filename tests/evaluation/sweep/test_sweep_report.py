@@ -117,7 +117,7 @@ def test_settings_as_given_may_be_the_best_or_diverge() -> None:
 
 def test_what_speaks_against_a_recommendation_is_told() -> None:
     def doubts(**options: Any) -> str:
-        return sweep_report.lead(made_up(**options))[0]
+        return sweep_report.lead(made_up(**options))[1]
 
     assert "One seed cannot tell such a difference from noise." in doubts(seeds=1)
     best_first = {50: 0.6, 100: 0.5}
@@ -126,13 +126,15 @@ def test_what_speaks_against_a_recommendation_is_told() -> None:
     as_good = made_up()
     for each in as_good.sizes.values():
         each.results[0].arms["random"] = each.results[0].arms["distilled"]
-    assert "random real images: 60.0 ± 1.0 %, so distilling gains nothing here." in sweep_report.lead(as_good)[1]
+    assert "random real images: 60.0 ± 1.0 %, so distilling gains nothing here." in sweep_report.lead(as_good)[2]
+    assert sweep_report.lead(as_good)[0].startswith("Not shown better than as many random real images: +0.0")
+    assert not any("paid for itself" in line for line in sweep_report.lead(as_good))
     noisy = made_up(curve={50: 0.60, 100: 0.605})
     arms = noisy.sizes[100].results[0].arms
     arms["distilled"].values[MEASURES[1]] = [0.555, 0.605, 0.655]
     # differences -0.035, 0.005, 0.045: 0.04 / sqrt(3)
     assert (
-        "The difference has a standard error of 2.3 points: more seeds would settle it." in sweep_report.lead(noisy)[0]
+        "The difference has a standard error of 2.3 points: more seeds would settle it." in sweep_report.lead(noisy)[1]
     )
 
 
