@@ -25,7 +25,6 @@ from lightly_distill.method.truth import TargetTruth
 from lightly_distill.method.views import Views
 from lightly_distill.models.encoders import is_checkpoint
 from lightly_distill.models.projection import Projection
-from lightly_distill.models.rows import Layout
 from lightly_distill.models.targets import Target, as_target, load_target
 from lightly_distill.runs.representations import find_representations, keeper, reader
 from lightly_distill.runs.result import as_set
@@ -111,9 +110,9 @@ class RealSide:
         batches = (resized(batch, self.target_size) for batch in torch.split(images, CHUNK))
         return self.truth.of_others(batches, len(images))
 
-    def chosen(self, indices: Tensor, *, maps: bool = True) -> SyntheticSet:
-        """Returns these real images and the target's representations of them, with its maps or without."""
-        return self._as_set(self.source.read(indices), self.rows[indices], indices, maps=maps)
+    def chosen(self, indices: Tensor) -> SyntheticSet:
+        """Returns these real images, with the target's representations and maps of them."""
+        return self._as_set(self.source.read(indices), self.rows[indices], indices)
 
     def noise(self, count: int, seed: int) -> SyntheticSet:
         """Returns uniform noise and the target's representations of it."""
@@ -122,10 +121,8 @@ class RealSide:
         images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
         return self._as_set(images, self.represent(images), None)
 
-    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None, *, maps: bool = True) -> SyntheticSet:
+    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None) -> SyntheticSet:
         layout = self.truth.layout
-        if not maps:
-            rows, layout = rows[:, : layout.dim], Layout(layout.dim)
         image_bits, target_bits = self.bits or (8, 8)
         return as_set(
             images if self.bits else normalise(images, self.target.mean, self.target.std),

@@ -101,16 +101,13 @@ def _random(inputs: Inputs, seed: int) -> SyntheticSet:
 
 
 def _random_of_bytes(times: int) -> Callable[[Inputs, int], Made]:
-    """Returns how as many real images are drawn as take so many times the bytes of the set.
-
-    Their maps are left out, which makes room for more images; whether that is best for them depends on the probe.
-    """
+    """Returns how as many real images are drawn as take so many times the bytes of the set."""
 
     def make(inputs: Inputs, seed: int) -> SyntheticSet:
         order = torch.randperm(len(inputs.real.source), generator=seeding.generator(seed, "arm", "random"))
 
         def chosen(count: int) -> SyntheticSet:
-            return inputs.real.chosen(order[: max(2, count)], maps=False)
+            return inputs.real.chosen(order[: max(2, count)])
 
         budget, footprint = times * inputs.own_bytes, Footprint.of(chosen(_SAMPLE))
         about = chosen(footprint.count(budget))
@@ -193,7 +190,7 @@ _TABLE = (
     *(
         Arm(
             f"{RANDOM_OF_BYTES}-x{times}" if times > 1 else RANDOM_OF_BYTES,
-            "as many random real images, with representations and no maps, as take "
+            "as many random real images, with targets of the same kinds, as take "
             + (f"{times} times the bytes of the set" if times > 1 else "the bytes of the set"),
             ("real",),
             longer=min(times, 4),
