@@ -2,6 +2,8 @@
 
 import errno
 import math
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -130,6 +132,8 @@ def deep_values(value: Any) -> NDArray[Any] | None:
     Floating-point arrays count as 8 bits: they are in [0, 1], unless the user gives another range.
     """
     if isinstance(value, (Tensor, np.ndarray)):
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_sparse):
+            return None
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         return array if np.issubdtype(array.dtype, np.integer) and array.dtype != np.uint8 else None
     try:
@@ -225,8 +229,12 @@ def why_unusable(error: Exception) -> UnusableImage:
         return UnusableImage("not an image")
     if "MAX_TEXT" in str(error):
         return UnusableImage("a PNG with more than 64 MB of text")
+    if isinstance(error, FileNotFoundError):
+        return UnusableImage("not there")
     if isinstance(error, OSError) and error.errno is not None:
         return UnusableImage("cannot be read")
+    if "closed" in str(error) and isinstance(error, ValueError):
+        raise UsageError("the image was closed; give it open, or its file") from error
     return UnusableImage("truncated" if "truncated" in str(error).lower() else "damaged")
 
 
@@ -272,13 +280,17 @@ def _content(value: Any) -> str | Path | bytes | Image.Image:
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if value is None:
         raise UnusableImage("missing")
+    if isinstance(value, BytesIO):
+        return value.getvalue()
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
     if not isinstance(value, (str, Path, bytes, Image.Image)):
-        raise UsageError(f"expected an image, got {type(value).__name__}")
+        raise UsageError(f"expected an image, the path of a file or its bytes, got {type(value).__name__}")
     return value
 
 
 def _open(file: str | Path | bytes) -> Image.Image:
-    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    content = file if isinstance(file, bytes) else _read(file)
     if not content:
         raise UnusableImage("empty")
     try:
@@ -291,6 +303,14 @@ def _open(file: str | Path | bytes) -> Image.Image:
     if image.format == "EPS":  # a program, which Pillow would hand to Ghostscript
         raise UnusableImage("not an image")
     return image
+
+
+def _read(file: str | Path) -> bytes:
+    if str(file).startswith(("http://", "https://", "s3://", "gs://")):
+        raise UnusableImage("a URL, which is not fetched")
+    if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
+        raise UnusableImage("not a file")
+    return Path(file).read_bytes()
 
 
 def _learn_heif() -> None:
@@ -314,6 +334,8 @@ def _turn_upright(image: Image.Image) -> None:
 def _from_array(value: Tensor | NDArray[Any], scale: Scale | None) -> tuple[Image.Image, int]:
     """Returns an array as an image, and how many of its values lay outside of the range."""
     if isinstance(value, Tensor):
+        if value.is_sparse or value.layout is not torch.strided:
+            raise UsageError("expected an image, got a sparse tensor")
         value = value.detach().cpu()
         array = (value.float() if value.is_floating_point() else value).numpy()
         channels_last = False

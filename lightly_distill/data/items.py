@@ -1,9 +1,11 @@
 """The image inside an item of any dataset, and datasets whose transform makes random views."""
 
 import copy
+import errno
 import logging
 import os
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
@@ -35,6 +37,7 @@ from lightly_distill.errors import UsageError
 TRANSFORMS = ("transform", "transforms", "_transform", "_transforms", "aug", "augment", "augmentation")  # attributes
 _PROBED = 8  # first items that are read twice; a flip at random is missed once in 256 datasets
 _SAMPLED = 32  # items, spread over the source, of which the range of values is found
+_OF_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 _reading = threading.Lock()  # rows of tables are read by one thread at a time, and decoded by several
 
 _logger = logging.getLogger(__name__)
@@ -194,11 +197,30 @@ class Items:
                 if _is_hugging_face(self.data):
                     held.enter_context(_reading)
                 return self.data[key]
-        except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise why_unusable(error) from error  # what Pillow raises inside a dataset that decodes by itself
         except Exception as error:
+            if _is_of_the_image(error):
+                raise why_unusable(error) from error
             first_line = (str(error).strip() or "no message").splitlines()[0]
             raise UsageError(f"the dataset fails with {type(error).__name__}: {first_line}") from error
+
+
+def _is_of_the_image(error: Exception) -> bool:
+    """Returns whether a dataset fails for its image: a file that is not there, or what Pillow raises of its contents.
+
+    A connection that breaks, or a disk that is full, is the fault of no image.
+    """
+    if isinstance(error, (UnusableImage, Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return True
+    if (
+        isinstance(error, OSError)
+        and not isinstance(error, (ConnectionError, TimeoutError))
+        and error.errno in _OF_FILE
+    ):
+        return True
+    if not isinstance(error, (OSError, SyntaxError)):
+        return False
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    return Path(last.f_code.co_filename).parent.name == "PIL"
 
 
 def steady_items(data: Any, name: str, reading: Reading | None = None) -> Items:
@@ -301,7 +323,12 @@ def _ends(name: str) -> bool:
 
 
 def _plain_list(data: Any) -> Any:
-    """Returns a column of paths or images as a list: of pandas, whose index is by label, or an array of paths."""
+    """Returns a column of paths or images as a list: of pandas, whose index is by label, or an array of paths.
+
+    Of a mapping with a single split, that is returned.
+    """
+    if isinstance(data, Mapping) and len(data) == 1 and hasattr(next(iter(data.values())), "__getitem__"):
+        return undecoded(next(iter(data.values())))
     if hasattr(data, "iloc") and getattr(data, "ndim", 0) == 1:
         return list(data)
     if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype.kind in "OU":

@@ -200,8 +200,8 @@ def worth_line(results: Sequence[Evaluation]) -> str:
         return ""
     span = " to ".join(dict.fromkeys(str(worth) for worth in (worths[0], worths[-1])))
     said = (
-        f"Worth: {span}. So many times the bytes of the set do random real images need, with the same kinds of targets, "
-        "for the same accuracy."
+        f"Worth: {span}. So many times the bytes of the set do random real images need, with the same kinds of "
+        "targets, for the same accuracy."
     )
     if worths[-1].times <= 1:
         said += " Real images are worth more here: `distill --steps 0` selects them."

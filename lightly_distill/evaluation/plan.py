@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from lightly_distill.errors import UsageError, did_you_mean
@@ -44,6 +45,12 @@ class TransferConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.labels is None or isinstance(self.labels, (int, float)):
+            object.__setattr__(self, "labels", (self.labels,))
+        for name in ("baselines", "probes"):
+            if isinstance(getattr(self, name), str):
+                given = tuple(part.strip() for part in getattr(self, name).split(",") if part.strip())
+                object.__setattr__(self, name, given)
         for name in ("baselines", "probes", "labels"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         if not self.probes or not self.labels:
@@ -121,6 +128,8 @@ def open_tasks(
     Raises:
         UsageError: If there are none, two have one name, or one has too few labels or cannot be opened.
     """
+    if isinstance(tasks, (str, Path)) or (isinstance(tasks, tuple) and not isinstance(tasks[-1], (str, Path, Task))):
+        tasks = [tasks]  # one task, as it is
     opened = [open_task(task, image_size=image_size, num_workers=num_workers) for task in tasks]
     check_task_names([task.name for task in opened])
     for task in opened:

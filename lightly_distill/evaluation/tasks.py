@@ -71,9 +71,10 @@ class Task:
         """
         count = len(self.labels) if labels is None else round(labels * len(self.labels)) if labels < 1 else int(labels)
         if not len(self.classes) <= count <= len(self.labels):
+            cure = "give no more than there are" if count > len(self.labels) else "give one a class at least"
             raise UsageError(
                 f"The task {self.name} has {len(self.classes)} classes and {len(self.labels)} labelled images; "
-                f"labels={labels:g} would be {count} of them: give one a class at least."
+                f"labels={labels:g} would be {count} of them: {cure}."
             )
         order = torch.randperm(len(self.labels), generator=seeding.generator(seed, "labels", self.name))
         rank = rank_in_class(self.labels[order])

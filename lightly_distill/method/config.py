@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.reading import Reading, as_range
@@ -176,7 +177,10 @@ class DistillConfig:
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
 
     def __post_init__(self) -> None:
-        check_number(self, "num_images", "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
+        if isinstance(self.device, torch.device):
+            object.__setattr__(self, "device", str(self.device))
+        check_number(self, "num_images", least=2)
+        check_number(self, "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
         check_number(self, "map_dims")
         for name, least in (("image_bits", 1), ("target_bits", 2)):
             check_number(self, name, least=least)

@@ -28,6 +28,8 @@ def student_builder(name: str, image_size: int, *, batch_size: int = 2) -> Calla
     Raises:
         UsageError: If the name is unknown or the student does not fit images of this size.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"A student is named, such as 'resnet18'; got {type(name).__name__}.")
     adapter, plain_name = find_adapter(name)
     build = partial(adapter.build, plain_name, image_size)
     with torch.random.fork_rng(devices=[]):

@@ -254,6 +254,10 @@ def as_target(
         model = model.module()
     if isinstance(model, nn.Module):
         model = getattr(model, _COMPILED, model)
+    if isinstance(model, type):
+        raise UsageError(f"A target is a model, not its class {model.__name__}: give {model.__name__}(...).")
+    if isinstance(model, nn.Module):
+        _require_weights(model)
     size = None if input_size is None else _square(input_size)
     choice = find_encoder(model, encoder)
     found, where = choice.encoder, encoder_name(model, choice)
@@ -367,6 +371,14 @@ def sizes_taken(target: Target, near: int, device: "torch.device | str") -> list
             break
     target.dim = None
     return sorted(found)
+
+
+def _require_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise UsageError(f"The weights '{name}' of {type(model).__name__} are not made yet: give it a batch first.")
+        if parameter.is_meta:
+            raise UsageError(f"The weights '{name}' of {type(model).__name__} are on the meta device: load them first.")
 
 
 def _uncompiled(path: str) -> str:

@@ -103,7 +103,9 @@ class RunFolder:
                 "(resume=True, overwrite=True in Python), or choose another name."
             )
         above = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        if not above.is_dir():
+            raise UsageError(f"The output folder {path} cannot be made: {above} is a file.")
+        if not os.access(above, os.W_OK | os.X_OK):
             raise UsageError(f"The output folder {path} cannot be written to: no permission in {above}.")
 
     def begin(self, *, resumed: bool, config: Mapping[str, Any]) -> None:

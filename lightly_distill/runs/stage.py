@@ -228,6 +228,7 @@ class DistillationStage:
         saved = run.load_checkpoint(strict=strict) if resume else None
         fitted = _saved(saved[0], config) if saved else {}
         real = RealImages.of_target(source, target, config, device, keeps, processes=processes, **fitted)
+        _require_spread(real, target)
         state = DistillState.start(real, students, config, processes)
         initial = state.learned()[0].detach().clone()
         if saved is not None:
@@ -306,6 +307,18 @@ def _grid(config: DistillConfig, target: Target, size: int, device: torch.device
             f"{found.name} has representations but no maps: give target_map=0, or leave --representations out."
         )
     return 0
+
+
+def _require_spread(real: RealImages, target: Target) -> None:
+    """Refuses a target that says the same of all images."""
+    some = real.split.train[:_REHEARSED]
+    vectors, _ = real.truth.layout.split(real.truth.of_images(some))
+    spread, size = vectors.float().std(0).max().item(), vectors.abs().max().item()
+    if len(some) > 1 and spread <= 1e-6 * size:
+        raise UsageError(
+            f"The target {target.name} says the same of all images (of {len(some)} of them): it has collapsed, or is "
+            "another part of the model than you mean; name it with encoder= (--target-encoder)."
+        )
 
 
 def _saved(tensors: dict[str, torch.Tensor], config: DistillConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Settings as small frozen dataclasses: checked when they are made, changed by name, compared leaf by leaf."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -94,6 +95,9 @@ def check_number(config: Any, *names: str, least: float | None = None, prefix: s
     kinds = get_type_hints(type(config))
     for name in names:
         value = getattr(config, name)
+        if isinstance(value, numbers.Number) and not isinstance(value, (int, float)) and hasattr(value, "item"):
+            value = value.item()  # NumPy's
+            object.__setattr__(config, name, value)
         whole = float not in (kinds[name], *get_args(kinds[name]))
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not (value > 0 if least is None else value >= least):

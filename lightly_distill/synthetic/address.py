@@ -136,6 +136,8 @@ def local_folder(place: "str | Path", revision: str | None = None) -> tuple[Path
         DistillError: If the repository holds no set, or one that must not be trusted, or the Hub cannot be reached and
             the set is not in its cache.
     """
+    if not isinstance(place, (str, Path)):
+        raise UsageError(f"A set is a folder or OWNER/NAME on the Hugging Face Hub; got {type(place).__name__}.")
     folder, (hub, plain) = Path(place), _split_hub(str(place))
     match = _WITH_REVISION.fullmatch(plain)
     if folder.exists() or match is None:

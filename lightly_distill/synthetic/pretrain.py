@@ -116,6 +116,8 @@ def pretrain(
         from lightly_distill.synthetic.synthetic_set import SyntheticSet  # here: it brings all that writes sets
 
         synthetic = SyntheticSet.load(synthetic)
+    if not hasattr(synthetic, "images"):
+        raise UsageError(f"A student is trained on a synthetic set; got {type(synthetic).__name__}.")
     _check(synthetic.images)
     with new_folder(None if out is None else Path(out)) as folder:
         changed = None if transform is None else _InUnits(transform, synthetic.mean, synthetic.std)
@@ -283,7 +285,7 @@ def _check(images: Tensor) -> None:
     if images.shape[-1] != images.shape[-2]:
         raise UsageError(f"Students take square images, this set's are {images.shape[-2]}x{images.shape[-1]}.")
     if len(images) < 2:
-        raise UsageError(f"Pre-training needs number of images of at least 2, got {len(images)}.")
+        raise UsageError(f"Pre-training needs at least 2 images; the set has {len(images)}.")
 
 
 def _metadata(student: str, synthetic: "SyntheticSet", recipe: PretrainConfig, seed: int) -> dict[str, Any]:
