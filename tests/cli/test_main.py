@@ -491,3 +491,54 @@ def test_a_folder_in_which_nothing_was_made_can_be_given_again(place: Path, monk
         patched.setattr(measure, "pretrain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(command) == 130
     assert main(command) == 0
+
+
+# --- the first hour
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain", "evaluate", "sweep"])
+def test_print_config_works_alone_and_its_output_is_a_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if command == "sweep":
+        pytest.skip("a sweep has no --config of its own arguments before those of distill")
+    assert main([command, "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert isinstance(printed, dict) and "device" in printed
+
+
+def test_a_part_of_an_option_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--num-image", "5"]) == 2
+    assert "Unknown option --num-image. Did you mean '--num-images'?" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "lightly-distill 0.1.0\n"
+
+
+@pytest.mark.parametrize("spec", ["simclr.py:SimCLR", "scripts/simclr.py:SimCLR", "./simclr.py:SimCLR"])
+def test_a_script_is_not_run_to_find_a_target(spec: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("scripts").mkdir()
+    for folder in (Path(), Path("scripts")):
+        (folder / "simclr.py").write_text("open('ran', 'w')\n")
+    assert main(["distill", "--data", "photos", "--target", spec, "--out", "run"]) == 2
+    right = "scripts.simclr:SimCLR" if "scripts" in spec else "simclr:SimCLR"
+    assert f"is named by its module: {right}. Importing it runs all of the file" in capsys.readouterr().err
+    assert not Path("ran").exists() and not Path("run").exists()
+
+
+def test_random_weights_of_a_timm_model_try_a_command_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_animals()
+    small = ["--student", "convnet_4_4", "--num-images", "6", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
+    small += ["--pool.size", "2", "--pool.max-age", "2", "--image-size", "8"]
+    target = "timm:test_resnet:random"
+    assert main(["distill", "--data", "animals#train", "--target", target, "--out", "tried", *small]) == 0
+    first, again = (DistillationStage(target).target.weights_sha256() for _ in range(2))
+    assert first == again
+
+
+def test_a_failure_leaves_no_empty_folder(place: Path) -> None:
+    assert distill() == 0
+    assert main(["pretrain", "--set", "run", "--student", "convnet_4_4", "--out", "student", "--lr", "1e30"]) == 1
+    assert not Path("student").exists()
+    assert main(["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "nothing", "--out", "results"]) == 2
+    assert not Path("results").exists()

@@ -133,3 +133,26 @@ def test_a_missing_split_is_told(tmp_path: Path) -> None:
         open_task(tmp_path / "animals", image_size=8)
     with pytest.raises(UsageError, match=r"leave '#\.\.\.' out of 'cifar10#test'"):
         open_task("cifar10#test", image_size=8)
+
+
+def test_a_folder_of_class_folders_without_splits_holds_a_fifth_of_each_class_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path, {"animals": 40})
+    with caplog.at_level("INFO"):
+        task = open_task(tmp_path / "animals", image_size=8)
+    assert "has no splits: 8 of its 40 images are for testing." not in caplog.text
+    assert "8 of 40 of its images are for testing" in caplog.text
+    assert task.classes == ("cat", "dog")
+    assert Counter(task.test_labels.tolist()) == {0: 4, 1: 4} and Counter(task.labels.tolist()) == {0: 16, 1: 16}
+    again = open_task(tmp_path / "animals", image_size=8)
+    assert torch.equal(task.test_images, again.test_images)
+
+
+@pytest.mark.parametrize(
+    ("count", "message"), [(1, "has no class folders: put the images of each class"), (4, "too few")]
+)
+def test_a_folder_that_cannot_be_divided_says_why(count: int, message: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, {"animals": count})
+    with pytest.raises(UsageError, match=message):
+        open_task(tmp_path / "animals", image_size=8)
