@@ -94,7 +94,7 @@ def test_names_of_files_say_what_is_wrong_with_them(tmp_path: Path, images: Tens
     os.mkfifo(tmp_path / "pipe.png")
     to_pil_image(images[0]).save(tmp_path / "good.png")
     listed = [str(tmp_path / "good.png"), str(tmp_path / "pipe.png"), "gone.png", "https://example.org/x.png"]
-    assert open_source(listed).skipped == {"not a file": 1, "not there": 1, "a URL, which is not fetched": 1}
+    assert open_source(listed).skipped == {"a pipe": 1, "not there": 1, "a URL, which is not fetched": 1}
     closed = Image.open(tmp_path / "good.png")
     closed.close()
     with pytest.raises(UsageError, match="Item 0 of list: the image was closed; give it open, or its file"):

@@ -2,8 +2,6 @@
 
 import errno
 import math
-import os
-import stat
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -285,7 +283,7 @@ def _content(value: Any) -> str | Path | bytes | Image.Image:
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     if not isinstance(value, (str, Path, bytes, Image.Image)):
-        raise UsageError(f"expected an image, the path of a file or its bytes, got {type(value).__name__}")
+        raise UsageError(f"expected an image, got {type(value).__name__}")
     return value
 
 
@@ -308,8 +306,8 @@ def _open(file: str | Path | bytes) -> Image.Image:
 def _read(file: str | Path) -> bytes:
     if str(file).startswith(("http://", "https://", "s3://", "gs://")):
         raise UnusableImage("a URL, which is not fetched")
-    if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would be waited for
-        raise UnusableImage("not a file")
+    if Path(file).is_fifo():  # it would be waited for
+        raise UnusableImage("a pipe")
     return Path(file).read_bytes()
 
 

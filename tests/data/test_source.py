@@ -429,7 +429,7 @@ def test_bad_files_in_a_folder_are_skipped_and_the_first_is_named(
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
     opened = open_source(tmp_path)
-    assert opened.skipped == {"truncated": 1, "empty": 1, "cannot be read": 1, "not an image": 2}
+    assert opened.skipped == {"truncated": 1, "empty": 1, "not there": 1, "not an image": 2}
     assert f"2 not an image (first: {tmp_path / 'text.jpg'})" in caplog.text
     assert len(opened) == 2
 
