@@ -62,7 +62,8 @@ class Cadence:
         if self._processes.count > 1:
             stop, due = self._agreed(stop, due) if self.logs(step) else (None, False)
         self.stop = stop
-        return stop is not None or due or step == self._config.steps or step % self._config.checkpoint_every == 0
+        every = self._config.checkpoint_every
+        return stop is not None or due or step == self._config.steps or (every is not None and step % every == 0)
 
     def saved(self) -> None:
         """Starts the minutes to the next checkpoint."""

@@ -168,10 +168,10 @@ class DistillConfig:
     fit into free memory. null: all. In smaller chunks batch norm is trained on each chunk by itself."""
     log_every: int = 10
     """Outer steps between two lines of metrics.jsonl."""
-    checkpoint_every: int = 500
-    """Outer steps between two checkpoints."""
+    checkpoint_every: int | None = None
+    """Outer steps between two checkpoints. Default: minutes decide alone: quick steps do not wait for a disk."""
     checkpoint_minutes: float = 10.0
-    """Minutes between two checkpoints, if so many steps take longer."""
+    """Minutes between two checkpoints, or fewer where `checkpoint_every` says so."""
     outer: OuterConfig = field(default_factory=OuterConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
@@ -180,7 +180,9 @@ class DistillConfig:
         if isinstance(self.device, torch.device):
             object.__setattr__(self, "device", str(self.device))
         check_number(self, "num_images", least=2)
-        check_number(self, "batch_size", "log_every", "checkpoint_every", "checkpoint_minutes")
+        check_number(self, "batch_size", "log_every", "checkpoint_minutes")
+        if self.checkpoint_every is not None:
+            check_number(self, "checkpoint_every")
         check_number(self, "map_dims")
         for name, least in (("image_bits", 1), ("target_bits", 2)):
             check_number(self, name, least=least)
@@ -271,7 +273,7 @@ class DistillOptions(TypedDict, total=False):
     parallel: Literal["batch", "pool"]
     chunk_size: int | Literal["auto"] | None
     log_every: int
-    checkpoint_every: int
+    checkpoint_every: int | None
     checkpoint_minutes: float
     outer: OuterConfig | OuterOptions
     pool: PoolConfig | PoolOptions

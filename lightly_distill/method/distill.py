@@ -1,11 +1,13 @@
 """The method, top to bottom: KRR-ST, Algorithm 1 (Lee et al., ICLR 2024, arXiv:2310.06511)."""
 
+import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import chain
 from statistics import fmean
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +21,8 @@ from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
 from lightly_distill.method.step import RealBatch, features, kernel_pass, outer_gradient, require_finite
 from lightly_distill.runtime.progress import Progress
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -68,8 +72,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         for batch in real.batches(state.step, config.steps, team=state.team):
             slot = state.pool.draw(state.step)
             with _precision(config, state.images.device):
-                state.losses.append(_outer_step(state, slot, batch, config))
-                state.pool.advance(slot, *state.learned())
+                state.losses.append(_in_memory(state, batch, partial(_outer_step, state, slot, batch, config)))
+                _in_memory(state, batch, partial(state.pool.advance, slot, *state.learned()))
             state.step += 1
 
             if cadence.logs(state.step):
@@ -93,10 +97,35 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         recorder.leave(state, cadence.stop)
 
 
+def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> T:
+    """Does a part of a step, in smaller chunks where the device has no memory for larger ones.
+
+    A part changes nothing before its end but running statistics of batch norm. Several processes, which would have to
+    agree, end.
+    """
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            now = state.pool.chunk_size or max(len(state.images), len(batch.images))
+            if state.team.all.count > 1 or now <= 2:
+                raise
+            state.pool.chunk_size = max(2, now // 2)
+        gc.collect()
+        if state.images.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _logger.warning(
+            "Out of memory at step %d: from now on, students are given %d images at a time (--chunk-size).",
+            state.step + 1,
+            state.pool.chunk_size,
+        )
+
+
 def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder) -> None:
     """Trains the pool to staggered ages, and measures and saves what the first step starts from."""
     with _precision(config, state.images.device):
-        state.pool.warm_up(*state.learned())
+        first = RealBatch(state.images[:0], state.representations[:0])
+        _in_memory(state, first, partial(state.pool.warm_up, *state.learned()))
     state.initial = held_out_loss(state, held_out, config)
     try:
         recorder.log({"step": 0, **state.initial})

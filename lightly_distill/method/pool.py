@@ -169,7 +169,8 @@ class StudentPool:
         ages = self._first_ages()
         with Progress("Warming up the pool", sum(ages), "step", shown=self.team.all.main) as progress:
             for slot, age in zip(self.slots, ages, strict=True):
-                for _ in range(age):
+                progress.add(slot.age)  # of a warm-up that is tried again
+                while slot.age < age:
                     self._train(slot, images, representations)
                     progress.add()
 
@@ -217,6 +218,7 @@ class StudentPool:
             )
         self._keep_alike(slot)
         slot.optimizer.step()
+        slot.optimizer.zero_grad(set_to_none=True)  # of a large pool, gradients of students at rest fill a device
         slot.age += 1
 
     def _varied(self, slot: Slot, images: Tensor, representations: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,8 +231,9 @@ class StudentPool:
         if self.team.divide.count > 1:
             gradients = [p.grad for part in (slot.student, slot.head) for p in part.parameters() if p.grad is not None]
             statistics = [buffer for buffer in slot.student.buffers() if buffer.is_floating_point()]
-            for tensor in (*gradients, *statistics):
-                tensor.copy_(self.team.divide.mean(tensor.clone())[0])
+            tensors = (*gradients, *statistics)
+            for tensor, mean in zip(tensors, self.team.divide.mean(*tensors), strict=True):
+                tensor.copy_(mean)
 
     def counts(self) -> list[dict[str, int]]:
         """Returns age and births of each slot, those of all processes."""

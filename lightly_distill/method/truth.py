@@ -134,8 +134,9 @@ class TargetTruth:
         """Returns the target's representations of a batch of views."""
         if drawn.numbers is not None:
             return self._projected(self._kept.gather(drawn.numbers, drawn.indices)).to(images.device)
-        if not self._sight.apart:
-            return self._projected(self._ask(images.float() / 255))
+        if not self._sight.apart:  # a few at a time, as a whole batch need not fit beside the students
+            parts = torch.split(images, len(self._sight.chunks(drawn.indices)[0]))
+            return self._projected(torch.cat([self._ask(part.float() / 255) for part in parts]))
         chunks = self._sight.chunks(drawn.indices)
         crops = torch.split(drawn.crops, len(chunks[0]))
         views = (self._view(*each) for each in zip(self._sight.images(chunks), crops, strict=True))

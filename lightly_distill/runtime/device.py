@@ -69,9 +69,13 @@ def tf32(device: torch.device) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Returns the bytes that are free on the device; on the CPU also in the container, if it is limited."""
+    """Returns the bytes that are free on the device; on the CPU also in the container, if it is limited.
+
+    On a GPU those too that PyTorch's allocator holds without a tensor in them, as after other work of the process.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + max(0, held)
     return min([int(psutil.virtual_memory().available), *filter(None, map(_left_in, CGROUPS))])
 
 

@@ -51,17 +51,22 @@ class Processes:
         return slice(start, start + small + (self.index < more))
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Returns the sums over the processes. The tensors given may be overwritten."""
+        """Returns the sums over the processes, by one exchange for all tensors of a type."""
         if self.count == 1:
             return tensors
-        # in one layout: gradients of different students may be channels last in one process and not in another
-        sums = tuple(tensor.contiguous() for tensor in tensors)
-        for tensor in sums:
-            distributed.all_reduce(tensor)
-        return sums
+        sums: list[Tensor] = list(tensors)
+        for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors):
+            places = [place for place, tensor in enumerate(tensors) if (tensor.dtype, tensor.device) == kind]
+            # in one layout: gradients of different students may be channels last in one process and not in another
+            flat = torch.cat([tensors[place].detach().reshape(-1) for place in places])
+            distributed.all_reduce(flat)
+            parts = torch.split(flat, [tensors[place].numel() for place in places])
+            for place, part in zip(places, parts, strict=True):
+                sums[place] = part.view(tensors[place].shape)
+        return tuple(sums)
 
     def mean(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Returns the means over the processes. The tensors given may be overwritten."""
+        """Returns the means over the processes; see `sum`."""
         return tuple(tensor / self.count if self.count > 1 else tensor for tensor in self.sum(*tensors))
 
     def join(self, rows: Tensor, mine: slice, length: int) -> Tensor:

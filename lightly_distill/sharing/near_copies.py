@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightly_distill.method.krr import full_precision
 from lightly_distill.runs.origin import RealSide
 from lightly_distill.runtime import seeding
 from lightly_distill.runtime.progress import Progress
@@ -135,7 +136,14 @@ def draw_pairs(found: NearCopies, synthetic: SyntheticSet, real: RealSide, path:
 def _nearest(
     synthetic_MP: Tensor, real_KP: Tensor, order: Tensor, batches: Iterator[Tensor], device: torch.device
 ) -> Nearest:
-    """Finds nearest ones among real images that come in batches (b, p), in order."""
+    """Finds nearest ones among real images that come in batches (b, p), in order, in full precision."""
+    with full_precision(device):
+        return _found(synthetic_MP, real_KP, order, batches, device)
+
+
+def _found(
+    synthetic_MP: Tensor, real_KP: Tensor, order: Tensor, batches: Iterator[Tensor], device: torch.device
+) -> Nearest:
     queries = torch.cat([synthetic_MP, real_KP]).to(device)
     centre, count = queries.mean(0), len(synthetic_MP)
     queries = queries - centre

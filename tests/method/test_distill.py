@@ -410,8 +410,8 @@ def test_a_warm_up_in_bf16_sees_the_weights_of_each_step() -> None:
     assert torch.equal(warm["pool.0.student.0.weight"], twin.pool.slots[0].student[0].weight)
 
 
-def test_a_batch_of_one_real_image_and_a_set_of_one_image_run() -> None:
-    config = tiny.config(steps=3, batch_size=1, num_images=1)
+def test_a_batch_of_one_real_image_and_a_set_of_two_run() -> None:
+    config = tiny.config(steps=3, batch_size=1, num_images=2)
     state, real = make(config)
     distill(state, real, config, Memory())
     assert torch.isfinite(state.images).all()
@@ -446,3 +446,44 @@ def test_the_loss_is_read_before_the_optimizer_has_work_to_wait_for(monkeypatch:
     monkeypatch.setattr(state.optimizer, "step", lambda: order.append("step"))
     distill(state, real, config, Memory())
     assert order == ["loss", "step"]
+
+
+class Full(nn.Module):
+    """Has no memory for more than a few images at a time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = tiny.student(), most
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError(f"{len(images)} images")
+        features: Tensor = self.inner(images)
+        return features
+
+
+def test_out_of_memory_halves_the_chunks_tells_it_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny.config(chunk_size=None)
+
+    def run(most: int) -> DistillState:
+        source = open_source(tiny.images())
+        real = RealImages.of_target(source, as_target(tiny.encoder()), config, torch.device("cpu"))
+        state = DistillState.start(real, [("full", lambda: Full(most))], config)
+        distill(state, real, config, Memory())
+        return state
+
+    whole = run(1000)
+    assert whole.pool.chunk_size is None and not caplog.messages
+    state = run(6)
+    assert state.step == config.steps and state.pool.chunk_size is not None and state.pool.chunk_size <= 6
+    assert "Out of memory at step 1: from now on, students are given" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        run(1)
+
+
+def test_students_at_rest_hold_no_gradients() -> None:
+    config = tiny.config()
+    state, real = make(config)
+    distill(state, real, config, Memory())
+    parameters = [p for slot in state.pool.slots for part in (slot.student, slot.head) for p in part.parameters()]
+    assert parameters and all(parameter.grad is None for parameter in parameters)

@@ -17,7 +17,8 @@ def test_counts_what_autograd_keeps() -> None:
     for count in (10, 1000):
         found = estimate([student()], torch.randn(count, 3, 8, 8), 16, None)
         features = 4 * (3 * count + 16) * 512
-        assert found.bytes == pytest.approx(count * expected + features, rel=0.01)
+        real = 16 * 4 * (4 * 8 * 64)  # four outputs of its largest layer
+        assert found.bytes == pytest.approx(max(count * expected, real) + features, rel=0.01)
         assert found.chunk_size is None and found.seconds > 0
 
 
@@ -29,6 +30,15 @@ def test_auto_takes_all_images_where_they_fit_and_else_as_many_as_do() -> None:
     assert chunk is not None and 95 <= chunk <= 100
     assert estimate([student()], images, 16, "auto", free=0).chunk_size == 2
     assert estimate([student()], images, 16, 7, free=0).chunk_size == 7
+
+
+def test_a_real_batch_that_does_not_fit_is_given_in_chunks_and_counted() -> None:
+    images = torch.randn(20, 3, 8, 8)
+    layer = 4 * 8 * 64
+    found = estimate([student()], images, 1024, "auto", free=2 * 100 * 4 * layer)
+    assert found.chunk_size == 100
+    whole = estimate([student()], images, 1024, "auto", free=2**40)
+    assert whole.chunk_size is None and whole.bytes >= 1024 * 4 * layer
 
 
 def test_the_largest_architecture_counts_and_chunks_bound_the_memory() -> None:
