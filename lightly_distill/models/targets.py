@@ -374,15 +374,15 @@ def sizes_taken(target: Target, near: int, device: "torch.device | str") -> list
 
 
 def _in_short(answers: Tensor) -> Tensor:
-    """Returns a few rounded numbers that tell answers (B, d) apart: their width, and the size of each of some sums.
+    """Returns a few rounded numbers that tell answers (B, d) apart: their width, their size, and eight of their sums.
 
-    Two significant digits of eight sums of thousands of numbers: the last bits of these move them over a border in one
-    of about a thousand cases.
+    Sums are rounded to a fiftieth of the answers' size: the last bits of these move one over a border in about one case
+    of a thousand.
     """
     signs = torch.randint(2, (answers.shape[1], 8), generator=torch.Generator().manual_seed(1)) * 2 - 1
-    sums = (answers.double() @ signs.double()).mean(0)
-    scale = 10 ** (sums.abs().clamp_min(1e-30).log10().floor() - 1)
-    return torch.cat([torch.tensor([float(answers.shape[1])]), ((sums / scale).round() * scale).float()])
+    size = float(answers.double().norm(dim=1).mean())
+    sums = (answers.double() @ signs.double()).mean(0) / max(size, 1e-30)
+    return torch.tensor([answers.shape[1], float(f"{size:.1e}"), *(50 * sums).round().tolist()])
 
 
 def _require_weights(model: nn.Module) -> None:

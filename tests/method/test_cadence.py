@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from lightly_distill.method.cadence import Cadence
+from lightly_distill.method.config import DistillConfig
 from lightly_distill.runtime.processes import Processes
 
 
@@ -41,6 +42,8 @@ def test_rows_come_every_few_steps_and_with_each_measurement() -> None:
 def test_checkpoints_come_every_few_steps_and_after_the_last() -> None:
     cadence = Cadence(tiny.config(steps=10, checkpoint_every=4))
     assert due(cadence.saves, 10) == [4, 8, 10]
+    assert due(Cadence(tiny.config(steps=10, checkpoint_every=None)).saves, 10) == [10]
+    assert DistillConfig().checkpoint_every is None  # quick steps would wait for the disk
 
 
 def test_checkpoints_come_after_minutes_too_counted_from_the_one_before() -> None:

@@ -295,3 +295,17 @@ def test_the_fingerprint_of_a_function_leaves_it_free_to_answer_other_sizes() ->
     target = as_target(lambda images: images.flatten(1), name="flat")
     assert target.weights_sha256() == target.weights_sha256()
     assert target(torch.zeros(2, 3, 8, 8)).shape == (2, 192)
+
+
+def test_a_function_is_known_by_its_answers_whatever_their_last_bits() -> None:
+    weights = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+
+    def answers(noise: float) -> str:
+        def function(images: Tensor) -> Tensor:
+            made = images.mean((2, 3)) @ weights
+            return made * (1 + noise * torch.randn(made.shape, generator=torch.Generator().manual_seed(3)))
+
+        return as_target(function).weights_sha256()
+
+    assert answers(0) == answers(1e-6)  # as on a GPU that does not repeat itself
+    assert answers(0) != answers(0.3)

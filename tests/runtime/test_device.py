@@ -41,3 +41,10 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert free_memory(cpu) == pytest.approx(whole, rel=0.2)
     limit.write_text("5000\n")
     assert free_memory(cpu) == 4000
+
+
+def test_what_the_allocator_holds_without_a_tensor_in_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 80)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+    assert free_memory(torch.device("cuda")) == 75
