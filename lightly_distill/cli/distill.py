@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,7 +18,9 @@ from lightly_distill.cli.options import (
     target_options,
 )
 from lightly_distill.data.locate import locate
-from lightly_distill.method.config import DistillConfig, make_config
+from lightly_distill.data.reading import Reading, as_range
+from lightly_distill.data.source import count_and_size
+from lightly_distill.method.config import AUTO, PRESETS, DistillConfig, auto_settings, make_config
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import Trackers
@@ -30,7 +32,22 @@ EPILOG = (
     "one ends it at once. Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended "
     "it: 130 SIGINT, 138 SIGUSR1, 143 SIGTERM."
 )
-Preset = Literal["cifar", "tinyimagenet", "imagenet64"]
+Preset = Literal["auto", "cifar", "tinyimagenet", "imagenet64"]
+
+
+PRESET_HELP = "Defaults. auto: what suits number and size of the images. cifar, tinyimagenet, imagenet64: the paper's."
+
+
+def preset_defaults(options: Namespace) -> dict[str, Any]:
+    """Returns the settings that a preset makes the defaults.
+
+    Raises:
+        UsageError: If it is `auto`, and the images cannot be found.
+    """
+    if options.preset != AUTO:
+        return PRESETS[options.preset]
+    reading = Reading(options.num_workers, options.column, options.value_range and as_range(options.value_range))
+    return auto_settings(*count_and_size(options.data, options.image_size, reading))
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -59,7 +76,7 @@ def stage_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
     parser.add_argument("--target", type=str, required=True, metavar="SPEC", help=TARGET_HELP)
     target_options(parser)
     representations_option(parser, "in the folder of the run")
-    parser.add_argument("--preset", type=Preset | None, default=None, help="Settings of the paper, as defaults.")
+    parser.add_argument("--preset", type=Preset | None, default=None, help=PRESET_HELP)
     parser.add_class_arguments(DistillConfig, nested_key=None, skip=set(skip))
 
 

@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightly_distill.cli import demo, distill, evaluate, inspect, pretrain, publish, students, sweep
 from lightly_distill.cli.options import PROGRAM
 from lightly_distill.errors import UsageError, did_you_mean
-from lightly_distill.method.config import PRESETS
 from lightly_distill.runtime.processes import is_main
 from lightly_distill.synthetic.pretrain import RECIPES
 
@@ -114,7 +113,11 @@ def _parse(argv: Sequence[str]) -> Namespace:
     options = parsed[parsed.command]
     preset, recipe = options.get("preset"), options.get("recipe", "default")
     if preset is not None:
-        defaults = _flat(PRESETS[preset])
+        try:
+            defaults = _flat(distill.preset_defaults(options))
+        except UsageError as error:
+            print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
     elif parsed.command == "pretrain" and recipe != "default":
         defaults = asdict(RECIPES[recipe])
     else:

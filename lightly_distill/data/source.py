@@ -224,6 +224,18 @@ def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None =
     return decoded.images
 
 
+def count_and_size(data: Any, image_size: int | None, reading: Reading) -> tuple[int | None, int]:
+    """Returns how many images there are, None of a stream, and their size in pixels; looks at the first few only.
+
+    Args:
+        data: As for `find_images`.
+        image_size: S, or None for the source's own.
+        reading: How it is read.
+    """
+    images = find_images(data, image_size=image_size, reading=reading)
+    return len(images) if isinstance(images, Source) else images.items.count, images.image_size
+
+
 def first_items(data: Any, count: int) -> Any:
     """Returns the first items of what `find_images` takes, as it would be given by itself."""
     data = locate(data)[0] if isinstance(data, (str, Path)) else data

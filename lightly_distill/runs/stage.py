@@ -11,10 +11,10 @@ import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
-from lightly_distill.data.source import Source, first_items, open_source
+from lightly_distill.data.source import Source, count_and_size, first_items, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.brought import Brought
-from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
+from lightly_distill.method.config import AUTO, DistillConfig, DistillOptions, auto_settings, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.projection import MOST, check_dims
@@ -38,6 +38,7 @@ from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import free_memory, resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
+from lightly_distill.runtime.settings import update
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -56,7 +57,8 @@ class DistillationStage:
             `timm:resnet18@weights.safetensors`.
         encoder: The encoder inside the model or its attribute path, where it cannot be found or is to be another; with
             a specification, the path.
-        preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
+        preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`. Or `auto`: what suits number and size of
+            the images, which is decided when they are given.
         config: All settings at once, instead of preset and options.
         verbose: Shows progress, and what is found and written: by logging, or on the console where the script has not
             set up any. False: only warnings.
@@ -84,7 +86,8 @@ class DistillationStage:
     ) -> None:
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
-        self.config = config or make_config(preset, **options)
+        self.config = config or make_config(None if preset == AUTO else preset, **options)
+        self._open_options = options if preset == AUTO else None
         self.verbose = verbose
         with aloud(verbose):
             self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
@@ -103,6 +106,7 @@ class DistillationStage:
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
         versions()
         with aloud(self.verbose):
+            self._settle(dataset)
             self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
 
     @on_own_terms()
@@ -170,6 +174,7 @@ class DistillationStage:
         processes, device = launched(self.config.device)
         with ExitStack() as held:
             held.enter_context(aloud(self.verbose))
+            self._settle(dataset)
 
             def occupy() -> tuple[Path | None, bool, bool]:
                 if strict and not resume:
@@ -189,6 +194,16 @@ class DistillationStage:
             return self._run(
                 dataset, folder, processes, resolve_device(device), found, named, resume=resume, strict=strict, log=log
             )
+
+    def _settle(self, dataset: Any) -> None:
+        """Decides what the preset `auto` has left open."""
+        if self._open_options is None:
+            return
+        suits = auto_settings(*count_and_size(dataset, self.config.image_size, self.config.reading))
+        self.config = update(update(DistillConfig(), suits), self._open_options)
+        self._open_options = None
+        told = ", ".join(f"{name}={value}" for name, value in suits.items())
+        _logger.info("Settings that suit the images: %s.", told)
 
     def _run(
         self,

@@ -542,3 +542,14 @@ def test_a_failure_leaves_no_empty_folder(place: Path) -> None:
     assert not Path("student").exists()
     assert main(["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "nothing", "--out", "results"]) == 2
     assert not Path("results").exists()
+
+
+def test_the_preset_auto_looks_at_the_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_animals()
+    options = ["--preset", "auto", "--target", "timm:test_resnet:random", "--out", "tried", "--device", "cpu"]
+    options += ["--steps", "2", "--pool.max-age", "2", "--student", "convnet_4_4", "--num-images", "5"]
+    assert main(["distill", "--data", "animals#train", *options]) == 0
+    config = yaml.safe_load(Path("tried/config.yaml").read_text())
+    assert (config["batch_size"], config["pool"]["size"], config["num_images"], config["image_size"]) == (256, 8, 5, 8)
+    assert main(["distill", "--data", "nowhere/at/all/x", *options]) == 2
+    assert "There is no file or folder 'nowhere/at/all/x'" in capsys.readouterr().err

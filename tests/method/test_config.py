@@ -16,6 +16,7 @@ from lightly_distill.method.config import (
     PoolOptions,
     RidgeConfig,
     RidgeOptions,
+    auto_settings,
     make_config,
 )
 from lightly_distill.runtime.settings import differences, to_dict, update
@@ -26,8 +27,8 @@ from lightly_distill.runtime.settings import differences, to_dict, update
     [
         ({"num_image": 5}, "Unknown option 'num_image'. Did you mean 'num_images'?"),
         ({"pool": {"max_ages": 5}}, "Unknown option 'max_ages'. Did you mean 'max_age'?"),
-        ({"num_images": 0}, "num_images must be a positive whole number; got 0."),
-        ({"num_images": 2.5}, "num_images must be a positive whole number; got 2.5."),
+        ({"num_images": 0}, "num_images must be at least 2, a whole number; got 0."),
+        ({"num_images": 2.5}, "num_images must be at least 2, a whole number; got 2.5."),
         ({"steps": "200"}, "steps must be at least 0, a whole number; got '200'."),
         ({"image_size": -1}, "image_size must be a positive whole number; got -1."),
         ({"outer": {"lr_images": float("nan")}}, "outer.lr_images must be a positive number; got nan."),
@@ -124,3 +125,22 @@ def test_the_typed_keywords_are_the_fields_of_the_dataclass(options: Any, config
 @pytest.mark.parametrize("function", [make_config, DistillationStage.__init__, DistillationCallback.__init__])
 def test_what_takes_options_takes_them_typed(function: Any) -> None:
     assert get_type_hints(function)["options"] == Unpack[DistillOptions]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [
+        (500, 32, (50, 300, "convnet_32_64_128", 8)),
+        (10_000, 32, (100, 600, "convnet_32_64_128", 8)),
+        (10_000, 64, (100, 600, "convnet_32_64_128_256", 8)),
+        (100_000, 32, (300, 1000, "convnet_32_64_128", 12)),
+        (10**7, 32, (1000, 2000, "convnet_32_64_128", 20)),
+        (None, 32, (1000, 2000, "convnet_32_64_128", 20)),
+    ],
+)
+def test_the_preset_auto_goes_by_number_and_size_of_the_images(
+    count: int | None, size: int, expected: tuple[int, int, str, int]
+) -> None:
+    config = make_config(**auto_settings(count, size))
+    assert (config.num_images, config.steps, config.student, config.pool.size) == expected
+    assert config.image_size == size

@@ -481,3 +481,17 @@ def test_the_time_of_the_sessions_before_counts(folder: Path, interrupted: Path)
     checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
     known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
     assert known["seconds"] >= 1000  # rounded
+
+
+def test_the_preset_auto_is_decided_by_the_images_and_options_have_the_last_word() -> None:
+    stage = DistillationStage(
+        tiny.encoder(), preset="auto", num_images=8, steps=2, student="convnet_4_4", pool={"max_age": 2}
+    )
+    made = stage.run(tiny.images(40))
+    config = made.provenance["config"]
+    assert (config["num_images"], config["steps"], config["student"]) == (8, 2, "convnet_4_4")
+    assert (config["batch_size"], config["image_size"], config["pool"]) == (
+        256,
+        8,
+        {**config["pool"], "size": 8, "max_age": 2},
+    )
