@@ -123,7 +123,9 @@ def draw_pairs(found: NearCopies, synthetic: SyntheticSet, real: RealSide, path:
     least, which = scaled.min(0)
     order = least.argsort()[:SHOWN]
     partner = torch.stack([space.index for space in spaces])[which[order], order]
-    pairs = torch.cat([synthetic.displayable()[order], real.source.read(partner)], dim=3)  # side by side
+    shown = synthetic.displayable()[order]
+    gap = shown.new_full((*shown.shape[:3], max(1, shown.shape[3] // 16)), 255)
+    pairs = torch.cat([shown, gap, real.source.read(partner)], dim=3)  # side by side
     labels = [
         f"synthetic {own}, real {other}: {float(least[own]):.2f}"
         for own, other in zip(order.tolist(), partner.tolist(), strict=True)

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 TAGS = ("lightly-distill", "dataset-distillation", "self-supervised-learning", "image")
 # of a set that nobody has published, and of one that somebody has
 NOT_YET_MEASURED = "Not measured yet: `lightly-distill evaluate` does."
-NOT_YET_CHECKED = "Not looked for yet: `lightly-distill publish` does."
+NOT_YET_CHECKED = "Not looked for yet: lightly-distill publish does."
 NOT_MEASURED = "Not measured by who published it: `lightly-distill evaluate` does."
 NOT_CHECKED = "Not checked by who published it: the real images or the target model were not at hand."
 # What the Hub knows of sizes, up to and without the number.
