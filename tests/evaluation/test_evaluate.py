@@ -156,7 +156,10 @@ def unrecorded() -> SyntheticSet:
     ("changes", "message"),
     [
         ({}, "The arms krr-labels and dm need the real images .* with labels: give data, or leave these arms out"),
-        ({"data": tiny.images(40)}, r"Item 0 of the source Tensor has no label\. Give the labelled images"),
+        (
+            {"data": tiny.images(40)},
+            r"Item 0 of the source Tensor has no label: leave such items out. Give the labelled",
+        ),
         ({"data": open_source(tiny.images(40))}, "The source Tensor is opened already, and no longer knows its labels"),
         ({"data": TensorDataset(tiny.images(40), torch.ones(40))}, r"are all of one class \(1\)\. Give the labelled"),
         ({"data": TensorDataset(tiny.images(40), torch.arange(40))}, "8 images are too few for 40 classes"),

@@ -211,9 +211,7 @@ def test_an_image_that_is_gone_is_named_and_not_passed_over(tmp_path: Path) -> N
     found, _ = find_for_target(tmp_path, seeing(), image_size=S, target_size=64)
     source = open_source(found)
     (tmp_path / "6.png").unlink()
-    with pytest.raises(
-        DistillError, match=r"6\.png of .* was decoded at 32 pixels and cannot be at 64: cannot be read"
-    ):
+    with pytest.raises(DistillError, match=r"6\.png of .* was decoded at 32 pixels and cannot be at 64: not there"):
         RealImages.of_target(source, seeing(), tiny.config(num_images=4, target_size=64), CPU)
 
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from lightly_distill.method.state import DistillState
 from lightly_distill.runs.origin import RealSide
 from lightly_distill.sharing import near_copies
 from lightly_distill.sharing.near_copies import draw_pairs, find_near_copies
+from lightly_distill.synthetic import pictures
 
 COUNT = 60
 DEVICE = torch.device("cpu")
@@ -97,8 +99,19 @@ def test_the_picture_has_the_nearest_pair_first(real: RealSide, tmp_path: Path) 
     own = as_set(made)
     draw_pairs(find_near_copies(own, real), own, real, tmp_path / "new" / "pairs.png")
     with Image.open(tmp_path / "new" / "pairs.png") as picture:
-        tile = picture.getpixel((4 + 4, 4 + 4)), picture.getpixel((68 + 4 + 4, 4 + 4))
-    assert tile[0] == tile[1] == tuple(images[40, :, 0, 0].tolist())
+        colours = np.array(picture.convert("RGB")).reshape(-1, 3)
+    of_the_copy = (colours == images[40, :, 0, 0].numpy()).all(1).sum()
+    assert of_the_copy > 100  # drawn twice, side by side: an eighth of an image that is a third of the picture wide
+
+
+def test_the_pairs_are_labelled_nearest_first(real: RealSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(pictures, "labelled", lambda images, labels, title, path: told.extend(labels))
+    made = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    made[2] = tiny.images(COUNT)[40]
+    own = as_set(made)
+    draw_pairs(find_near_copies(own, real), own, real, tmp_path / "pairs.png")
+    assert told[0] == "synthetic 2, real 40: 0.00" and len(told) == 3
 
 
 def test_without_distinct_real_images_nothing_breaks() -> None:

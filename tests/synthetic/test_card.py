@@ -171,8 +171,10 @@ def test_sizes_losses_by_student_transfer_and_near_copies_are_told() -> None:
         "student: a,b\ninit: noise",
     ):
         assert part in text, part
-    text = card.text(make({}))
-    assert card.NOT_MEASURED in text and card.NOT_CHECKED in text and "No licence was given" in text
+    text = card.text(make({}))  # of a set that nobody has published
+    assert card.NOT_YET_MEASURED in text and card.NOT_YET_CHECKED in text and "No licence was given" in text
+    text = card.text(make({}), repo_id="me/photos")
+    assert card.NOT_MEASURED in text and card.NOT_CHECKED in text
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_sizes_losses_by_student_transfer_and_near_copies_are_told() -> None:
 def test_measurements_that_are_none_are_not_told(metrics: dict[str, Any]) -> None:
     made = make({})
     made.metrics = metrics
-    assert card.NOT_MEASURED in card.text(made) and card.NOT_CHECKED in card.text(made)
+    assert card.NOT_YET_MEASURED in card.text(made) and card.NOT_YET_CHECKED in card.text(made)
 
 
 @pytest.mark.parametrize(
