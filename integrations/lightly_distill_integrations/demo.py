@@ -212,4 +212,8 @@ def _report(accuracies: Accuracies, synthetic: SyntheticSet, out: Path) -> None:
     title = f"{len(synthetic)} images, {LABELS} labels, {STUDENT}"
     charts.accuracy_bars(table, out / "pictures" / "accuracy.png", title)
     (out / "results.json").write_text(json.dumps(accuracies, indent=2) + "\n")
+    print(
+        "\nThis is one run. Another seed (--seed) draws another target, other starting images and other weights, and\n"
+        "the differences between the rows change by a point or two; tests/benchmarks/README.md has three seeds."
+    )
     print(f"\nPictures: {out / 'pictures'}   The set: {out / 'set'}   More: lightly-distill inspect {out}")
