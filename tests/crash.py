@@ -98,7 +98,7 @@ def at_step(step: int, action: Callable[[], Any]) -> None:
 
 def decode_in_workers() -> None:
     """To be called in a child: images are not kept in memory but decoded by two processes."""
-    stage.open_source = functools.partial(stage.open_source, memory_limit=0, num_workers=2)
+    stage.open_source = functools.partial(stage.open_source, memory_limit=0)
 
 
 def kill_self() -> None:

@@ -323,12 +323,7 @@ def _ends(name: str) -> bool:
 
 
 def _plain_list(data: Any) -> Any:
-    """Returns a column of paths or images as a list: of pandas, whose index is by label, or an array of paths.
-
-    Of a mapping with a single split, that is returned.
-    """
-    if isinstance(data, Mapping) and len(data) == 1 and hasattr(next(iter(data.values())), "__getitem__"):
-        return undecoded(next(iter(data.values())))
+    """Returns a column of paths or images as a list: of pandas, whose index is by label, or an array of paths."""
     if hasattr(data, "iloc") and getattr(data, "ndim", 0) == 1:
         return list(data)
     if isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype.kind in "OU":

@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,8 @@ def find_images(
         raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
     located = isinstance(data, (str, Path))
     data, name = locate(data) if located else (data, type(data).__name__)
+    if isinstance(data, Mapping) and len(data) == 1:  # of splits, such as a DatasetDict
+        data = next(iter(data.values()))
     reading = reading or Reading()
     items = (steady_stream if is_stream(data) else steady_items)(data, name, reading)
     items.find_scale()

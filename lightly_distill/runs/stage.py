@@ -243,8 +243,8 @@ class DistillationStage:
         saved = run.load_checkpoint(strict=strict) if resume else None
         fitted = _saved(saved[0], config) if saved else {}
         real = RealImages.of_target(source, target, config, device, keeps, processes=processes, **fitted)
-        _require_spread(real, target)
         state = DistillState.start(real, students, config, processes)
+        _require_spread(state, target)
         initial = state.learned()[0].detach().clone()
         if saved is not None:
             state.restore(*saved)
@@ -263,7 +263,7 @@ class DistillationStage:
         _logger.info("Measured: %s", _cost(synthetic, run))
         losses = synthetic.provenance["heldout_loss"]
         if losses["initial"] is not None and losses["final"] is not None and losses["final"] > losses["initial"]:
-            _logger.warning(
+            _logger.info(
                 "The loss on held-out real images rose, from %.4g to %.4g: what was learned does not carry over. Try "
                 "lower learning rates (outer.lr_images, outer.lr_representations), more images or a larger pool.",
                 losses["initial"],
@@ -324,15 +324,13 @@ def _grid(config: DistillConfig, target: Target, size: int, device: torch.device
     return 0
 
 
-def _require_spread(real: RealImages, target: Target) -> None:
-    """Refuses a target that says the same of all images."""
-    some = real.split.train[:_REHEARSED]
-    vectors, _ = real.truth.layout.split(real.truth.of_images(some))
-    spread, size = vectors.float().std(0).max().item(), vectors.abs().max().item()
-    if len(some) > 1 and spread <= 1e-6 * size:
+def _require_spread(state: DistillState, target: Target) -> None:
+    """Refuses a target that says the same of all images that the set starts from."""
+    vectors, _ = state.targets.split(state.representations.detach())
+    if vectors.std(0).max() <= 1e-6 * vectors.abs().max():
         raise UsageError(
-            f"The target {target.name} says the same of all images (of {len(some)} of them): it has collapsed, or is "
-            "another part of the model than you mean; name it with encoder= (--target-encoder)."
+            f"The target {target.name} says the same of all images (of {len(vectors)} of them): it has collapsed, or "
+            "is another part of the model than you mean; name it with encoder= (--target-encoder)."
         )
 
 

@@ -274,7 +274,7 @@ def test_a_pool_smaller_than_the_processes_is_refused(tmp_path: Path) -> None:
         assert status != 0 and "pool.size must be at least 2, one student for each process; got 1" in errors
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 2}, {"num_images": 1}])
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"num_images": 2}])
 def test_a_batch_of_fewer_real_images_than_processes_is_refused_before_any_work(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

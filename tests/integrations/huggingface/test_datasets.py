@@ -110,8 +110,9 @@ def test_a_dict_of_splits_is_an_error_that_says_what_to_give(images: Tensor) -> 
     data = made(images)
     with pytest.raises(UsageError, match=r"DatasetDict is a mapping of splits \(train, extra\); give one of them"):
         open_source(DatasetDict(train=data, extra=data))
-    with pytest.raises(UsageError, match=r"IterableDatasetDict is a mapping of splits \(train\); give one of them"):
-        open_source(IterableDatasetDict(train=data.to_iterable_dataset()))
+    with pytest.raises(UsageError, match=r"IterableDatasetDict is a mapping of splits \(train, extra\); give one"):
+        open_source(IterableDatasetDict(train=data.to_iterable_dataset(), extra=data.to_iterable_dataset()))
+    assert torch.equal(everything(IterableDatasetDict(train=data.to_iterable_dataset())), images)  # the only one
 
 
 def test_columns_without_an_image_are_named() -> None:

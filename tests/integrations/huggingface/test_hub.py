@@ -550,7 +550,7 @@ def test_without_network_the_cache_serves(hub: LocalHub, client: Client, folder:
     told = client.cli("publish", folder, "me/unseen")
     assert told.status == 1 and "the connection to the Hub failed or was cut" in one_line(told.err)
     told = client.cli("publish", folder, "me/unseen", "--dry-run", tmp_path / "dry")
-    assert told.status == 0 and "The card is written as for a new repository." in told.err
+    assert told.status == 0 and "Without the Hub, the card is written as for a new repository." in told.err
     assert len(SyntheticSet.load(tmp_path / "dry")) == 6
     hub.heal()
     hub.start()
