@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
-from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target, evaluate, pretrain
+from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target, evaluate, pretrain, publish
 from lightly_distill.data.source import open_source
 
 OPTIONS: dict[str, Any] = {
@@ -180,3 +180,29 @@ def test_runs_in_several_threads_are_made_one_after_the_other(images: Tensor, en
         thread.join()
     assert len(found) == 3 and all(torch.equal(made.images, alone.images) for made in found)
     assert torch.equal(state, torch.get_rng_state()) and torch.get_default_dtype() == torch.float32
+
+
+def test_what_a_reviewer_found(images: Tensor, encoder: nn.Module, tmp_path: Path) -> None:
+    data = [(image, number % 2) for number, image in enumerate(images)]
+    made = DistillationStage(encoder, **OPTIONS).run(images)
+    two = (("a", data, data), ("b", data, data))  # a tuple of tasks is no task
+    (result,) = evaluate(
+        made, "convnet_4_4", two, baselines=["scratch"], probes=["knn"], seeds=1, steps=2, device="cpu", verbose=False
+    )
+    assert list(result.arms["distilled"].values) == ["a/knn", "b/knn"]
+    nearly = torch.randn(5, generator=torch.Generator().manual_seed(0))
+
+    def collapsed(shown: Tensor) -> Tensor:
+        return 0.7 + 1e-8 * shown.mean((1, 2, 3))[:, None] * nearly
+
+    with pytest.raises(UsageError, match="says the same of all images"):  # also where numbers are centred and scaled
+        DistillationStage(collapsed, **{**OPTIONS, "target_dims": "auto"}).run(images)
+    stage = DistillationStage(encoder, preset="auto", steps=2, pool={"max_age": 2}, device="cpu")
+    stage.check(images)
+    assert stage.config.image_size == 8
+    stage.check(torch.rand(40, 3, 16, 16))
+    assert stage.config.image_size == 16
+    DistillationStage(encoder, **OPTIONS).rehearse(open_source(images))
+    with pytest.raises(UsageError, match="A dry run would be written over the set itself"):
+        made.save(tmp_path / "set")
+        publish(tmp_path / "set", "me/x", dry_run=tmp_path / "set")

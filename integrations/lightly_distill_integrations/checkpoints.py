@@ -193,7 +193,8 @@ def read(place: str | Path) -> Checkpoint:
         raise UsageError(f"The weights in '{path}' cannot be read: {first_line(error)}") from error
     hyper_parameters: dict[str, Any] = {}
     if isinstance(content, Mapping):
-        hyper_parameters = dict(content.get("hyper_parameters") or {})
+        kept = content.get("hyper_parameters") or {}
+        hyper_parameters = dict(kept if isinstance(kept, Mapping) else vars(kept))
     weights = _weights(content, path, key)
     if isinstance(weights, Tensor) or not isinstance(weights, Mapping):
         raise UsageError(f"'{path}' holds {type(weights).__name__}, expected weights by name.")
@@ -220,7 +221,7 @@ def _weights(content: Any, path: Path, key: str | None) -> Any:
     """Returns the weights among what a file holds: the only ones, those of a key, or the first of `_HOLDERS`."""
     if not isinstance(content, Mapping):
         return content
-    sets = [str(name) for name, value in content.items() if _is_weights(str(name), value)]
+    sets = [name for name, value in content.items() if isinstance(name, str) and _is_weights(name, value)]
     if key is not None:
         if key not in content or not isinstance(content[key], Mapping):
             raise UsageError(

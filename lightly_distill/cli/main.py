@@ -95,13 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # after a signal
         return int(end.code or 0)
     except Exception as error:  # whatever it is, a user of the command line gets one line
-        if options.debug:
-            raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        # by each process: RANK may be left over in the environment of one that is alone
-        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return _told(error, debug=options.debug)
     return 0
+
+
+def _told(error: Exception, *, debug: bool) -> int:
+    """Prints an error in one line and returns the exit status; raises it where the user wants the traceback."""
+    if debug:
+        raise error
+    text = " ".join(str(error).split()) or type(error).__name__
+    # by each process: RANK may be left over in the environment of one that is alone
+    print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
@@ -115,9 +120,8 @@ def _parse(argv: Sequence[str]) -> Namespace:
     if preset is not None:
         try:
             defaults = _flat(distill.preset_defaults(options))
-        except UsageError as error:
-            print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(2)
+        except Exception as error:  # of the images, at which `auto` looks
+            sys.exit(_told(error, debug=options.debug))
     elif parsed.command == "pretrain" and recipe != "default":
         defaults = asdict(RECIPES[recipe])
     else:

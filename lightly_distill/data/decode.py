@@ -197,6 +197,10 @@ class _Strict:
             if not self._inside:
                 self._before.close()
 
+    def say(self, warning: str) -> None:
+        """Adds a warning of our own to those of Pillow."""
+        self._own.warned.append(warning)
+
     def _set(self, holder: Any, name: str, value: Any) -> None:
         self._before.callback(setattr, holder, name, getattr(holder, name))
         setattr(holder, name, value)
@@ -255,13 +259,19 @@ def _load(value: Any, size: int) -> tuple[Image.Image | NDArray[Any], int]:
 
 
 def _values(image: Image.Image) -> NDArray[Any] | None:
-    """Returns the values of an image of more than 8 bits, (H, W) or (H, W, 3), upright; None of any other."""
+    """Returns the values of an image of more than 8 bits: grey ones (H, W), upright, those of a colour PNG (H, W, 3).
+
+    None of any other. Of those in colour that Pillow reads by their upper 8 bits, it says so.
+    """
     if image.mode.startswith(_MORE_BITS):
         image = image.copy()
         _turn_upright(image)
         return np.asarray(image)
     tile = next(iter(getattr(image, "tile", None) or ()), None)
-    if image.format == "PNG" and image.mode == "RGB" and tile is not None and ";16" in str(tile[3]):
+    deep = tile is not None and ";16" in str(tile[3])
+    if deep and (image.format != "PNG" or image.mode != "RGB"):
+        _strict.say(f"{image.format} {image.mode} of 16 bits a channel, of which the upper 8 are read")
+    elif deep:
         from torchvision.io import decode_png  # Pillow drops the lower 8 bits
 
         file: Any = getattr(image, "fp", None)

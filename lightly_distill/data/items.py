@@ -36,6 +36,7 @@ from lightly_distill.errors import UsageError
 
 TRANSFORMS = ("transform", "transforms", "_transform", "_transforms", "aug", "augment", "augmentation")  # attributes
 _PROBED = 8  # first items that are read twice; a flip at random is missed once in 256 datasets
+_VALUES = 2**16  # of an image, about, that are looked at for it
 _SAMPLED = 32  # items, spread over the source, of which the range of values is found
 _OF_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 _reading = threading.Lock()  # rows of tables are read by one thread at a time, and decoded by several
@@ -133,10 +134,12 @@ class Items:
     def _spread(self) -> Iterator[Any]:
         """Yields the values of more than 8 bits of some items, None for others."""
         count = self.count if self.in_any_order else None
-        keys = islice(self.each_key(), _SAMPLED) if count is None else range(0, count, max(1, count // _SAMPLED))
+        keys = islice(self.each_key(), _SAMPLED) if count is None else range(0, count, -(-count // _SAMPLED) or 1)
         for key in keys:
             try:
-                yield deep_values(self._image(key))
+                values = deep_values(self._image(key))
+                # of a large image, some: an odd step does not stay in one colour or column
+                yield values if values is None else values.reshape(-1)[:: values.size // _VALUES | 1].copy()
             except (UnusableImage, UsageError):  # told when it is decoded
                 yield None
 

@@ -118,6 +118,6 @@ def _plain(label: Any, index: int, what: str) -> int | str:
             "labels give the position of the 1; images of several classes at once are no task here."
         )
     number = values.reshape(-1)[0] if values.size else None
-    if number is None or values.dtype.kind not in "biuf" or number != int(number):
+    if number is None or values.dtype.kind not in "biuf" or not np.isfinite(number) or number != int(number):
         raise UsageError(f"Item {index} of the {what} has the label {label!r}, expected a whole number or a name.")
     return int(number)

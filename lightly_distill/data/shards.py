@@ -111,6 +111,11 @@ def _members(file: str) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
     try:
         with tarfile.open(file, "r:") as archive:
             yield from _files_in(archive)
+            end = archive.offset
+        with open(file, "rb") as content:
+            content.seek(end)
+            if any(content.read(tarfile.BLOCKSIZE)):  # an archive ends in zeros; tarfile stops at any other block too
+                raise tarfile.ReadError(f"its header at byte {end:,} is damaged")
     except (tarfile.TarError, OSError) as error:  # damaged, or cut off
         raise UsageError(f"The shard '{file}' cannot be read: {first_line(error)}") from error
 

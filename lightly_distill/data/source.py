@@ -43,7 +43,8 @@ class Source(ABC):
     Attributes:
         name: What the user gave, such as `cifar10#train`, or the name of a dataset's class.
         image_size: S.
-        fingerprint: SHA-256, in hexadecimal, of the bytes of the kept images in order and of their shape.
+        fingerprint: SHA-256, in hexadecimal, of the bytes of the kept images in order, of their shape and, where they
+            have more than 8 bits, of the range of their values.
         skipped: How many items were skipped, by reason.
         kept: Index of each kept image among the items of the dataset, int64, shape (n,).
         in_memory: Whether the decoded images are kept in memory.
@@ -167,7 +168,7 @@ class _SpooledSource(Source):
 def find_images(
     data: Any, *, image_size: int | None = None, crop: float = 1.0, reading: Reading | None = None
 ) -> Source | Decoder:
-    """Finds real images and their size; looks at no more than the first few.
+    """Finds real images, their size and the range of their values; looks at no more than a few of them.
 
     Args:
         data: `SCHEME:NAME`, a path or a Hub dataset id, each with `#SPLIT` if wanted; see `locate`. Or a dataset whose
@@ -196,8 +197,7 @@ def find_images(
         raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
     located = isinstance(data, (str, Path))
     data, name = locate(data) if located else (data, type(data).__name__)
-    if isinstance(data, Mapping) and len(data) == 1:  # of splits, such as a DatasetDict
-        data = next(iter(data.values()))
+    data = _only_split(data)
     reading = reading or Reading()
     items = (steady_stream if is_stream(data) else steady_items)(data, name, reading)
     items.find_scale()
@@ -227,7 +227,7 @@ def first_images(images: Source | Decoder, count: int = 4, frame: Frame | None =
 
 
 def count_and_size(data: Any, image_size: int | None, reading: Reading) -> tuple[int | None, int]:
-    """Returns how many images there are, None of a stream, and their size in pixels; looks at the first few only.
+    """Returns how many images there are, None of a stream, and their size in pixels; see `find_images`.
 
     Args:
         data: As for `find_images`.
@@ -240,13 +240,20 @@ def count_and_size(data: Any, image_size: int | None, reading: Reading) -> tuple
 
 def first_items(data: Any, count: int) -> Any:
     """Returns the first items of what `find_images` takes, as it would be given by itself."""
-    data = locate(data)[0] if isinstance(data, (str, Path)) else data
+    if isinstance(data, Source):
+        return data
+    data = locate(data)[0] if isinstance(data, (str, Path)) else _only_split(data)
     if is_stream(data):
         return _Front(data, count)
     if isinstance(data, (list, Tensor, np.ndarray)):
         return data[:count]
     few = range(min(count, len(data)))
     return data.select(few) if hasattr(data, "select") else Subset(data, few)
+
+
+def _only_split(data: Any) -> Any:
+    """Returns the split of a mapping that has no other, such as a DatasetDict."""
+    return next(iter(data.values())) if isinstance(data, Mapping) and len(data) == 1 else data
 
 
 class _Front:
@@ -358,7 +365,7 @@ def _report_warned(items: Items, warned: dict[int, str]) -> None:
     if warned:
         first = min(warned)
         _logger.warning(
-            "Pillow warns of %d images of %s, which are kept (first: %s: %s).",
+            "There are warnings of %d images of %s, which are kept (first: %s: %s).",
             len(warned),
             items.name,
             items.label(first),

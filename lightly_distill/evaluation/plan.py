@@ -128,14 +128,21 @@ def open_tasks(
     Raises:
         UsageError: If there are none, two have one name, or one has too few labels or cannot be opened.
     """
-    if isinstance(tasks, (str, Path)) or (isinstance(tasks, tuple) and not isinstance(tasks[-1], (str, Path, Task))):
-        tasks = [tasks]  # one task, as it is
+    if isinstance(tasks, (str, Path)) or _is_one_task(tasks):
+        tasks = [tasks]
     opened = [open_task(task, image_size=image_size, num_workers=num_workers) for task in tasks]
     check_task_names([task.name for task in opened])
     for task in opened:
         for count in labels:
             task.few(count, 0)  # refuses too few or too many now
     return opened
+
+
+def _is_one_task(tasks: Any) -> bool:
+    """Returns whether this is one pair of datasets, with a name or without, and not a tuple of tasks."""
+    if not isinstance(tasks, tuple) or len(tasks) not in (2, 3):
+        return False
+    return not any(isinstance(part, (str, Path, Task, tuple)) for part in tasks[-2:])
 
 
 def check_task_names(names: Sequence[str]) -> None:

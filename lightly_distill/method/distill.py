@@ -19,7 +19,7 @@ from lightly_distill.method.objective import Objective
 from lightly_distill.method.pool import Slot
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
-from lightly_distill.method.step import RealBatch, features, kernel_pass, outer_gradient, require_finite
+from lightly_distill.method.step import OuterGradient, RealBatch, features, kernel_pass, outer_gradient, require_finite
 from lightly_distill.runtime.progress import Progress
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         for batch in real.batches(state.step, config.steps, team=state.team):
             slot = state.pool.draw(state.step)
             with _precision(config, state.images.device):
-                state.losses.append(_in_memory(state, batch, partial(_outer_step, state, slot, batch, config)))
+                state.losses.append(_outer_step(state, slot, batch, config))
                 _in_memory(state, batch, partial(state.pool.advance, slot, *state.learned()))
             state.step += 1
 
@@ -100,7 +100,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
 def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> T:
     """Does a part of a step, in smaller chunks where the device has no memory for larger ones.
 
-    A part changes nothing before its end but running statistics of batch norm. Several processes, which would have to
+    What fails must have changed nothing but running statistics of batch norm. Several processes, which would have to
     agree, end.
     """
     while True:
@@ -136,14 +136,8 @@ def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillCon
 def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:
     """Steps X_s and Y_s down the gradient of the outer loss of one student; returns the loss."""
     with _named(f"Stopped before the update of step {state.step + 1}", slot):
-        gradient = outer_gradient(
-            slot.student,
-            *state.learned(),
-            batch,
-            objective=_objective(state, slot, config),
-            chunk_size=state.pool.chunk_size,
-            processes=state.team.divide,
-        )
+        # only this: what comes after it changes the state
+        gradient = _in_memory(state, batch, partial(_gradient, state, slot, batch, config))
     loss = float(gradient.loss)  # here, where the check for NaN has just waited for the device
     gradients = state.team.split.mean(gradient.images, gradient.representations)
     state.images.grad, state.representations.grad = gradients
@@ -158,6 +152,17 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
         state.rounding.clamp_(state.images, state.representations)
     state.jitters += gradient.jitters
     return loss
+
+
+def _gradient(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> OuterGradient:
+    return outer_gradient(
+        slot.student,
+        *state.learned(),
+        batch,
+        objective=_objective(state, slot, config),
+        chunk_size=state.pool.chunk_size,
+        processes=state.team.divide,
+    )
 
 
 def _objective(state: DistillState, slot: Slot, config: DistillConfig) -> Objective:

@@ -217,7 +217,12 @@ class StudentPool:
                 f"(root mean square here: {size:.3g}), the lower it must be."
             )
         self._keep_alike(slot)
-        slot.optimizer.step()
+        try:
+            slot.optimizer.step()
+        except torch.OutOfMemoryError as error:  # some weights have changed: not to be tried again
+            raise DistillError(
+                f"There is no memory for the optimizer of student {slot.index} ({slot.name}): lower pool.size."
+            ) from error
         slot.optimizer.zero_grad(set_to_none=True)  # of a large pool, gradients of students at rest fill a device
         slot.age += 1
 

@@ -160,7 +160,8 @@ class Target(nn.Module):
         """Returns the SHA-256 of all that the representation of an image depends on.
 
         That is weights and buffers, the classes of the layers, normalisation and input size. The weights of a plain
-        function cannot be seen, so its answer to fixed images stands for them, rounded, as a GPU need not repeat it.
+        function cannot be seen, so its answer to fixed images stands for them; on a GPU, which need not repeat it, in
+        short, so that functions that differ by a percent may be taken for the same.
         """
         digest = hashlib.sha256(repr((self.mean, self.std, self.input_size)).encode())
         if isinstance(self.encoder, nn.Module):
@@ -175,7 +176,8 @@ class Target(nn.Module):
         else:
             size = self.input_size or _PROBE_SIZE
             images = torch.rand(4, len(self.mean), size, size, generator=torch.Generator().manual_seed(0))
-            tensors = [(self.name, _in_short(self(images.to(self._mean.device)).cpu()))]
+            answers = self(images.to(self._mean.device))
+            tensors = [(self.name, answers if answers.device.type == "cpu" else _in_short(answers.cpu()))]
             self.dim = None  # a map's length may differ at the size of the real images
         for key, tensor in tensors:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

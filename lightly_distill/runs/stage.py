@@ -106,7 +106,7 @@ class DistillationStage:
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
         versions()
         with aloud(self.verbose):
-            self._settle(dataset)
+            self.settle(dataset)
             self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
 
     @on_own_terms()
@@ -174,7 +174,7 @@ class DistillationStage:
         processes, device = launched(self.config.device)
         with ExitStack() as held:
             held.enter_context(aloud(self.verbose))
-            self._settle(dataset)
+            self.settle(dataset)
 
             def occupy() -> tuple[Path | None, bool, bool]:
                 if strict and not resume:
@@ -195,13 +195,13 @@ class DistillationStage:
                 dataset, folder, processes, resolve_device(device), found, named, resume=resume, strict=strict, log=log
             )
 
-    def _settle(self, dataset: Any) -> None:
-        """Decides what the preset `auto` has left open."""
+    def settle(self, dataset: Any) -> None:
+        """Decides what the preset `auto` leaves open, by number and size of the images; `check` and `run` do it too."""
         if self._open_options is None:
             return
-        suits = auto_settings(*count_and_size(dataset, self.config.image_size, self.config.reading))
+        given = update(DistillConfig(), self._open_options)
+        suits = auto_settings(*count_and_size(dataset, given.image_size, given.reading))
         self.config = update(update(DistillConfig(), suits), self._open_options)
-        self._open_options = None
         told = ", ".join(f"{name}={value}" for name, value in suits.items())
         _logger.info("Settings that suit the images: %s.", told)
 
@@ -244,7 +244,7 @@ class DistillationStage:
         fitted = _saved(saved[0], config) if saved else {}
         real = RealImages.of_target(source, target, config, device, keeps, processes=processes, **fitted)
         state = DistillState.start(real, students, config, processes)
-        _require_spread(state, target)
+        _require_spread(state, target.name)
         initial = state.learned()[0].detach().clone()
         if saved is not None:
             state.restore(*saved)
@@ -324,12 +324,14 @@ def _grid(config: DistillConfig, target: Target, size: int, device: torch.device
     return 0
 
 
-def _require_spread(state: DistillState, target: Target) -> None:
+def _require_spread(state: DistillState, name: str) -> None:
     """Refuses a target that says the same of all images that the set starts from."""
-    vectors, _ = state.targets.split(state.representations.detach())
+    vectors, _ = state.targets.split(state.representations.detach().cpu())
+    if state.projection is not None:  # whose numbers are centred, and all of one size
+        vectors = state.projection.restore(vectors)
     if vectors.std(0).max() <= 1e-6 * vectors.abs().max():
         raise UsageError(
-            f"The target {target.name} says the same of all images (of {len(vectors)} of them): it has collapsed, or "
+            f"The target {name} says the same of all images (of {len(vectors)} of them): it has collapsed, or "
             "is another part of the model than you mean; name it with encoder= (--target-encoder)."
         )
 

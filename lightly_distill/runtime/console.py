@@ -30,7 +30,7 @@ def aloud(verbose: bool = True) -> Iterator[None]:
     """Shows lines and progress, or neither.
 
     Args:
-        verbose: False: only warnings.
+        verbose: False: no bars, and nothing below a warning on the console. Handlers of the script's own get all lines.
     """
     token = _shown.set(verbose and shown())
     loggers = [logging.getLogger(name) for name in _LOGGERS]

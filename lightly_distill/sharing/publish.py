@@ -57,6 +57,8 @@ def publish(
     if out is not None:
         artifact.refuse_occupied(out, overwrite=True)
     folder, own = _opened(synthetic)
+    if out is not None and folder is not None and out.resolve() == folder.resolve():
+        raise UsageError(f"A dry run would be written over the set itself, {folder}: give another folder.")
     metrics = dict(own.metrics)
     if chosen.evaluation is not None:
         metrics["transfer"] = read_evaluation(Path(chosen.evaluation), own)

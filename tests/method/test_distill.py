@@ -481,6 +481,19 @@ def test_out_of_memory_halves_the_chunks_tells_it_and_goes_on(caplog: pytest.Log
         run(1)
 
 
+def test_a_step_that_fails_after_it_was_taken_is_not_taken_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.config(outer={"grain": 2})
+    state, real = make(config)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(distilling, "smooth_step_", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        distill(state, real, config, Memory())
+    assert state.step == 0
+
+
 def test_students_at_rest_hold_no_gradients() -> None:
     config = tiny.config()
     state, real = make(config)

@@ -15,7 +15,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import DistillOptions, make_config
+from lightly_distill.method.config import AUTO, DistillOptions, make_config
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import numbers
@@ -45,7 +45,7 @@ class DistillationCallback(Callback):
         every_n_epochs: Run after each so many epochs too, not only after `fit`.
         dataset: Real images, where they are not those of the trainer's training data; see `DistillationStage.run`.
         encoder: The encoder inside the model or its attribute path, where it cannot be found.
-        preset: Settings of the paper: `cifar`, `tinyimagenet` or `imagenet64`.
+        preset: As for `DistillationStage`.
         resume: Go on with the run that is in the folder, if there is one.
         overwrite: Replace the run that is in the folder.
         representations: Where the target's representations are kept; see `DistillationStage.run`. A model that has
@@ -79,7 +79,7 @@ class DistillationCallback(Callback):
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise UsageError(f"every_n_epochs must be a positive whole number; got {every_n_epochs!r}.")
-        make_config(preset, **options)  # refuses a wrong one now
+        make_config(None if preset == AUTO else preset, **options)  # refuses a wrong one now
         self.synthetic: SyntheticSet | None = None
         self._given = None if out is None else Path(out)
         self._out: Path | None = None  # of this fit
@@ -114,7 +114,8 @@ class DistillationCallback(Callback):
             for folder in [] if _trial(trainer) else map(self._folder, self._times(trainer)):
                 processes.in_main(partial(RunFolder.check, folder, **self._flags_of(folder)))
             stage.check(self._images(trainer), representations=self._representations)
-        if trainer.limit_train_batches != 1.0 and not _trial(trainer):
+        limit = trainer.limit_train_batches
+        if (limit != 1.0 or isinstance(limit, int)) and not _trial(trainer):  # 1 is one batch, 1.0 is all
             _logger.warning(
                 "The trainer takes a part of the images only (limit_train_batches=%s), and the distillation takes all "
                 "of them: give fewer with DistillationCallback(dataset=...) if this is a trial.",

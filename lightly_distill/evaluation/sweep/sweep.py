@@ -123,6 +123,7 @@ def sweep(
     """
     if sizes and bytes:
         raise UsageError("Give sizes in images or in bytes, not both.")
+    stage.settle(data)
     transfer = _fitted(choose(config, TRANSFER, options), stage)
     if bytes:
         transfer = replace(transfer, baselines=(*transfer.baselines, *OF_BYTES))  # which keeps each once

@@ -278,6 +278,12 @@ def test_a_shard_that_is_cut_off_is_refused(tmp_path: Path, images: Tensor) -> N
     (tmp_path / "1.tar").write_bytes(whole[:5000])
     with pytest.raises(UsageError, match=rf"The shard '{tmp_path}/1\.tar' cannot be read: unexpected end of data"):
         open_source(tmp_path)
+    damaged = bytearray(whole)
+    place = whole.index(b"a/0003.png")
+    damaged[place : place + 100] = b"\x07" * 100
+    (tmp_path / "1.tar").write_bytes(damaged)
+    with pytest.raises(UsageError, match=r"The shard '.*/1\.tar' cannot be read: its header at byte .* is damaged"):
+        open_source(tmp_path)
     cut = gzip.compress(whole)[:-100]
     (tmp_path / "2.tar.gz").write_bytes(cut)
     with pytest.raises(DistillError, match=r"breaks off after \d items with DistillError: The shard '.*2\.tar\.gz'"):
