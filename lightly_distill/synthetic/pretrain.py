@@ -275,10 +275,10 @@ class _InUnits:
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    batches = list(torch.split(torch.randperm(count, generator=generator(seed, "pretrain", epoch)), batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm cannot train on one image
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    order = torch.randperm(count, generator=generator(seed, "pretrain", epoch))
+    # all of about one size: batch norm learns statistics of a few images that are left over as it does of a whole batch
+    parts = max(1, min(-(-count // batch_size), count // 2))
+    return list(torch.tensor_split(order, parts))
 
 
 def _check(images: Tensor) -> None:
