@@ -41,6 +41,7 @@ def replacing(path: Path, apart: str = "") -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
+            make_ordinary(partial)
             sync(partial)
             os.replace(partial, path)
         except BaseException:  # an interrupt too
@@ -48,6 +49,13 @@ def replacing(path: Path, apart: str = "") -> Iterator[Path]:
                 partial.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def make_ordinary(path: Path) -> None:
+    """Gives a file the mode of any new one: others may read it, unless the mask says no. That of safetensors is 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def remove(path: Path) -> None:

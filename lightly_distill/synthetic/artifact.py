@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.models.projection import Projection
-from lightly_distill.runtime.files import sync
+from lightly_distill.runtime.files import make_ordinary, sync
 from lightly_distill.synthetic import eight_bits, parquet
 from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW, Contents
 from lightly_distill.synthetic.set_facts import (
@@ -225,6 +225,7 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
             {name: value.cpu().contiguous() for name, value in synthetic.projection.tensors().items()},
             folder / PROJECTION,
         )
+        make_ordinary(folder / PROJECTION)
     (folder / FACTS).write_text(written(synthetic, folder), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)

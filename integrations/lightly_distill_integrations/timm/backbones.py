@@ -15,6 +15,7 @@ from torch import nn
 
 from lightly_distill.adapters import FoundEncoder, MapReader
 from lightly_distill.errors import DistillError, UsageError, did_you_mean, first_line
+from lightly_distill.runtime.files import make_ordinary
 from lightly_distill_integrations import checkpoints, convnets, small_stems
 from lightly_distill_integrations.timm import fit, maps
 from lightly_distill_integrations.timm.catalogue import list_students as list_students
@@ -83,6 +84,7 @@ def save(model: nn.Module, folder: str, metadata: dict[str, Any]) -> None:
         for key, tensor in model.state_dict().items()
     }
     save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    make_ordinary(Path(folder, "model.safetensors"))
     configure(model, metadata)
     # timm's own `save_for_hf` needs a huggingface_hub that fits it, which old versions of timm do not ask for.
     known: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
