@@ -52,7 +52,7 @@ def replacing(path: Path, apart: str = "") -> Iterator[Path]:
 
 
 def make_ordinary(path: Path) -> None:
-    """Gives a file the mode of any new one: others may read it, unless the mask says no. That of safetensors is 0600."""
+    """Gives a file the mode of any new one: others may read it, as the mask says. That of safetensors is 0600."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
