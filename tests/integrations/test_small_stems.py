@@ -141,3 +141,8 @@ def test_weights_of_a_small_stem_load_as_a_target(tmp_path: Path) -> None:
     encoder: Any = found.encoder
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(encoder.eval()(images), model(images))
+
+
+def test_the_tag_of_published_weights_is_of_no_account_to_a_fresh_student() -> None:
+    tagged, plain = build("resnet10t.c3_in1k:stem=small"), build("resnet10t:stem=small")
+    assert {k: v.shape for k, v in tagged.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
