@@ -44,7 +44,7 @@ def run(script: str, out: Path, *launcher: str) -> str:
 
 
 # half a minute and more each, and in all that is ours as simclr
-SLOW = ("barlowtwins", "dino", "mae")
+SLOW = ("barlowtwins", "dino", "mae", "simclr_accelerate")
 
 
 @pytest.mark.parametrize(

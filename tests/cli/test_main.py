@@ -276,6 +276,7 @@ def test_importing_imports_no_adapter_library(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == []
 
 
+@pytest.mark.slow
 def test_the_program_and_the_module_are_the_same(place: Path) -> None:
     program = Path(sys.executable).parent / "lightly-distill"
     for command in ([str(program)], [sys.executable, "-m", "lightly_distill"]):

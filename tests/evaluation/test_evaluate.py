@@ -100,6 +100,7 @@ def test_every_arm_is_measured_by_every_probe_with_every_seed(
     assert written["seeds"] == [0, 1] and written["setting"]["student"] == STUDENT
 
 
+@pytest.mark.slow
 def test_two_evaluations_give_the_same_numbers(synthetic: SyntheticSet, target: Any) -> None:
     def run() -> Any:
         return evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=target, probes=PROBES, **QUICK)
@@ -310,6 +311,7 @@ def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_full(
     assert (result.setting["lr"], result.setting["batch_size"]) == (0.03, 5)
 
 
+@pytest.mark.slow
 def test_more_random_images_are_trained_on_for_longer(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_hugging_face_dataset_is_read_by_its_label_column() -> None:
         open_task((data.remove_columns("label"), data), image_size=8)
 
 
+@pytest.mark.slow
 def test_real_tasks_are_opened_by_name(real_data: Path) -> None:
     task = open_task("cifar10", image_size=32)
     assert task.images.shape == (50_000, 3, 32, 32) and task.test_images.shape == (10_000, 3, 32, 32)

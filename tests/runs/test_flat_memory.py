@@ -14,6 +14,7 @@ from lightly_distill.runtime.seeding import generator
 SIZE, SAMPLES = 16, 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_resident_memory_is_flat(steps: int, tmp_path: Path) -> None:
     resident: list[int] = []

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import logging, sys
 sys.path.insert(0, {tests!r})
@@ -56,10 +58,12 @@ def test_a_script_that_wants_quiet_has_it(tmp_path: Path) -> None:
     assert run(tmp_path, verbose=False) == ""
 
 
+@pytest.mark.slow
 def test_other_processes_do_not_speak(tmp_path: Path) -> None:
     assert "Distilling" not in run(tmp_path, RANK="1")
 
 
+@pytest.mark.slow
 def test_a_script_with_logging_of_its_own_gets_each_line_once(tmp_path: Path) -> None:
     told = run(tmp_path, setup="logging.basicConfig(level=logging.INFO, format='own %(message)s')")
     assert told.count("Distilling 40 images") == 1 and "own Distilling 40 images" in told

@@ -224,6 +224,7 @@ def stage_gradients(tmp_path: Path, two: SyntheticSet) -> None:
     close(two, SyntheticSet(state.images.detach(), state.representations.detach(), mean=two.mean, std=two.std))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [pytest.param("batch", marks=pytest.mark.slow), "pool"])
 def test_a_resumed_run_of_two_equals_one_that_was_left_alone_bit_for_bit(tmp_path: Path, parallel: str) -> None:
     in_two({"out": str(tmp_path / "whole")}, parallel=parallel)
@@ -255,6 +256,7 @@ def test_wrong_use_is_told_by_all_processes_and_not_waited_for(tmp_path: Path) -
         assert status != 0 and "is not empty: go on with --resume" in errors
 
 
+@pytest.mark.slow
 def test_the_folder_is_that_of_the_main_process_whatever_the_others_are_given(tmp_path: Path) -> None:
     only_main = """
 import os
@@ -288,6 +290,7 @@ def test_a_batch_of_fewer_real_images_than_processes_is_refused_before_any_work(
         DistillationStage(tiny.encoder(), **{**OPTIONS, **options}).run(tiny.images(2))
 
 
+@pytest.mark.slow
 def test_the_targets_of_all_are_that_of_the_main_process(tmp_path: Path) -> None:
     other = """
 import os

@@ -121,6 +121,7 @@ def test_what_is_finished_is_not_made_again(
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("size-*/**/*")}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_stopped_between_sizes_ends_as_one_that_did_not(
     straight: tuple[Path, Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +390,7 @@ def test_sweep_is_a_function_wherever_it_was_imported_from() -> None:
     assert lightly_distill.sweep is sweep is size_sweep.sweep
 
 
+@pytest.mark.slow
 def test_bytes_instead_of_sizes_say_what_to_take(tmp_path: Path) -> None:
     images = tiny.images(300)
     done = sweep(

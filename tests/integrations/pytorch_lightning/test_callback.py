@@ -235,6 +235,7 @@ def test_under_ddp_the_processes_share_the_work(tmp_path: Path) -> None:
     assert SyntheticSet.load(tmp_path / "distilled" / "epoch-2").provenance["source"]["images"] == 40
 
 
+@pytest.mark.slow
 def test_under_ddp_a_failure_ends_both_processes(tmp_path: Path) -> None:
     done = _two_processes(tmp_path, outer={"lr_images": 1e30}, eight_bits=False)
     assert done.returncode != 0
