@@ -18,15 +18,6 @@ import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target, evaluate, pretrain, publish
 from lightly_distill.data.source import open_source
 
-OPTIONS: dict[str, Any] = {
-    "student": "convnet_4_4",
-    "num_images": 8,
-    "steps": 3,
-    "batch_size": 16,
-    "pool": {"size": 2, "max_age": 3},
-    "device": "cpu",
-}
-
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
@@ -107,7 +98,7 @@ def test_a_target_that_says_the_same_of_all_images_is_refused(scale: float, imag
         return torch.full((len(shown), 5), scale)
 
     with pytest.raises(UsageError, match=r"says the same of all images \(of \d+ of them\): it has collapsed, or"):
-        DistillationStage(collapsed, **OPTIONS).run(images)
+        DistillationStage(collapsed, **tiny.QUICK).run(images)
 
 
 @pytest.mark.parametrize(
@@ -145,13 +136,18 @@ def test_what_is_given_for_a_set_or_a_student_is_named(call: Any, message: str, 
 
 
 def test_numbers_of_numpy_and_devices_of_torch_are_settings(images: Tensor, encoder: nn.Module) -> None:
-    own = {**OPTIONS, "num_images": np.int64(8), "device": torch.device("cpu"), "outer": {"lr_images": np.float32(0.1)}}
+    own = {
+        **tiny.QUICK,
+        "num_images": np.int64(8),
+        "device": torch.device("cpu"),
+        "outer": {"lr_images": np.float32(0.1)},
+    }
     assert len(DistillationStage(encoder, **own, seed=np.int32(3)).run(images)) == 8
 
 
 def test_one_task_and_one_label_need_no_list(images: Tensor, encoder: nn.Module) -> None:
     data = [(image, number % 2) for number, image in enumerate(images)]
-    made = DistillationStage(encoder, **OPTIONS).run(images)
+    made = DistillationStage(encoder, **tiny.QUICK).run(images)
     options: dict[str, Any] = {"baselines": "scratch,random", "probes": "knn", "seeds": 1, "steps": 2, "device": "cpu"}
     (result,) = evaluate(made, "convnet_4_4", ("mine", data, data), labels=12, data=images, target=encoder, **options)
     assert list(result.arms["distilled"].values) == ["mine/knn@12"] and "random" in result.arms
@@ -162,16 +158,16 @@ def test_one_task_and_one_label_need_no_list(images: Tensor, encoder: nn.Module)
 def test_an_output_folder_below_a_file_says_so(images: Tensor, encoder: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"file/x cannot be made: .*file is a file"):
-        DistillationStage(encoder, **OPTIONS).run(images, out=tmp_path / "file" / "x")
+        DistillationStage(encoder, **tiny.QUICK).run(images, out=tmp_path / "file" / "x")
 
 
 def test_runs_in_several_threads_are_made_one_after_the_other(images: Tensor, encoder: nn.Module) -> None:
     """The settings of torch and its global generator are the process's."""
-    alone = DistillationStage(encoder, **OPTIONS).run(images)
+    alone = DistillationStage(encoder, **tiny.QUICK).run(images)
     found: list[SyntheticSet] = []
     state = torch.get_rng_state()
     threads = [
-        threading.Thread(target=lambda: found.append(DistillationStage(encoder, **OPTIONS).run(images)))
+        threading.Thread(target=lambda: found.append(DistillationStage(encoder, **tiny.QUICK).run(images)))
         for _ in range(3)
     ]
     for thread in threads:
@@ -184,7 +180,7 @@ def test_runs_in_several_threads_are_made_one_after_the_other(images: Tensor, en
 
 def test_what_a_reviewer_found(images: Tensor, encoder: nn.Module, tmp_path: Path) -> None:
     data = [(image, number % 2) for number, image in enumerate(images)]
-    made = DistillationStage(encoder, **OPTIONS).run(images)
+    made = DistillationStage(encoder, **tiny.QUICK).run(images)
     two = (("a", data, data), ("b", data, data))  # a tuple of tasks is no task
     (result,) = evaluate(
         made, "convnet_4_4", two, baselines=["scratch"], probes=["knn"], seeds=1, steps=2, device="cpu", verbose=False
@@ -196,13 +192,13 @@ def test_what_a_reviewer_found(images: Tensor, encoder: nn.Module, tmp_path: Pat
         return 0.7 + 1e-8 * shown.mean((1, 2, 3))[:, None] * nearly
 
     with pytest.raises(UsageError, match="says the same of all images"):  # also where numbers are centred and scaled
-        DistillationStage(collapsed, **{**OPTIONS, "target_dims": "auto"}).run(images)
+        DistillationStage(collapsed, **{**tiny.QUICK, "target_dims": "auto"}).run(images)
     stage = DistillationStage(encoder, preset="auto", steps=2, pool={"max_age": 2}, device="cpu")
     stage.check(images)
     assert stage.config.image_size == 8
     stage.check(torch.rand(40, 3, 16, 16))
     assert stage.config.image_size == 16
-    DistillationStage(encoder, **OPTIONS).rehearse(open_source(images))
+    DistillationStage(encoder, **tiny.QUICK).rehearse(open_source(images))
     with pytest.raises(UsageError, match="A dry run would be written over the set itself"):
         made.save(tmp_path / "set")
         publish(tmp_path / "set", "me/x", dry_run=tmp_path / "set")

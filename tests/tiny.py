@@ -20,6 +20,14 @@ PLAIN: dict[str, Any] = {
     "target_bits": 8,
     "outer": {"grain": 1},
 }
+QUICK: dict[str, Any] = {
+    "student": "convnet_4_4",
+    "num_images": 8,
+    "steps": 3,
+    "batch_size": 16,
+    "pool": {"size": 2, "max_age": 3},
+    "device": "cpu",
+}
 PLAIN_POOL: dict[str, Any] = {"mixup": False, "crop_and_flip": False}
 
 

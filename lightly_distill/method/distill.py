@@ -145,9 +145,10 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
     rates = (config.outer.lr_images, config.outer.lr_representations)
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate * decay
-    before = state.images.detach().clone()
+    before = state.images.detach().clone() if config.outer.grain > 1 else None
     state.optimizer.step()
-    smooth_step_(state.images, before, config.outer.grain)
+    if before is not None:
+        smooth_step_(state.images, before, config.outer.grain)
     if state.rounding is not None:
         state.rounding.clamp_(state.images, state.representations)
     state.jitters += gradient.jitters

@@ -14,7 +14,7 @@ def smoothed(changes: Tensor, grain: int) -> Tensor:
 
     Args:
         changes: Shape (M, C, H, W).
-        grain: Pixels of a side that become one.
+        grain: Pixels of a side that become one, at least 1.
     """
     height, width = changes.shape[-2:]
     small = F.interpolate(changes, size=(-(-height // grain), -(-width // grain)), mode="area")
@@ -24,5 +24,4 @@ def smoothed(changes: Tensor, grain: int) -> Tensor:
 @torch.no_grad()
 def smooth_step_(images: Tensor, before: Tensor, grain: int) -> None:
     """Makes the step from `before` to `images` a smooth one, in place."""
-    if grain > 1:
-        images.copy_(before + smoothed(images - before, grain))
+    images.copy_(before + smoothed(images - before, grain))

@@ -91,7 +91,8 @@ class Target(nn.Module):
         self._mean: Tensor
         self._std: Tensor
         self._channels = _first_channels(encoder)
-        for name, values in (("_mean", self.mean), ("_std", self.std)):
+        self._luma: Tensor
+        for name, values in (("_mean", self.mean), ("_std", self.std), ("_luma", _LUMA)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.eval()
 
@@ -150,7 +151,7 @@ class Target(nn.Module):
             size = (self.input_size, self.input_size)
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
         if self._channels == 1:
-            images = (images * images.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+            images = (images * self._luma).sum(1, keepdim=True)
             images = (images - self._mean.mean()) / self._std.mean()
         else:
             images = (images - self._mean) / self._std

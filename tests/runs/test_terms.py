@@ -14,15 +14,6 @@ import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target, evaluate, pretrain
 from lightly_distill.evaluation.tasks import open_task
 
-OPTIONS: dict[str, Any] = {
-    "student": "convnet_4_4",
-    "num_images": 8,
-    "steps": 3,
-    "batch_size": 16,
-    "pool": {"size": 2, "max_age": 3},
-    "device": "cpu",
-}
-
 
 @contextmanager
 def default_dtype(kind: torch.dtype) -> Iterator[None]:
@@ -74,12 +65,12 @@ def student(synthetic: SyntheticSet) -> list[Tensor]:
 def test_set_and_student_are_the_same_on_any_terms(
     terms: str, views: Any, images: Tensor, encoder: nn.Module, tmp_path: Path
 ) -> None:
-    plain = DistillationStage(encoder, source_views=views, **OPTIONS).run(images)
+    plain = DistillationStage(encoder, source_views=views, **tiny.QUICK).run(images)
     expected = student(plain)
     with ExitStack() as held:
         held.enter_context(TERMS[terms]())
         before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
-        made = DistillationStage(encoder, source_views=views, **OPTIONS).run(images, out=tmp_path / "run")
+        made = DistillationStage(encoder, source_views=views, **tiny.QUICK).run(images, out=tmp_path / "run")
         found = student(made)
         assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
     assert torch.equal(made.images, plain.images) and torch.equal(made.representations, plain.representations)
@@ -89,7 +80,7 @@ def test_set_and_student_are_the_same_on_any_terms(
 
 def test_an_evaluation_needs_no_gradients_of_the_script(images: Tensor, encoder: nn.Module) -> None:
     data = [(image, number % 2) for number, image in enumerate(images)]
-    made = DistillationStage(encoder, **OPTIONS).run(images)
+    made = DistillationStage(encoder, **tiny.QUICK).run(images)
     with torch.inference_mode(), default_dtype(torch.float64):
         task = open_task(("mine", data, data), image_size=8)
         (result,) = evaluate(
@@ -124,7 +115,7 @@ def test_an_encoder_that_is_a_program_is_a_target(
     expected = as_target(encoder)(images / 255)
     for kind, program in programs(encoder).items():
         assert torch.allclose(as_target(program)(images / 255), expected, atol=1e-5), kind
-        assert len(DistillationStage(program, **OPTIONS).run(images)) == 8, kind
+        assert len(DistillationStage(program, **tiny.QUICK).run(images)) == 8, kind
 
 
 def test_a_compiled_target_is_the_same_target(encoder: nn.Module) -> None:
@@ -146,21 +137,21 @@ def test_an_encoder_of_grey_images_is_given_grey_ones(images: Tensor) -> None:
     shown = images[:, :1].expand(-1, 3, -1, -1) / 255
     target = as_target(grey, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert torch.allclose(target(shown), grey(shown[:, :1]).flatten(1), atol=1e-4)
-    assert len(DistillationStage(grey, **OPTIONS).run(images)) == 8
+    assert len(DistillationStage(grey, **tiny.QUICK).run(images)) == 8
 
 
 def test_an_encoder_of_four_channels_says_so(images: Tensor) -> None:
     four = nn.Sequential(nn.Conv2d(4, 6, 3), nn.AdaptiveAvgPool2d(1))
     with pytest.raises(Exception, match="Its first convolution takes 4 channels, images have 3") as caught:
-        DistillationStage(four, **OPTIONS).run(images)
+        DistillationStage(four, **tiny.QUICK).run(images)
     assert "one size only" not in str(caught.value)
 
 
 def test_a_student_that_was_saved_is_a_target_by_its_folder(images: Tensor, encoder: nn.Module, tmp_path: Path) -> None:
-    made = DistillationStage(encoder, **OPTIONS).run(images)
+    made = DistillationStage(encoder, **tiny.QUICK).run(images)
     trained = pretrain("convnet_4_4", made, steps=3, progress=False, device="cpu", out=tmp_path / "student")
-    stage = DistillationStage(f"timm:local-dir:{tmp_path / 'student'}", **OPTIONS)
+    stage = DistillationStage(f"timm:local-dir:{tmp_path / 'student'}", **tiny.QUICK)
     assert stage.target.mean == made.mean
     assert torch.allclose(stage.target(images / 255), as_target(trained, mean=made.mean, std=made.std)(images / 255))
     with pytest.raises(UsageError, match=r"There is no model with a configuration of timm in '.*nothing'"):
-        DistillationStage(f"timm:local-dir:{tmp_path / 'nothing'}", **OPTIONS)
+        DistillationStage(f"timm:local-dir:{tmp_path / 'nothing'}", **tiny.QUICK)
