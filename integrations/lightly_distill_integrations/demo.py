@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 from tqdm import trange
 
 from lightly_distill import DistillationStage, SyntheticSet, pretrain
-from lightly_distill.data.pixels import normalise
+from lightly_distill.data.pixels import Normalised
 from lightly_distill.evaluation.probes import knn_accuracy, linear_accuracy
 from lightly_distill.evaluation.report import charts
 from lightly_distill.evaluation.trial import features
@@ -183,7 +183,7 @@ def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, l
                     backbone = student_builder(STUDENT, SIZE)()
             else:
                 backbone = pretrain(STUDENT, arm, recipe="paper", steps=PRETRAIN_STEPS, seed=own_seed, device="cpu")
-            measured.append(probe(features(backbone, normalise(images, synthetic.mean, synthetic.std)), labels.numpy()))
+            measured.append(probe(features(backbone, Normalised(images, synthetic.mean, synthetic.std)), labels.numpy()))
         accuracies[name] = {kind: float(np.mean([one[kind] for one in measured])) for kind in measured[0]}
     return accuracies
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightly_distill.data.pixels import Normalised
 from lightly_distill.evaluation.trial import Trial, device_of, in_eval_mode
 from lightly_distill.runtime.seeding import generator, global_seed
 
@@ -37,7 +38,7 @@ def finetune_accuracy(trial: Trial) -> float:
     return accuracy(finetuned(trial), trial)
 
 
-def with_head(backbone: nn.Module, images: Tensor, num_classes: int) -> nn.Module:
+def with_head(backbone: nn.Module, images: Normalised, num_classes: int) -> nn.Module:
     """Puts a linear head of fresh weights on a backbone, whose width is that of its features of the images."""
     with torch.no_grad():
         width = backbone.eval()(images[:2]).shape[1]

@@ -6,7 +6,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from lightly_distill.data.pixels import normalise
+from lightly_distill.data.pixels import Normalised
 from lightly_distill.evaluation.baselines.arms import Arm, Inputs, Made, TargetBackbone
 from lightly_distill.evaluation.data_free import make_teacher
 from lightly_distill.evaluation.plan import TransferConfig
@@ -82,7 +82,7 @@ class Attempt:
                 recipe = self.bench.config.recipe(self.arm, len(made))
                 backbone = pretrain(student, made, config=recipe, seed=self.seed, device=str(device), progress=False)
         if made is not None and device.type == "cpu":  # a GPU was given a copy of it inside
-            cost.bytes += made.images.nbytes + made.targets.nbytes
+            cost.bytes += made.normalised.nbytes + made.targets.nbytes
         return backbone, cost
 
     def accuracies(self, student: str, backbone: nn.Module) -> dict[str, float]:
@@ -115,15 +115,15 @@ class Attempt:
         which, build = (student, task.name, labels), self.bench.students[student]
         if which not in self.teachers:
             self.teachers[which] = make_teacher(trial, build)
-        return Transfer(self.made.images, self.teachers[which], build)
+        return Transfer(self.made.normalised, self.teachers[which], build)
 
     def _trial(self, task: Task, labels: "int | float | None", backbone: nn.Module) -> Trial:
         chosen, own = task.few(labels, self.seed), self.bench.inputs.own
         trial = Trial(
             backbone,
-            normalise(task.images[chosen], own.mean, own.std),
+            Normalised(task.images[chosen], own.mean, own.std),
             task.labels[chosen],
-            normalise(task.test_images, own.mean, own.std),
+            Normalised(task.test_images, own.mean, own.std),
             task.test_labels,
             len(task.classes),
             self.seed,

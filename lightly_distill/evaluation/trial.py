@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightly_distill.data.pixels import Normalised
+
 CHUNK = 256  # images to the backbone at a time
 FINETUNE_STEPS = 10_000  # as KRR-ST, arXiv:2310.06511, section 4.1
 
@@ -22,12 +24,12 @@ class Transfer:
     """What data-free distillation takes.
 
     Attributes:
-        images: Of the arm, normalised, shape (m, 3, S, S): all that the student ever sees.
+        images: Of the arm, shape (m, 3, S, S): all that the student ever sees.
         teacher: Normalised images to logits (B, C); the same for all arms.
         build: Makes the student.
     """
 
-    images: Tensor
+    images: Normalised
     teacher: nn.Module
     build: Callable[[], nn.Module]
 
@@ -38,9 +40,9 @@ class Trial:
 
     Attributes:
         backbone: Normalised images to features (B, p). Is not changed.
-        images: Normalised, for training, shape (n, 3, S, S).
+        images: For training, shape (n, 3, S, S).
         labels: Of these, int64, shape (n,).
-        test_images: Normalised, shape (k, 3, S, S).
+        test_images: Shape (k, 3, S, S).
         test_labels: int64, shape (k,).
         num_classes: C.
         seed: Of the draws of fine-tuning.
@@ -49,9 +51,9 @@ class Trial:
     """
 
     backbone: nn.Module
-    images: Tensor
+    images: Normalised
     labels: Tensor
-    test_images: Tensor
+    test_images: Normalised
     test_labels: Tensor
     num_classes: int
     seed: int = 0
@@ -70,12 +72,12 @@ class Trial:
 
 
 @torch.no_grad()
-def features(backbone: nn.Module, images: Tensor) -> NDArray[Any]:
-    """Returns the features of normalised images (n, 3, H, W), shape (n, p), in eval mode."""
+def features(backbone: nn.Module, images: Normalised) -> NDArray[Any]:
+    """Returns the features of images (n, 3, H, W), shape (n, p), in eval mode."""
     return in_eval_mode(backbone, images, backbone)
 
 
-def pooled_features(backbone: nn.Module, images: Tensor) -> NDArray[Any]:
+def pooled_features(backbone: nn.Module, images: Normalised) -> NDArray[Any]:
     """As `features`, but a last map (B, C, H, W) is averaged over its positions instead of flattened, shape (n, C)."""
 
     def pooled(chunk: Tensor) -> Tensor:
@@ -91,16 +93,17 @@ def pooled_features(backbone: nn.Module, images: Tensor) -> NDArray[Any]:
 
 
 @torch.no_grad()
-def in_eval_mode(backbone: nn.Module, images: Tensor, function: Callable[[Tensor], Tensor]) -> NDArray[Any]:
+def in_eval_mode(backbone: nn.Module, images: Normalised, function: Callable[[Tensor], Tensor]) -> NDArray[Any]:
     """Returns what a function of the backbone makes of images, `CHUNK` at a time, with the backbone in eval mode."""
     device = device_of(backbone, images)
     training = backbone.training
     backbone.eval()
-    parts = [function(chunk.to(device)).float().cpu() for chunk in torch.split(images, CHUNK)]
+    chunks = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))
+    parts = [function(chunk.to(device)).float().cpu() for chunk in chunks]
     backbone.train(training)
     return torch.cat(parts).numpy()
 
 
-def device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
-    """Returns the device of a model, or that of a tensor where the model has none."""
+def device_of(model: nn.Module, otherwise: Normalised) -> torch.device:
+    """Returns the device of a model, or that of images where the model has none."""
     return next(chain(model.parameters(), model.buffers()), otherwise).device

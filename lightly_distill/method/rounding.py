@@ -15,6 +15,7 @@ from torch import Tensor
 from lightly_distill.models.rows import MAX_CODE, Layout
 
 IMAGE_BITS, TARGET_BITS = 5, 6
+_PART = 256  # images at a time
 _ROOM = 1.25  # learned targets may become larger than those of real images
 
 
@@ -58,7 +59,12 @@ class Rounding:
 
 def round_pixels(pixels: Tensor, bits: int) -> Tensor:
     """Returns uint8 images as they are with so many bits for each channel of a pixel."""
-    return pixels if bits == 8 else _in_steps(pixels.float(), bits).byte()
+    if bits == 8:
+        return pixels
+    rounded = torch.empty_like(pixels)
+    for start in range(0, len(pixels), _PART):  # as float32 they take four times the memory
+        rounded[start : start + _PART] = _in_steps(pixels[start : start + _PART].float(), bits)
+    return rounded
 
 
 def _in_steps(values: Tensor, bits: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightly_distill.data.decode import Frame
-from lightly_distill.data.pixels import normalise, resized
+from lightly_distill.data.pixels import resized
 from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, find_images, open_source
 from lightly_distill.errors import UsageError
@@ -123,17 +123,11 @@ class RealSide:
 
     def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None) -> SyntheticSet:
         layout = self.truth.layout
-        image_bits, target_bits = self.bits or (8, 8)
-        return as_set(
-            images if self.bits else normalise(images, self.target.mean, self.target.std),
-            rows,
-            layout,
-            image_bits=image_bits,
-            target_bits=target_bits,
-            mean=self.target.mean,
-            std=self.target.std,
-            source_index=indices,
-        )
+        rest: dict[str, Any] = {"mean": self.target.mean, "std": self.target.std, "source_index": indices}
+        if self.bits is None:
+            return SyntheticSet(images, layout.split(rows)[0].contiguous(), **rest)
+        image_bits, target_bits = self.bits
+        return as_set(images, rows, layout, image_bits=image_bits, target_bits=target_bits, **rest)
 
 
 def missing_origin(synthetic: Any, data: Any, target: Any) -> str:

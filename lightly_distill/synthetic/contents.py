@@ -5,13 +5,14 @@ Shapes: m images, d numbers of a representation, C channels of a map, g cells of
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightly_distill.data.pixels import normalise
+from lightly_distill.data.pixels import Normalised
 from lightly_distill.errors import UsageError
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.rows import MAX_CODE, Layout
@@ -25,7 +26,8 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: Shape (m, 3, H, W): uint8 pixels, of a set of 8 bits (format 2), or float32 in normalised pixel space,
-            unbounded (format 1).
+            unbounded (format 1). Pixels without `scales` are of a set of floats whose images are pixels by chance, as
+            real ones are: they are kept in a quarter of the memory.
         representations: float32, shape (m, d).
         mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
         std: As `mean`.
@@ -38,7 +40,6 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         projection: By which the target's representations became those of the set; None where these are its own.
 
     Attributes:
-        images: float32, normalised, shape (m, 3, H, W): what students see.
         pixels: uint8, shape (m, 3, H, W); None in a set of format 1.
 
     Raises:
@@ -59,8 +60,8 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         metrics: dict[str, Any] | None = None,
         projection: Projection | None = None,
     ) -> None:
-        eight_bits = isinstance(images, Tensor) and images.dtype == torch.uint8
-        _check("images", images, ("m", "C", "H", "W"), torch.uint8 if eight_bits else torch.float32)
+        are_pixels = isinstance(images, Tensor) and images.dtype == torch.uint8
+        _check("images", images, ("m", "C", "H", "W"), torch.uint8 if are_pixels else torch.float32)
         _check("representations", representations, ("m", "d"), torch.float32)
         if source_index is None:
             source_index = torch.full((len(images),), -1)
@@ -85,12 +86,12 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
             )
         self.mean: tuple[float, ...] = tuple(float(value) for value in mean)
         self.std: tuple[float, ...] = tuple(float(value) for value in std)
-        self.pixels = images.detach() if eight_bits else None
-        self.images = normalise(images, self.mean, self.std) if eight_bits else images.detach()
+        self._kept = images.detach()
+        self.pixels = self._kept if are_pixels and scales is not None else None
         self.representations = representations.detach()
         self.maps = None if maps is None else maps.detach()
         self.scales = scales
-        if eight_bits:
+        if self.pixels is not None:
             _check_codes(scales, self.targets, self.layout)
         elif maps is not None or scales is not None:
             raise UsageError("Maps and scales are of a synthetic set of 8 bits: give its images as uint8 pixels.")
@@ -100,10 +101,20 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         self.projection = projection
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._kept)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.representations[index]
+
+    @property
+    def normalised(self) -> Normalised:
+        """The images as students see them, a batch at a time."""
+        return Normalised(self._kept, self.mean, self.std)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All images as students see them: float32, normalised, shape (m, 3, H, W)."""
+        return self.normalised[:]
 
     @property
     def dim(self) -> int:
@@ -126,8 +137,8 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
 
     def displayable(self) -> Tensor:
         """Returns the images for eyes: uint8, shape (m, 3, H, W), clipped to what a screen can show."""
-        if self.pixels is not None:
-            return self.pixels.cpu()
+        if self._kept.dtype == torch.uint8:
+            return self._kept.cpu()
         mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
         return ((self.images.cpu() * std + mean) * 255).round().clamp(0, 255).byte()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightly_distill.data.augment import vary
+from lightly_distill.data.pixels import Normalised
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
 from lightly_distill.models.recipe import Recipe, RecipeOptions, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
@@ -116,9 +117,9 @@ def pretrain(
         from lightly_distill.synthetic.synthetic_set import SyntheticSet  # here: it brings all that writes sets
 
         synthetic = SyntheticSet.load(synthetic)
-    if not hasattr(synthetic, "images"):
+    if not hasattr(synthetic, "normalised"):
         raise UsageError(f"A student is trained on a synthetic set; got {type(synthetic).__name__}.")
-    _check(synthetic.images)
+    _check(synthetic.normalised)
     with new_folder(None if out is None else Path(out)) as folder:
         changed = None if transform is None else _InUnits(transform, synthetic.mean, synthetic.std)
         backbone = _trained(student, synthetic, settings, seed, device, transform=changed, shown=progress)
@@ -142,7 +143,7 @@ def _trained(
     shown: bool,
 ) -> nn.Module:
     place = resolve_device(device)
-    images, targets = synthetic.images.to(place), synthetic.targets.to(place)
+    images, targets = synthetic.normalised.to(place), synthetic.targets.to(place)
     build = student_builder(student, images.shape[-1])
     with global_seed(seed, "pretrain", "init"):
         backbone = build().to(place)
@@ -219,7 +220,7 @@ class Training:
         self.step, self._pass = 0, 0
         self.lr: float = self._optimizer.param_groups[0]["lr"]
 
-    def pass_over(self, images: Tensor, targets: Tensor) -> float:
+    def pass_over(self, images: Normalised, targets: Tensor) -> float:
         """Makes a step of each batch of a pass over the set, or those that are left; returns their mean loss."""
         with global_seed(self._seed, "pretrain", self._pass, device=images.device):
             batches = _batches(len(images), self._config.batch_size, self._seed, self._pass)
@@ -230,7 +231,7 @@ class Training:
         self._pass += 1
         return total.item() / sum(map(len, batches))
 
-    def _one_step(self, images: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
+    def _one_step(self, images: Normalised, targets: Tensor, indices: Tensor) -> Tensor:
         config, layout = self._config, self._head.targets
         draw = generator(self._seed, "pretrain", "vary", self.step)
         shown = images[indices] if self._transform is None else self._transform(images[indices])
@@ -281,7 +282,7 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]
     return list(torch.tensor_split(order, parts))
 
 
-def _check(images: Tensor) -> None:
+def _check(images: Normalised) -> None:
     if images.shape[-1] != images.shape[-2]:
         raise UsageError(f"Students take square images, this set's are {images.shape[-2]}x{images.shape[-1]}.")
     if len(images) < 2:
@@ -293,7 +294,7 @@ def _metadata(student: str, synthetic: "SyntheticSet", recipe: PretrainConfig, s
         "student": student,
         "mean": list(synthetic.mean),
         "std": list(synthetic.std),
-        "input_size": list(synthetic.images.shape[1:]),
+        "input_size": list(synthetic.normalised.shape[1:]),
         "pretraining": {**asdict(recipe), "seed": seed},
         "synthetic_set": synthetic.provenance,
         **({"set": synthetic.origin} if synthetic.origin else {}),

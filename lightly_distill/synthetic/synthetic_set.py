@@ -45,7 +45,7 @@ class SyntheticSet(Contents):
     def part(self, indices: Tensor) -> "SyntheticSet":
         """Returns some of the images with their targets, in this order; the record is left out."""
         return SyntheticSet(
-            (self.images if self.pixels is None else self.pixels)[indices],
+            self._kept[indices],
             self.representations[indices],
             maps=None if self.maps is None else self.maps[indices],
             scales=self.scales,

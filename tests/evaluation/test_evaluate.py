@@ -35,8 +35,10 @@ from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.evaluation.trial import Transfer, Trial, features, pooled_features
 from lightly_distill.models.students import student_builder
+from lightly_distill.runs.origin import RealSide
 from lightly_distill.runtime.seeding import global_seed
 from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic.pretrain import pretrain
 
 STUDENT = "convnet_4_4"
 QUICK: dict[str, Any] = {"steps": 3, "full_epochs": 1, "seeds": 2, "finetune_steps": 3, "device": "cpu"}
@@ -83,7 +85,7 @@ def test_every_arm_is_measured_by_every_probe_with_every_seed(
         assert all(len(values) == 2 and all(0 <= value <= 1 for value in values) for values in arm.values.values())
         assert len(arm.seconds) == 2
         assert len(arm.peak_memory) == (2 if arm.images else 0)
-        size = (3 * 8 * 8 + synthetic.dim) * 4 * arm.images  # the images of the arm are held by pre-training too
+        size = (3 * 8 * 8 + synthetic.dim * 4) * arm.images  # the images of the arm are held by pre-training too
         assert all(size <= peak < size + 100e6 for peak in arm.peak_memory), name
     assert {name: arm.images for name, arm in result.arms.items()} == {
         "scratch": 0, "random": 8, "kmeans": 8, "noise": 8, "distilled": 8, "full": 40, "target": 0, "earlier": 8
@@ -255,9 +257,38 @@ def test_the_whole_source_is_refused_before_any_training_where_it_does_not_fit(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "pretrain", lambda *_, **__: pytest.fail("pre-trained"))
-    monkeypatch.setattr(arms, "free_memory", lambda _device: 40 * 3 * 8 * 8 * 8 - 1)
-    with pytest.raises(UsageError, match=r"The arm full needs 0\.0 GiB .* for all 40 real images, .* leave it out"):
+    monkeypatch.setattr(arms, "free_memory", lambda _device: 40 * (2 * 3 * 8 * 8 + 7 * 4 * synthetic.layout.width) - 1)
+    message = r"The arm full needs 0\.0 GiB of memory \(cpu\) for all 40 real images, .* leave it out"
+    with pytest.raises(UsageError, match=message):
         evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=target, baselines=["full"], **QUICK)
+
+
+def test_the_whole_source_has_to_fit_on_the_gpu_as_pixels_with_its_targets(
+    synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, need = torch.device("cuda"), 40 * (3 * 8 * 8 + 4 * synthetic.layout.width)
+    inputs = arms.Inputs(synthetic, RealSide(open_source(tiny.images(40)), target, gpu))
+    monkeypatch.setattr(arms, "free_memory", lambda device: need if device == gpu else 2**30)
+    ARMS["full"].check(inputs)
+    monkeypatch.setattr(arms, "free_memory", lambda device: need - 1 if device == gpu else 2**30)
+    with pytest.raises(UsageError, match=r"The arm full needs 0\.0 GiB of memory \(cuda\) for all 40 real images"):
+        ARMS["full"].check(inputs)
+
+
+@pytest.mark.parametrize("eight_bits", [True, False])
+def test_many_real_images_are_pre_trained_on_as_pixels(target: Any, eight_bits: bool) -> None:
+    options: dict[str, Any] = {"student": STUDENT, "num_images": 8, "steps": 0, "batch_size": 16}
+    own = DistillationStage(target, eight_bits=eight_bits, **options).run(tiny.images(40))
+    inputs = arms.open_inputs([ARMS["full"]], own, own, tiny.images(40), target, torch.device("cpu"))
+    made = ARMS["full"].make(inputs, 0)
+    assert isinstance(made, SyntheticSet) and made.normalised.nbytes == 40 * 3 * 8 * 8
+    backbone = pretrain(STUDENT, made, steps=4, batch_size=16, device="cpu")
+    assert "images" not in vars(made)  # never whole as float32
+    whole = SyntheticSet(made.images, made.representations, mean=made.mean, std=made.std)
+    if not eight_bits:  # as a set of float32 images, whose targets have no scales
+        expected = pretrain(STUDENT, whole, steps=4, batch_size=16, device="cpu")
+        pairs = zip(backbone.state_dict().values(), expected.state_dict().values(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)
 
 
 def test_an_arm_that_diverges_is_left_out_and_the_others_are_kept(
@@ -522,7 +553,8 @@ def test_data_free_compares_images_alone_with_one_teacher_a_seed(
     assert len({id(each.teacher) for each in transfers if each}) == 2 * 2  # of a seed and a number of labels
     monkeypatch.undo()
     distilled, again = (trial for trial in seen[2::2] if trial.seed == 0)
-    assert distilled.transfer and again.transfer and torch.equal(distilled.transfer.images, again.transfer.images)
+    assert distilled.transfer and again.transfer
+    assert torch.equal(distilled.transfer.images[:], again.transfer.images[:])
     assert data_free_accuracy(distilled) == data_free_accuracy(again)
 
 

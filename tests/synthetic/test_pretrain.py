@@ -180,8 +180,8 @@ def test_what_cannot_work_is_refused_before_training(
 
 
 def test_images_that_are_not_square_are_refused() -> None:
-    data = synthetic()
-    data.images = data.images[..., :6]
+    whole = synthetic()
+    data = SyntheticSet(whole.images[..., :6], whole.representations, mean=whole.mean, std=whole.std)
     with pytest.raises(UsageError, match="Students take square images, this set's are 8x6"):
         run(synthetic=data)
 

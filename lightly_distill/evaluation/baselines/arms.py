@@ -29,6 +29,7 @@ from lightly_distill.runtime.device import free_memory
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 Need = Literal["real", "labels"]  # the real images and the target; the real images and their labels
+_COPIES = 7  # of the targets of a set, at most, while it is made and checked
 _SAMPLE = 128  # images, of which the bytes of an image are found
 Made = SyntheticSet | nn.Module | None  # to pre-train on; a model that is ready; None: a student is not pre-trained
 
@@ -125,14 +126,19 @@ def _full(inputs: Inputs, _seed: int) -> SyntheticSet:
 
 
 def _check_memory(inputs: Inputs) -> None:
-    """Refuses `full` where the real images do not fit as float32, twice while they are made."""
-    count, size = len(inputs.real.source), inputs.real.source.image_size
-    need, free = count * 3 * size * size * 4 * 2, free_memory(torch.device("cpu"))
-    if need > free:
-        raise UsageError(
-            f"The arm full needs {need / 2**30:.1f} GiB of memory for all {count:,} real images, "
-            f"{free / 2**30:.1f} are free: leave it out."
-        )
+    """Refuses `full` where the real images and their targets do not fit, in memory or on the GPU."""
+    count, size, device = len(inputs.real.source), inputs.real.source.image_size, inputs.real.device
+    pixels, targets = count * 3 * size * size, count * inputs.own.layout.width * 4
+    needs = {torch.device("cpu"): 2 * pixels + _COPIES * targets}  # pixels as they are and rounded
+    if device.type == "cuda":
+        needs[device] = pixels + targets
+    for place, need in needs.items():
+        free = free_memory(place)
+        if need > free:
+            raise UsageError(
+                f"The arm full needs {need / 2**30:.1f} GiB of memory ({place}) for all {count:,} real images, "
+                f"{free / 2**30:.1f} are free: leave it out."
+            )
 
 
 def _check_classes(inputs: Inputs) -> None:
