@@ -183,7 +183,9 @@ def compare(stage: DistillationStage, synthetic: SyntheticSet, images: Tensor, l
                     backbone = student_builder(STUDENT, SIZE)()
             else:
                 backbone = pretrain(STUDENT, arm, recipe="paper", steps=PRETRAIN_STEPS, seed=own_seed, device="cpu")
-            measured.append(probe(features(backbone, Normalised(images, synthetic.mean, synthetic.std)), labels.numpy()))
+            measured.append(
+                probe(features(backbone, Normalised(images, synthetic.mean, synthetic.std)), labels.numpy())
+            )
         accuracies[name] = {kind: float(np.mean([one[kind] for one in measured])) for kind in measured[0]}
     return accuracies
 

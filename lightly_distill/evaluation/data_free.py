@@ -28,7 +28,7 @@ def make_teacher(trial: Trial, build: Callable[[], nn.Module]) -> nn.Module:
         build: Makes the network, before training.
     """
     with global_seed(trial.seed, "pretrain", "init"):  # as the arm scratch
-        backbone = build().to(device_of(trial.backbone, trial.images))
+        backbone = build().to(trial.device)
     return finetuned(replace(trial, backbone=backbone)).eval()
 
 

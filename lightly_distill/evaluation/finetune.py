@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_distill.data.pixels import Normalised
-from lightly_distill.evaluation.trial import Trial, device_of, in_eval_mode
+from lightly_distill.evaluation.trial import Trial, in_eval_mode
 from lightly_distill.runtime.seeding import generator, global_seed
 
 # As in KRR-ST, arXiv:2310.06511, section 4.1.
@@ -19,7 +19,7 @@ FINETUNE_BATCH = 256
 
 def finetuned(trial: Trial) -> nn.Module:
     """Returns a copy of the backbone with a linear head, trained on the labelled images by cross-entropy."""
-    device = device_of(trial.backbone, trial.images)
+    device = trial.device
     images, labels = trial.images.to(device), trial.labels.to(device)
     with global_seed(trial.seed, "finetune", "init"):
         model = with_head(copy.deepcopy(trial.backbone), images, trial.num_classes)

@@ -9,18 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
+from lightly_distill.evaluation import gpu_probes
 from lightly_distill.evaluation.data_free import data_free_accuracy
 from lightly_distill.evaluation.finetune import finetune_accuracy
 from lightly_distill.evaluation.trial import Trial
 
-REGULARISATION = 0.1  # scikit-learn's C; fixed, so that nothing is chosen by looking at test images
+# scikit-learn's names; fixed, so that nothing is chosen by looking at test images
+LOGISTIC: dict[str, Any] = {"C": 0.1, "tol": 1e-4, "max_iter": 2000}
+NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -40,32 +45,45 @@ class Probe:
     needs_images: bool = False
 
 
-def knn_accuracy(
-    train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any], neighbours: int = 5
-) -> float:
+def knn_accuracy(train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any]) -> float:
     """Accuracy of the nearest neighbours by cosine among labelled features, in [0, 1]."""
-    classifier = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine", weights="distance")
+    classifier = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine", weights="distance")
     with _one_thread():
         return float(classifier.fit(train, labels).score(test, test_labels))
 
 
 def linear_accuracy(train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], test_labels: NDArray[Any]) -> float:
     """Accuracy of a logistic regression on standardised features, in [0, 1]."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=2000))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(**LOGISTIC))
     with _one_thread():
         return float(classifier.fit(train, labels).score(test, test_labels))
 
 
 def _knn(trial: Trial) -> float:
-    return knn_accuracy(trial.features[0], trial.labels.numpy(), trial.features[1], trial.test_labels.numpy())
+    train, test = trial.features
+    if trial.device.type != "cpu":
+        return gpu_probes.knn_accuracy(*_on_device(trial, train, test), NEIGHBOURS)
+    return knn_accuracy(train, trial.labels.numpy(), test, trial.test_labels.numpy())
 
 
 def _linear(trial: Trial) -> float:
-    return linear_accuracy(trial.features[0], trial.labels.numpy(), trial.features[1], trial.test_labels.numpy())
+    return _linear_of(trial, *trial.features)
 
 
 def _linear_pooled(trial: Trial) -> float:
-    return linear_accuracy(trial.pooled[0], trial.labels.numpy(), trial.pooled[1], trial.test_labels.numpy())
+    return _linear_of(trial, *trial.pooled)
+
+
+def _linear_of(trial: Trial, train: NDArray[Any], test: NDArray[Any]) -> float:
+    if trial.device.type != "cpu":
+        return gpu_probes.linear_accuracy(*_on_device(trial, train, test), **LOGISTIC)
+    return linear_accuracy(train, trial.labels.numpy(), test, trial.test_labels.numpy())
+
+
+def _on_device(trial: Trial, train: NDArray[Any], test: NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    parts = (torch.from_numpy(train), trial.labels, torch.from_numpy(test), trial.test_labels)
+    first, labels, second, test_labels = (part.to(trial.device) for part in parts)
+    return first, labels, second, test_labels
 
 
 PROBES: dict[str, Probe] = {

@@ -60,6 +60,11 @@ class Trial:
     finetune_steps: int = FINETUNE_STEPS
     transfer: Transfer | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone computes."""
+        return device_of(self.backbone, self.images)
+
     @cached_property
     def features(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Of the images for training and for testing, shapes (n, p) and (k, p)."""
