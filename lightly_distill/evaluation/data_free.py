@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightly_distill.evaluation.augmentation import augment
-from lightly_distill.evaluation.finetune import accuracy, batches, descend, finetuned, with_head
+from lightly_distill.evaluation.finetune import accuracy, batches, descend, finetuned, in_bf16, with_head
 from lightly_distill.evaluation.trial import Trial, device_of
 from lightly_distill.runtime.seeding import generator, global_seed
 
@@ -53,9 +53,9 @@ def data_free_accuracy(trial: Trial) -> float:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, trial.finetune_steps)
     for step, batch in enumerate(batches(trial, len(images), DATA_FREE_BATCH, "data-free")):
         changed = augment(images[batch], generator(trial.seed, "data-free", "augment", step))
-        with torch.no_grad():
+        with torch.no_grad(), in_bf16(device):
             wanted = transfer.teacher(changed).softmax(1)
-        with global_seed(trial.seed, "data-free", step, device=device):
+        with global_seed(trial.seed, "data-free", step, device=device), in_bf16(device):
             loss = F.cross_entropy(student(changed), wanted)
         descend(loss, optimizer, schedule)
     return accuracy(student, trial)

@@ -1,9 +1,9 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import pretended
@@ -13,8 +13,9 @@ from lightly_distill.data.labels import source_labels
 from lightly_distill.data.pixels import Normalised
 from lightly_distill.data.source import first_items, open_source
 from lightly_distill.evaluation import gpu_probes, probes
+from lightly_distill.evaluation.data_free import make_teacher
 from lightly_distill.evaluation.evaluate import evaluate
-from lightly_distill.evaluation.trial import features, pooled_features
+from lightly_distill.evaluation.trial import Transfer, Trial, features, pooled_features
 from lightly_distill.models.students import student_builder
 from lightly_distill.runtime.seeding import generator, global_seed
 
@@ -106,3 +107,32 @@ def test_where_the_device_is_a_gpu_all_arms_and_probes_run_there(monkeypatch: py
     assert not result.failed
     assert set(result.arms["full"].values) == {f"TensorDataset/{name}" for name in probes.PROBES}
     assert all(0 <= value <= 1 for arm in result.arms.values() for values in arm.values.values() for value in values)
+
+
+class Watched(nn.Module):
+    """Says in which precision it is trained, by kind of device."""
+
+    seen: ClassVar[set[tuple[str, bool]]] = set()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            kind = images.device.type
+            self.seen.add((kind, torch.is_autocast_enabled(kind)))
+        return self.layer(images).flatten(1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_networks_are_trained_in_bf16_on_a_gpu_only(device: str) -> None:
+    Watched.seen.clear()
+    with pretended.cuda():
+        shown = Normalised(tiny.images(12), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        labels = torch.arange(12) % 3
+        trial = Trial(Watched().to(device), shown, labels, shown, labels, 3, finetune_steps=2)
+        trial.transfer = Transfer(shown, make_teacher(trial, Watched), Watched)
+        for name in ("finetune", "data-free"):
+            probes.PROBES[name].accuracy(trial)
+    assert Watched.seen == {(device, device == "cuda")}
