@@ -21,7 +21,7 @@ ABOUT = (
 )
 INTERRUPTED = "; the same command again goes on with the sweep"
 _UNITS = {"k": 10**3, "m": 10**6}
-_OF_STAGE = ("device", "num_workers")  # declared with the settings of the distillation
+_OF_STAGE = ("device", "num_workers", "column", "value_range")  # declared with the settings of the distillation
 
 
 def arguments(parser: ArgumentParser) -> None:

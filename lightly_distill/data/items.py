@@ -66,7 +66,7 @@ class Items:
     def __init__(self, data: Any, name: str, reading: Reading | None = None) -> None:
         self.data, self.name, self._reading = _plain_list(data), name, reading or Reading()
         given = self._reading.value_range
-        self.scale: Scale | None = None if given is None else Scale(given, given=True)
+        self.scale: Scale | None = self._reading.scale or (None if given is None else Scale(given, given=True))
         self._check()
 
     def _check(self) -> None:
@@ -113,15 +113,17 @@ class Items:
 
     def find_scale(self) -> None:
         """Finds the range of values of more than 8 bits, from items that are spread over the source."""
-        given = self._reading.value_range
+        given, of_training = self._reading.value_range, self._reading.scale
         looked_at = list(self._spread())
         samples = [values for values in looked_at if values is not None]
-        whole = given or (find_range(samples) if samples else None)
-        self.scale = Scale(whole, given is not None)
+        found = given or (find_range(samples) if samples and not of_training else None)
+        self.scale = of_training or Scale(found, given is not None)
+        whole = self.scale.range
         if whole is None or not samples:
             return
-        found = "" if given else f", found from {len(samples)} of {len(looked_at)} images"
-        _logger.info("Values of %s: %g is black, %g is white%s.", self.name, whole.low, whole.high, found)
+        how = "" if given else f", found from {len(samples)} of {len(looked_at)} images"
+        how = ", as of the images for training" if of_training else how
+        _logger.info("Values of %s: %g is black, %g is white%s.", self.name, whole.low, whole.high, how)
         if seen_poorly(samples, whole):
             _logger.warning(
                 "Most images of %s use a sliver of the values from %g to %g only, and will be seen poorly: give the "

@@ -50,7 +50,8 @@ class Source(ABC):
         in_memory: Whether the decoded images are kept in memory.
         located: Whether its name, given to `open_source`, finds it again.
         frame: What is shown of each image; its size is S.
-        value_range: Of values of more than 8 bits; None where no image that was looked at has more.
+        scale: How values of more than 8 bits are read.
+        value_range: Of these; None where no image that was looked at has more.
         original_side: Shorter side of the first image before it was resized, in pixels.
         originals: SHA-256 of the shorter sides of all: sources whose images are alike at S may have originals of other
             sizes.
@@ -70,7 +71,7 @@ class Source(ABC):
         skipped: dict[str, int],
     ) -> None:
         self._items, self._num_workers = decoder.items, decoder.num_workers
-        self.value_range = _value_range(decoder)
+        self.scale, self.value_range = decoder.items.scale, _value_range(decoder)
         self.kept = kept
         self.name = decoder.items.name
         self.located = decoder.located
@@ -166,7 +167,12 @@ class _SpooledSource(Source):
 
 
 def find_images(
-    data: Any, *, image_size: int | None = None, crop: float = 1.0, reading: Reading | None = None
+    data: Any,
+    *,
+    image_size: int | None = None,
+    crop: float = 1.0,
+    reading: Reading | None = None,
+    name: str | None = None,
 ) -> Source | Decoder:
     """Finds real images, their size and the range of their values; looks at no more than a few of them.
 
@@ -179,6 +185,7 @@ def find_images(
         image_size: S, in pixels. Default: the shorter side of the first usable image, at most 64.
         crop: Fraction of the shorter side of each image that is shown; an open source keeps its own.
         reading: How it is read; an open source has been.
+        name: For messages. Default: `data` itself if it is a name, else its type.
 
     Returns:
         What `open_source` takes; its `image_size` is S.
@@ -196,7 +203,8 @@ def find_images(
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size is a number of pixels above 0; got {image_size}.")
     located = isinstance(data, (str, Path))
-    data, name = locate(data) if located else (data, type(data).__name__)
+    data, own_name = locate(data) if located else (data, type(data).__name__)
+    name = name or own_name
     data = _only_split(data)
     reading = reading or Reading()
     items = (steady_stream if is_stream(data) else steady_items)(data, name, reading)

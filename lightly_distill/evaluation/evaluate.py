@@ -106,8 +106,8 @@ def _open(
     size = own.images.shape[-1]
     arms = [*config.arms, *(given_arm(name, _as_set(value), own) for name, value in others.items())]
     students = {name: student_builder(name, size) for name in student_names(student)}
-    opened = open_tasks(tasks, config.labels, image_size=size, num_workers=config.num_workers)
-    inputs = open_inputs(arms, synthetic, own, data, target, device, representations, num_workers=config.num_workers)
+    opened = open_tasks(tasks, config.labels, image_size=size, reading=config.reading)
+    inputs = open_inputs(arms, synthetic, own, data, target, device, representations, reading=config.reading)
     return Bench(config, device, arms, inputs, students, opened)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from lightly_distill.data.reading import Reading, as_range, check_column
 from lightly_distill.errors import UsageError, did_you_mean
 from lightly_distill.evaluation.baselines.arms import ARMS, Arm
 from lightly_distill.evaluation.probes import PROBES
@@ -42,6 +43,13 @@ class TransferConfig(PretrainConfig):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     num_workers: int = 0
     """Processes that read real images and tasks; 0: none, see `DistillConfig`."""
+    column: str | None = None
+    """Name under which a row or a sample has its image, of tasks and real images, where there are several; several
+    names, comma separated, are tried in turn. Default: of the real images, as they were read for the set."""
+    value_range: tuple[float, float] | str | None = None
+    """LOW,HIGH: the values that become black and white, of tasks and real images, where pixels have more than 8 bits or
+    are floating point. Default: of a task, found from its images for training, and the same for those for testing; of
+    the real images, as they were read for the set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,11 +73,19 @@ class TransferConfig(PretrainConfig):
             raise UsageError(f"seeds is a number of repetitions, at least 1; got {self.seeds}.")
         check_number(self, "full_epochs", "finetune_steps")
         check_number(self, "num_workers", least=0)
+        check_column(self.column)
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", tuple(as_range(self.value_range)))
 
     @property
     def seed_list(self) -> list[int]:
         """The seeds, each once."""
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(dict.fromkeys(self.seeds))
+
+    @property
+    def reading(self) -> Reading:
+        """How tasks and real images are read."""
+        return Reading(self.num_workers, self.column, None if self.value_range is None else as_range(self.value_range))
 
     @property
     def arms(self) -> list[Arm]:
@@ -105,6 +121,8 @@ class TransferOptions(PretrainOptions, total=False):
     finetune_steps: int
     device: str
     num_workers: int
+    column: str | None
+    value_range: tuple[float, float] | str | None
 
 
 def student_names(student: str | Sequence[str]) -> list[str]:
@@ -121,7 +139,7 @@ def check_other_names(names: Iterable[str]) -> None:
 
 
 def open_tasks(
-    tasks: Sequence[Any], labels: Sequence["int | float | None"], *, image_size: int, num_workers: int = 0
+    tasks: Sequence[Any], labels: Sequence["int | float | None"], *, image_size: int, reading: Reading
 ) -> list[Task]:
     """Opens the tasks of `evaluate`.
 
@@ -130,7 +148,7 @@ def open_tasks(
     """
     if isinstance(tasks, (str, Path)) or _is_one_task(tasks):
         tasks = [tasks]
-    opened = [open_task(task, image_size=image_size, num_workers=num_workers) for task in tasks]
+    opened = [open_task(task, image_size=image_size, reading=reading) for task in tasks]
     check_task_names([task.name for task in opened])
     for task in opened:
         for count in labels:

@@ -81,7 +81,7 @@ class Task:
         return order[torch.argsort(rank, stable=True)][:count].sort().values
 
 
-def open_task(data: Any, *, image_size: int, num_workers: int = 0) -> Task:
+def open_task(data: Any, *, image_size: int, reading: Reading | None = None) -> Task:
     """Opens a labelled task.
 
     Args:
@@ -91,7 +91,8 @@ def open_task(data: Any, *, image_size: int, num_workers: int = 0) -> Task:
             for training and testing, with a name before them where two pairs are of one class. An open task is
             returned as it is.
         image_size: S, in pixels.
-        num_workers: Processes that read the images.
+        reading: How the images are read. A range of values that is not given is found of those for training, and is
+            that of those for testing too.
 
     Raises:
         UsageError: If there is no such source, a split or the labels are missing, there is one class only, or the test
@@ -100,10 +101,9 @@ def open_task(data: Any, *, image_size: int, num_workers: int = 0) -> Task:
     if isinstance(data, Task):
         return data
     name, train, test = find_task(data)
-    reading = Reading(num_workers)
+    reading = reading or Reading()
     source, labels = _labelled(train, image_size, name, reading)
-    reading = replace(reading, value_range=source.value_range)  # the same for both
-    test_source, test_labels = _labelled(test, image_size, name, reading)
+    test_source, test_labels = _labelled(test, image_size, name, replace(reading, scale=source.scale))
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise UsageError(f"The task {name} has one class only ({classes[0]}): there is nothing to tell apart.")
@@ -201,8 +201,8 @@ class _Split:
 
 
 def _labelled(split: Any, image_size: int, name: str, reading: Reading) -> tuple[Source, list[Any]]:
-    data = split.data if isinstance(split, _Split) else split
-    decoder = find_images(data, image_size=image_size, reading=reading)
+    data, own_name = (split.data, split.name) if isinstance(split, _Split) else (split, name)
+    decoder = find_images(data, image_size=image_size, reading=reading, name=own_name)
     assert isinstance(decoder, Decoder)
     source = open_source(decoder)
     labels = item_labels(data, f"task {name}")

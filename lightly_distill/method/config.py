@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from typing_extensions import Unpack
 
-from lightly_distill.data.reading import Reading, as_range
+from lightly_distill.data.reading import Reading, as_range, check_column
 from lightly_distill.errors import UsageError, did_you_mean
 from lightly_distill.models.recipe import Recipe, RecipeOptions
 from lightly_distill.runtime.settings import check_bool, check_number, check_one_of, update
@@ -192,8 +192,7 @@ class DistillConfig:
         check_number(self, "steps", "num_workers", least=0)
         if self.value_range is not None:
             object.__setattr__(self, "value_range", tuple(as_range(self.value_range)))
-        if self.column is not None and not (isinstance(self.column, str) and self.column.strip(" ,")):
-            raise UsageError(f"column is the name of a column, or several, comma separated; got {self.column!r}.")
+        check_column(self.column)
         if self.image_size is not None:
             check_number(self, "image_size")
         if self.target_size is not None:

@@ -1,7 +1,7 @@
 """Where a set comes from: its real images and its target model, given by the user or named by the run that made it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def real_side(
     *,
     representations: Any = None,
     in_its_coordinates: bool = False,
-    num_workers: int = 0,
+    reading: Reading | None = None,
 ) -> RealSide:
     """Opens the real images and the target, which the configuration of a run names where the user does not.
 
@@ -161,7 +161,7 @@ def real_side(
         device: Where representations are computed.
         representations: Of the images, see `find_representations`. Default: what the run has kept of them, if any.
         in_its_coordinates: Whether the representations are to be like those of the set, or the target's own.
-        num_workers: Processes that read the images.
+        reading: How the images are read, where it is not as the set records.
 
     Raises:
         UsageError: If one of them is missing, or cannot be opened.
@@ -181,7 +181,7 @@ def real_side(
             raise UsageError(f"{found.name} has representations, and the set also has maps: leave them out.")
         grid = 0
         found.check(views=0, items=None, dim=_target_dim(own, made))
-    source = open_recorded(data, own, num_workers)
+    source = open_recorded(data, own, reading)
     sha256, frame = model.weights_sha256(), _recorded_frame(own)
     kept = kept_by_run(synthetic, known, source, sha256) if found is None else keeper(found, source, sha256, None)
     target_maps = None
@@ -220,10 +220,11 @@ def recorded_config(own: SyntheticSet) -> DistillConfig | None:
         return None
 
 
-def open_recorded(data: Any, own: SyntheticSet, num_workers: int = 0) -> Source:
-    """Opens real images as they were shown to the students of a set, at its size and read as it records."""
+def open_recorded(data: Any, own: SyntheticSet, given: Reading | None = None) -> Source:
+    """Opens real images as they were shown to the students of a set: at its size and, if not given, read as then."""
     frame, made = _recorded_frame(own), recorded_config(own)
-    reading = replace(made.reading if made else Reading(), num_workers=num_workers)
+    given, recorded = given or Reading(), made.reading if made else Reading()
+    reading = Reading(given.num_workers, given.column or recorded.column, given.value_range or recorded.value_range)
     size, crop = own.images.shape[-1], frame.crop if frame else 1.0
     return open_source(find_images(data, image_size=size, crop=crop, reading=reading))
 

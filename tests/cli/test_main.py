@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from datasets import Dataset as HuggingFaceDataset
+from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
@@ -378,6 +380,28 @@ def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys:
     assert published["student"] == "convnet_4_4" and published["arms"] == results["arms"]
     assert main(["evaluate", "--config", "results/config.yaml", "--out", "again"]) == 0
     assert json.loads(Path("again/results.json").read_text())[0]["arms"] == results["arms"]
+
+
+def test_tasks_are_read_by_the_column_and_range_that_the_real_images_are(
+    place: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test"):
+        scans = [Image.fromarray(image[0].numpy().astype("uint16") * 16) for image in tiny.images(20)]
+        columns = {"photo": scans, "mask": scans, "label": [0, 1] * 10}
+        Path("scans").mkdir(exist_ok=True)
+        HuggingFaceDataset.from_dict(columns).to_parquet(f"scans/{split}-00000-of-00001.parquet")
+    given = ["--column", "photo", "--value-range", "0,8160"]
+    assert distill(*given, data="scans#train") == 0
+    command = ["evaluate", "--set", "run", "--student", "convnet_4_4", "--task", "scans", "--pretrain-steps", "1"]
+    command += ["--seeds", "1", "--baselines", "random", "--target", TARGET, "--out", "results"]
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "choose one with --column photo" in capsys.readouterr().err
+    assert main([*command, *given]) == 0
+    (results,) = json.loads(Path("results/results.json").read_text())
+    assert results["setting"]["column"] == "photo" and results["setting"]["value_range"] == [0, 8160]
+    told = {message for message in caplog.messages if "0 is black, 8160 is white" in message}
+    assert {message.split(":")[0] for message in told} == {"Values of scans#train", "Values of scans#test"}
 
 
 @pytest.mark.parametrize(

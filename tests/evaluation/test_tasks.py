@@ -2,15 +2,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset as HuggingFaceDataset
+from PIL import Image
 from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill.data.labels import rank_in_class, source_labels
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import open_source
+from lightly_distill.data.values import ValueRange
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.tasks import open_task
 
@@ -156,3 +160,47 @@ def test_a_folder_that_cannot_be_divided_says_why(count: int, message: str, tmp_
     write_folder(tmp_path, {"animals": count})
     with pytest.raises(UsageError, match=message):
         open_task(tmp_path / "animals", image_size=8)
+
+
+def write_deep_folder(root: Path, splits: dict[str, int]) -> None:
+    """Writes images of 16 bits, of values up to so much in each split."""
+    for split, most in splits.items():
+        for number in range(8):
+            folder = root / split / ("cat", "dog")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.linspace(0, most, 64).astype(np.uint16).reshape(8, 8)).save(folder / f"{number}.png")
+
+
+def test_images_for_testing_are_read_by_the_range_of_those_for_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_deep_folder(tmp_path / "scans", {"train": 4095, "test": 1000})
+    with caplog.at_level("INFO"):
+        task = open_task(tmp_path / "scans", image_size=8)
+    assert task.images.max() == 255 and task.test_images.max() == round(1000 / 4095 * 255)
+    train, test = (message for message in caplog.messages if message.startswith("Values of"))
+    assert train.endswith("scans#train: 0 is black, 4095 is white, found from 8 of 8 images.")
+    assert test.endswith("scans#test: 0 is black, 4095 is white, as of the images for training.")
+
+
+@pytest.mark.parametrize("train", [tiny.images(12), tiny.images(12).int() * 4095 // 255])
+def test_images_for_testing_are_read_as_those_for_training_whatever_their_type(train: torch.Tensor) -> None:
+    floats, whole = tiny.images(12).float() / 255, tiny.images(12).int() * 65_535 // 255 // 4
+    labels = torch.arange(12) % 3
+    task = open_task((TensorDataset(train, labels), TensorDataset(floats, labels)), image_size=8)
+    assert torch.equal(task.images, tiny.images(12)) and torch.equal(task.test_images, tiny.images(12))
+    task = open_task((TensorDataset(train, labels), TensorDataset(whole, labels)), image_size=8)
+    most = 4095 if train.dtype == torch.int32 else 65_535  # of bytes nothing is known beyond their type
+    assert torch.equal(task.test_images, (whole / most * 255).round().clamp(max=255).byte())
+
+
+def test_a_task_is_read_by_the_column_and_range_that_are_given() -> None:
+    deep = [Image.fromarray((image[0].numpy().astype(np.int32) * 16).astype(np.uint16)) for image in tiny.images(6)]
+    masks = [Image.new("L", (8, 8)) for _ in deep]
+    data = HuggingFaceDataset.from_dict({"photo": deep, "mask": masks, "label": [0, 1] * 3})
+    with pytest.raises(UsageError, match="choose one with --column photo"):
+        open_task((data, data), image_size=8)
+    reading = Reading(column="scan,photo", value_range=ValueRange(0, 255 * 32))
+    task = open_task((data, data), image_size=8, reading=reading)
+    for images in (task.images, task.test_images):
+        assert torch.equal(images[:, 0], (tiny.images(6)[:, 0] / 2).round().byte())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.baselines.labelled import LabelledSide, check_classes, labelled_side
@@ -283,7 +284,7 @@ def open_inputs(
     target: Any,
     device: torch.device,
     representations: Any = None,
-    num_workers: int = 0,
+    reading: Reading | None = None,
 ) -> Inputs:
     """Opens what the arms need, and has each of them check it.
 
@@ -295,7 +296,7 @@ def open_inputs(
         target: The target model or its specification, or None.
         device: Where the target computes.
         representations: Of the real images, or None; see `find_representations`.
-        num_workers: Processes that read the real images.
+        reading: How the real images are read, where it is not as the set records.
 
     Raises:
         UsageError: If something is missing, is not what the set was distilled from, or an arm cannot take it.
@@ -318,11 +319,11 @@ def open_inputs(
             device,
             representations=representations,
             in_its_coordinates=True,
-            num_workers=num_workers,
+            reading=reading,
         )
         check_origin(own, real)
     if "labels" in needs:
-        labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"), num_workers)
+        labelled = labelled_side(synthetic, data, own, real, device, _that_need("labels"), reading)
     inputs = Inputs(own, real, labelled)
     for arm in arms:
         arm.check(inputs)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightly_distill.data.labels import rank_in_class, source_labels
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.config import DistillConfig
@@ -198,7 +199,7 @@ def labelled_side(
     real: RealSide | None,
     device: torch.device,
     arms: str,
-    num_workers: int = 0,
+    reading: Reading | None = None,
 ) -> LabelledSide:
     """Opens the real images with their labels, and finds the settings that the set was distilled with.
 
@@ -209,7 +210,7 @@ def labelled_side(
         real: The real images and the target, if they are open already.
         device: Where to distil.
         arms: Those that need labels, for messages.
-        num_workers: Processes that read the images.
+        reading: How the images are read, where it is not as the set records.
 
     Raises:
         UsageError: If the images, their labels or the settings are missing or are not those of the set, or a student of
@@ -228,7 +229,7 @@ def labelled_side(
             "arms out."
         )
     config = replace(recorded, num_images=len(own), device=str(device))
-    source = open_recorded(data, own, num_workers) if real is None else real.source
+    source = open_recorded(data, own, reading) if real is None else real.source
     check_recorded("source", own, "fingerprint", source.fingerprint, source.name)
     side = LabelledSide(source, source_labels(data, source.kept), config, own)
     for name in config.students:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, open_source
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.evaluation.baselines.arms import ARMS
@@ -97,7 +98,7 @@ def sweep(
         stage: Target and settings. Its own number of images does not count.
         data: Real images, as `DistillationStage.run` takes them.
         sizes: Numbers of synthetic images, increasing; none where `bytes` are given.
-        tasks: As for `evaluate`. They are not read before a search is over.
+        tasks: As for `evaluate`, read as the stage reads the source. They are not read before a search is over.
         out: New folder, or that of a sweep with the same settings.
         bytes: Budgets of bytes on disk instead of sizes, increasing. As many images are distilled as should fit, and
             compared with random real images of as many bytes and of 2, 5 and 10 times as many, which says what the set
@@ -142,12 +143,12 @@ def sweep(
     settings = _settings(stage, source, plan, students, task_names, transfer)
     state = go_on(begun, settings, folder) if begun else Sweep(settings, None, {})
     searching = plan is not None and state.found is None
-    opened = [] if searching else _opened(tasks, state, source.image_size, stage.config.num_workers)
+    opened = [] if searching else _opened(tasks, state, source.image_size, stage.config.reading)
     write_record(state, folder)
     if plan is not None and searching:
         state.found = _search(plan, stage, source, representations, folder)
         write_record(state, folder)
-        opened = _opened(tasks, state, source.image_size, stage.config.num_workers)
+        opened = _opened(tasks, state, source.image_size, stage.config.reading)
     for number, size in enumerate(wanted, start=1):
         which = f"Size {size:,} ({number} of {len(wanted)})"
         if size in state.sizes:
@@ -224,12 +225,14 @@ def _fitted(config: TransferConfig, stage: DistillationStage) -> TransferConfig:
         raise UsageError(
             f"A sweep tries students where it distils, on the stage's device, {device}; got device={config.device!r}."
         )
+    if config.reading != Reading(config.num_workers):
+        raise UsageError("A sweep reads tasks as the source: give column and value_range to the stage.")
     return replace(config, device=device, num_workers=stage.config.num_workers)
 
 
-def _opened(tasks: Sequence[Any], state: Sweep, image_size: int, num_workers: int) -> list[Task]:
+def _opened(tasks: Sequence[Any], state: Sweep, image_size: int, reading: Reading) -> list[Task]:
     """Opens the tasks, which have to be those that finished sizes were tried on, not only of the same names."""
-    opened = open_tasks(tasks, state.settings["evaluate"]["labels"], image_size=image_size, num_workers=num_workers)
+    opened = open_tasks(tasks, state.settings["evaluate"]["labels"], image_size=image_size, reading=reading)
     prints = {task.name: task.fingerprint() for task in opened}
     changed = [name for name, known in state.tasks.items() if state.sizes and prints[name] != known]
     if changed:

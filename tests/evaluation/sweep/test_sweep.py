@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
@@ -423,3 +424,13 @@ def test_bytes_instead_of_sizes_say_what_to_take(tmp_path: Path) -> None:
         sweep(stage(), images, (4,), [task()], bytes=(20_000,), out=tmp_path / "x")
     with pytest.raises(UsageError, match=r"100 bytes are too few for a set: two images take about [\d,]+"):
         sweep(stage(), images, (), [task()], bytes=(100,), out=tmp_path / "x")
+
+
+def test_a_sweep_reads_tasks_as_its_source(tmp_path: Path) -> None:
+    values = tiny.images(40).numpy().astype(np.float32) * 16  # not in [0, 1]: refused without a range
+    rows = [{"photo": image, "mask": image, "label": number % 3} for number, image in enumerate(values)]
+    options = {"data": rows, "tasks": [("scans", rows, rows[:12])], "baselines": ["random"], "seeds": 1}
+    done = run(tmp_path / "out", (4,), stage=stage(column="photo", value_range=(0, 4095)), **options)
+    assert set(done.sizes) == {4} and set(done.sizes[4].results[0].arms) == {"random", "distilled"}
+    with pytest.raises(UsageError, match="A sweep reads tasks as the source: give column and value_range to the stage"):
+        run(tmp_path / "other", (4,), **options, column="photo")
