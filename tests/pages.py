@@ -26,7 +26,8 @@ addEventListener("load", () => {{
     return {{natural: image.naturalWidth, width: place.width, right: place.right, colours: colours.size}};
   }});
   const boxes = [...inside.querySelectorAll(".box")].map(box => box.getBoundingClientRect().right);
-  const seen = {{images, boxes, inner: frame.contentWindow.innerWidth, scroll: root.scrollWidth}};
+  const hidden = [...inside.querySelectorAll(".box:has(.facts)")].map(box => box.scrollWidth - box.clientWidth);
+  const seen = {{images, boxes, hidden, inner: frame.contentWindow.innerWidth, scroll: root.scrollWidth}};
   document.body.innerHTML = "<pre id=seen>" + JSON.stringify(seen) + "</pre>";
 }});
 </script>

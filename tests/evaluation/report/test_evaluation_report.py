@@ -236,6 +236,7 @@ def test_a_browser_draws_every_figure_within_the_page(tmp_path: Path, width: int
         assert image["natural"] > 0 and image["colours"] > 10  # drawn, and not one blank area
         assert image["width"] > min(300, 0.8 * width) and image["right"] <= width
     assert seen["inner"] == width and seen["scroll"] <= width and max(seen["boxes"]) <= width
+    assert max(seen["hidden"]) <= 0  # settings are read without scrolling
 
 
 def test_the_browser_test_sees_a_figure_that_is_not_drawn(tmp_path: Path) -> None:

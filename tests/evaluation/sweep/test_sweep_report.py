@@ -166,10 +166,13 @@ def test_names_of_a_stranger_are_only_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [360, 400, 1600])
 def test_a_browser_draws_every_figure_within_the_page(tmp_path: Path, width: int) -> None:
     browser()
-    written(tmp_path, made_up(students=("a" * 60, NASTY), searched=True))
+    swept = made_up(students=("a" * 60, NASTY), searched=True)
+    swept.settings["distill"]["checkpoint_minutes"] = 10.0
+    written(tmp_path, swept)
     seen = opened(tmp_path / "sweep.html", width)
     assert len(seen["images"]) == 2 * len(MEASURES) + 1
     for image in seen["images"]:
         assert image["natural"] > 0 and image["colours"] > 10
         assert image["width"] > min(300, 0.8 * width) and image["right"] <= width
     assert seen["inner"] == width and seen["scroll"] <= width and max(seen["boxes"]) <= width
+    assert max(seen["hidden"]) <= 0  # settings are read without scrolling
