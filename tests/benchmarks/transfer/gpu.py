@@ -41,9 +41,10 @@ SMALL = dataclasses.replace(
     resnet=("resnet-9", 0.25),
     target_epochs=1,
     stage={**GPU.stage, "num_images": 20, "steps": 2, "batch_size": 64, "pool": {"size": 2, "max_age": 2}},
-    students="convnet_16_32,resnet10t:stem=small",
-    evaluation={"probes": ("knn",), "labels": (100,), "steps": 4, "full_epochs": 1},
+    students="convnet_16_32,convnet_8_8",
+    evaluation={"tasks": ("cifar10",), "probes": ("knn",), "labels": (100,), "steps": 4, "full_epochs": 1},
     device="cpu",
+    task_images=200,
 )
 
 

@@ -48,6 +48,7 @@ class Setting:
         students: That are tried, comma separated.
         evaluation: Options of `evaluate`.
         device: Where.
+        task_images: How many of each split of a task; None: all.
         pieces: Whether students are evaluated one after the other, so that a stop costs little.
     """
 
@@ -59,6 +60,7 @@ class Setting:
     students: str
     evaluation: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    task_images: int | None = None
     pieces: bool = False
 
 
@@ -106,9 +108,12 @@ def real_images(count: int) -> Source:
 
 
 @cache
-def task(name: str) -> Task:
-    """Returns a task, decoded once."""
-    return open_task(name, image_size=32)
+def task(name: str, count: int | None = None) -> Task:
+    """Returns a task, or the first images of both of its splits, decoded once."""
+    if count is None:
+        return open_task(name, image_size=32)
+    train, test = (locate(f"{name}#{split}")[0].select(range(count)) for split in ("train", "test"))
+    return open_task((train, test), image_size=32)
 
 
 def train_target(setting: Setting, path: Path, workers: int) -> BarlowTwins:
@@ -183,7 +188,7 @@ def try_out(
     asked = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     if known and any(known[0].setting[name] != value for name, value in asked.items()):
         raise SystemExit(f"{file} was measured with other settings than {asked}: remove it.")
-    tasks = [task(name) for name in settings.pop("tasks")]
+    tasks = [task(name, setting.task_images) for name in settings.pop("tasks")]
     students = setting.students.split(",")
     for asked_for in students if setting.pieces else [setting.students]:
         before = {each.student: each for each in known}
