@@ -42,7 +42,7 @@ def test_right_goes_on_where_it_stopped(tmp_path: Path) -> None:
     _, before = part(tmp_path, "right", "--minutes", "0")
     code, written = part(tmp_path, "right")
     assert code == 0 and written["done"] and len(written["results"]) == 3
-    assert list(written["results"])[0] == list(before["results"])[0]
+    assert before["results"].items() <= written["results"].items()
 
 
 @pytest.mark.slow

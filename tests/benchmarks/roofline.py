@@ -83,7 +83,7 @@ def step_operations(config: DistillConfig, target: nn.Module, targets: Layout) -
 
     Args:
         config: Settings, with the size of the images.
-        target: Takes images of that size.
+        target: Takes images of that size; comes back on the device `meta`.
         targets: Layout of the targets' rows.
 
     Returns:
@@ -93,7 +93,7 @@ def step_operations(config: DistillConfig, target: nn.Module, targets: Layout) -
     size, count, batch = config.image_size or 32, config.num_images, config.batch_size
     probe = torch.zeros(2, 3, size, size)
     student, features = with_rows(student_builder(config.students[0], size)(), probe, targets.grid)
-    student, head = student.to("meta"), RowHead(features, targets).to("meta")
+    student, head, target = student.to("meta"), RowHead(features, targets).to("meta"), target.to("meta")
     real, syn = (torch.empty(n, 3, size, size, device="meta") for n in (batch, count))
     syn, rows = syn.requires_grad_(), torch.empty(count, targets.width, device="meta", requires_grad=True)
     optimizer, of_set = make_optimizer(student, head, config.pool), torch.optim.AdamW([syn, rows])
@@ -108,7 +108,7 @@ def step_operations(config: DistillConfig, target: nn.Module, targets: Layout) -
 
     found = {}
     with torch.no_grad():
-        found["target"] = counted(lambda: target.to("meta")(real))
+        found["target"] = counted(lambda: target(real))
     with kernel_pass(student):
         with torch.no_grad():
             found["real features"] = counted(lambda: student(real))
