@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lightly_distill.errors import DistillError, first_line
 
-# Of one architecture, at most. Six are usual: training or not, with a gradient or not, of a first number of images and of
-# any. torch counts those of all networks of a class together, and its own limit is 8.
+# Of one architecture, at most. Six are usual: training or not, with a gradient or not, of a first number of images and
+# of any. torch counts those of all networks of a class together, and its own limit is 8.
 GRAPHS = 16
 
 _logger = logging.getLogger(__name__)
