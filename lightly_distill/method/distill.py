@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from statistics import fmean
@@ -215,6 +215,7 @@ def _named(when: str, slot: Slot) -> Iterator[None]:
 
 
 def _precision(config: DistillConfig, device: torch.device) -> AbstractContextManager[None]:
-    enabled = config.precision == "bf16"
+    if config.precision != "bf16":  # not one that is off either: compiled code would be compiled anew for it
+        return nullcontext()
     # without the cache: it would keep bf16 copies of weights that the warm-up changes under the same context
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightly_distill.data.augment import vary
-from lightly_distill.errors import DistillError, first_line
+from lightly_distill.errors import DistillError
+from lightly_distill.method.compiled import Compiler
 from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.memory import estimate
 from lightly_distill.method.step import chunks_of
@@ -86,7 +87,7 @@ class StudentPool:
         compile: bool = False,
     ) -> None:
         self.config = config
-        self._compile = compile
+        self._compiler = Compiler(len(students)) if compile else None
         self.seed = seed
         self.chunk_size: int | None = None
         self.team = team
@@ -109,16 +110,8 @@ class StudentPool:
     def _tried(self, name: str, student: nn.Module) -> tuple[nn.Module, Layout]:
         """Returns a student whose output is rows, compiled if asked to, and their layout."""
         student, features = with_rows(student, self._probe, self.targets.grid)
-        if not self._compile:
-            return student, features
-        student.compile()
-        try:
-            with torch.no_grad():
-                student.eval()(self._probe)
-        except Exception as error:  # a missing compiler, or what it does not understand
-            raise DistillError(
-                f"Student '{name}' cannot be compiled, leave --compile out: {first_line(error)}"
-            ) from error
+        if self._compiler is not None:
+            self._compiler.compile(name, student, self._probe)
         return student, features
 
     def fit_memory(

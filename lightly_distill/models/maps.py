@@ -53,9 +53,14 @@ def maps(student: nn.Module, images: Tensor, grid: int) -> tuple[Tensor, Tensor]
         features, last = with_map(student, images)
     except NoMapError as error:
         raise UsageError(f"The student {type(student).__name__} has no map: {error}.") from error
+    return features, at_grid(last, grid)
+
+
+def at_grid(last: Tensor, grid: int) -> Tensor:
+    """Averages or enlarges a map (B, C, h, w) to (B, C, grid, grid)."""
     if min(last.shape[-2:]) < grid:
-        return features, F.interpolate(last, size=(grid, grid), mode="bilinear", align_corners=False)
-    return features, to_grid(last, grid)
+        return F.interpolate(last, size=(grid, grid), mode="bilinear", align_corners=False)
+    return to_grid(last, grid)
 
 
 def with_map(model: "nn.Module | Callable[[Tensor], Any]", images: Tensor) -> tuple[Any, Tensor]:
@@ -74,9 +79,14 @@ def with_map(model: "nn.Module | Callable[[Tensor], Any]", images: Tensor) -> tu
     if not isinstance(model, nn.Module):
         return watched(model, images)
     model = getattr(model, "_orig_mod", model)  # of torch.compile
+    return reader_of(model)(model, images)
+
+
+def reader_of(model: nn.Module) -> MapReader:
+    """Returns what runs this model and shows its map, as `with_map`."""
     if model not in _readers:
         _readers[model] = _find_reader(model)
-    return _readers[model](model, images)
+    return _readers[model]
 
 
 def to_grid(last: Tensor, grid: int) -> Tensor:

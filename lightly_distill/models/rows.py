@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightly_distill.errors import UsageError
-from lightly_distill.models.maps import maps
+from lightly_distill.models.maps import at_grid, maps, reader_of
 
 MAX_CODE = 127  # of a number that is kept in 8 bits; int8 without -128
 
@@ -72,11 +72,13 @@ class FeatureRows(nn.Module):
     def __init__(self, backbone: nn.Module, grid: int) -> None:
         super().__init__()
         self.backbone, self.grid = backbone, grid
+        # found here: a look-up by the model would have torch.compile make code for each model
+        self._read = reader_of(backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns rows (B, p + C g g)."""
-        features, last_maps = maps(self.backbone, images, self.grid)
-        return torch.cat([features, last_maps.flatten(1)], dim=1)
+        features, last_map = self._read(self.backbone, images)
+        return torch.cat([features, at_grid(last_map, self.grid).flatten(1)], dim=1)
 
 
 class RowHead(nn.Module):

@@ -77,10 +77,10 @@ def start(setting: Setting, device: str) -> tuple[Tensor, Tensor, Tensor, nn.Mod
     images, real = (
         torch.randn(n, 3, setting.size, setting.size, generator=g) for n in (setting.num_images, setting.batch_size)
     )
-    target = target_model(setting)
+    images, real, target = images.to(device), real.to(device), target_model(setting).to(device)
     with torch.no_grad():
         representations = torch.cat([target(chunk) for chunk in images.split(250)])
-    return images.to(device), representations.to(device), real.to(device), target.to(device)
+    return images, representations, real, target
 
 
 def run(side: str, setting: Setting, steps: int, device: str) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def run(side: str, setting: Setting, steps: int, device: str) -> dict[str, Any]:
     exact = _exact_loss(slot.student, images, representations, real, target) if side == "plain" else None
     losses, seconds = [], []
     for _ in range(steps):
-        began = _now(device)
+        began = now(device)
         losses.append(step())
-        seconds.append(_now(device) - began)
+        seconds.append(now(device) - began)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else _peak()
     if side != "reference":
         with precision:
@@ -136,26 +136,26 @@ def _phases(
     """Seconds of each part of a step, the median of three."""
     found: dict[str, list[float]] = {}
     for _ in range(3):
-        times = [_now(device)]
+        times = [now(device)]
         with kernel_pass(slot.student):
             real_BF = features(slot.student, real.images, None)
-            times.append(_now(device))
+            times.append(now(device))
             syn_MF = slot.student(images)
-            times.append(_now(device))
+            times.append(now(device))
             loss = F.mse_loss(kernel_ridge(real_BF, syn_MF, representations).values, real.representations)
             with full_precision(images.device):
                 grad_MF, _ = torch.autograd.grad(loss, [syn_MF, representations], retain_graph=True)
-            times.append(_now(device))
+            times.append(now(device))
             torch.autograd.grad(syn_MF, images, grad_MF)
-            times.append(_now(device))
+            times.append(now(device))
         pool.advance(slot, images, representations)
-        times.append(_now(device))
+        times.append(now(device))
         for name, began, ended in zip(PHASES, times, times[1:], strict=False):
             found.setdefault(name, []).append(ended - began)
     return {name: statistics.median(each) for name, each in found.items()}
 
 
-def _now(device: str) -> float:
+def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -185,8 +185,8 @@ def measure(name: str, steps: int, device: str, sides: Sequence[str]) -> dict[st
     found: dict[str, Any] = {"setting": name, "steps": steps, "device": device, "threads": torch.get_num_threads()}
     for side, result in results.items():
         found[side] = {
-            "seconds": _median(result),
-            "ratio": _median(results["reference"]) / _median(result),
+            "seconds": median(result),
+            "ratio": median(results["reference"]) / median(result),
             "phases": result["phases"],
             "memory_gib": result["memory"] / 2**30,
             "loss_gap": _gap(result, results["reference"]),
@@ -196,7 +196,7 @@ def measure(name: str, steps: int, device: str, sides: Sequence[str]) -> dict[st
     return found
 
 
-def _median(result: dict[str, Any]) -> float:
+def median(result: dict[str, Any]) -> float:
     return statistics.median(result["seconds"][1:] or result["seconds"])
 
 
@@ -207,7 +207,7 @@ def _gap(ours: dict[str, Any], plain: dict[str, Any]) -> float:
 def _line(name: str, side: str, results: dict[str, Any]) -> str:
     result, plain = results[side], results["reference"]
     phases = [f"{result['phases'][phase]:.3f}" if result["phases"] else "-" for phase in PHASES]
-    cells = [name, side, *phases, f"{_median(result):.3f}", f"{_median(plain) / _median(result):.2f}"]
+    cells = [name, side, *phases, f"{median(result):.3f}", f"{median(plain) / median(result):.2f}"]
     return "| " + " | ".join([*cells, f"{result['memory'] / 2**30:.2f}", f"{_gap(result, plain):.0e}"]) + " |"
 
 

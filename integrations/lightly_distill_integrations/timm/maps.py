@@ -1,7 +1,9 @@
 """The last map of a timm model: what its `forward_features` returns, with the channels in second place."""
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor
 
@@ -22,9 +24,12 @@ def features(model: Any, images: Tensor) -> tuple[Any, Tensor]:
     """
     if isinstance(model, PoolingVisionTransformer):
         return _features_of_pit(model, images)
-    with maps.watch(len(images)) as seen:
+    # no hook gets into compiled code, and most models need none
+    with nullcontext() if torch.compiler.is_compiling() else maps.watch(len(images)) as seen:
         last = model.forward_features(images)
     if not isinstance(last, Tensor):  # several: of CoaT, CrossViT and EfficientViM
+        if seen is None:
+            raise maps.NoMapError("compiled code shows no map of a model that returns several")
         return last, seen.map(None)
     if last.ndim == 3:
         return last, maps.of_tokens(last, getattr(model, "num_prefix_tokens", None))

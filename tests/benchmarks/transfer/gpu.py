@@ -5,7 +5,8 @@
 Source: all 50,000 images of tinyimagenet100-32. Target: Lightly's ResNet-18 for small images, trained with its Barlow
 Twins on them. m = 1000, student convnet_128_256_512; tried are it, resnet18 and mobilenetv3_small_100 with small stems
 and a small ViT. Tasks: cifar10 and tinyimagenet100-32 with 5,000 and 500 labels. What is in DIR already is not made
-again.
+again, and after a stop (Ctrl-C) it goes on: the target from its last epoch, the run from its last step, the evaluation
+from the last student.
 """
 
 import argparse
@@ -29,19 +30,21 @@ GPU = Setting(
     },
     students="convnet_128_256_512,resnet18:stem=small,mobilenetv3_small_100:stem=small,vit_tiny_patch16_224",
     evaluation={"probes": ("knn", "linear", "linear-pooled"), "labels": (5000, 500), "steps": 2000, "full_epochs": 10},
+    pieces=True,
 )
 ARMS = ("scratch", "random", "kmeans", "full", "target")
 # shows on a CPU, in minutes, that the script runs; its numbers mean nothing
 SMALL = dataclasses.replace(
     GPU,
     name="small",
-    images=1500,
+    images=600,
     resnet=("resnet-9", 0.25),
     target_epochs=1,
     stage={**GPU.stage, "num_images": 20, "steps": 2, "batch_size": 64, "pool": {"size": 2, "max_age": 2}},
-    students="convnet_16_32,resnet10t:stem=small",
-    evaluation={"probes": ("knn",), "labels": (200,), "steps": 4, "full_epochs": 1},
+    students="convnet_16_32,convnet_8_8",
+    evaluation={"tasks": ("cifar10",), "probes": ("knn",), "labels": (100,), "steps": 4, "full_epochs": 1},
     device="cpu",
+    task_images=200,
 )
 
 

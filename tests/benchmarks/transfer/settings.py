@@ -28,6 +28,7 @@ from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import ArmResult, Evaluation
 from lightly_distill.evaluation.tasks import Task, open_task
 from lightly_distill.runs.run_folder import run_metrics
+from lightly_distill.runtime.files import replacing
 from lightly_distill.runtime.seeding import global_seed
 
 SOURCE = "tinyimagenet100-32#train"
@@ -47,6 +48,8 @@ class Setting:
         students: That are tried, comma separated.
         evaluation: Options of `evaluate`.
         device: Where.
+        task_images: How many of each split of a task; None: all.
+        pieces: Whether students are evaluated one after the other, so that a stop costs little.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Setting:
     students: str
     evaluation: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    task_images: int | None = None
+    pieces: bool = False
 
 
 class BarlowTwins(nn.Module):
@@ -103,30 +108,41 @@ def real_images(count: int) -> Source:
 
 
 @cache
-def task(name: str) -> Task:
-    """Returns a task, decoded once."""
-    return open_task(name, image_size=32)
+def task(name: str, count: int | None = None) -> Task:
+    """Returns a task, or the first images of both of its splits, decoded once."""
+    if count is None:
+        return open_task(name, image_size=32)
+    train, test = (locate(f"{name}#{split}")[0].select(range(count)) for split in ("train", "test"))
+    return open_task((train, test), image_size=32)
 
 
 def train_target(setting: Setting, path: Path, workers: int) -> BarlowTwins:
-    """Trains the target with Lightly, or loads it from `path`."""
+    """Trains the target with Lightly, from where an earlier call stopped, or loads it from `path`."""
     with global_seed(0, "transfer", "target"):
         model = BarlowTwins(*setting.resnet).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = {"images": setting.images, "resnet": list(setting.resnet), "epochs": setting.target_epochs}
+    unfinished = path.with_suffix(".unfinished")  # after each epoch
+    saved: dict[str, Any] = {}
+    for file in (path, unfinished):
+        if file.exists() and not saved:
+            saved = torch.load(file, weights_only=True, map_location=setting.device)
+            if saved["trained"] != trained:
+                raise SystemExit(f"{file} was trained with {saved['trained']}, asked for is {trained}: remove it.")
+            model.load_state_dict(saved["model"])
     if path.exists():
-        saved = torch.load(path, weights_only=True, map_location=setting.device)
-        if saved["trained"] != trained:
-            raise SystemExit(f"{path} was trained with {saved['trained']}, asked for is {trained}: remove it.")
-        model.load_state_dict(saved["model"])
         return model
     images = real_images(setting.images)
     data = Views(images.read(torch.arange(len(images))))
     loader = torch.utils.data.DataLoader(data, batch_size=256, shuffle=True, drop_last=True, num_workers=workers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=setting.target_epochs * len(loader))
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
     criterion = BarlowTwinsLoss()
     model.train()
-    for epoch in (bar := trange(setting.target_epochs, desc="Target", unit="epoch")):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for epoch in (bar := trange(saved.get("epochs", 0), setting.target_epochs, desc="Target", unit="epoch")):
         with global_seed(0, "transfer", "target", epoch):
             for views in loader:
                 both = [view.to(setting.device, memory_format=torch.channels_last) for view in views]
@@ -138,8 +154,12 @@ def train_target(setting: Setting, path: Path, workers: int) -> BarlowTwins:
                 optimizer.step()
                 schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3g}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        with replacing(unfinished) as partial:
+            torch.save({"trained": trained, "epochs": epoch + 1, **states}, partial)
     torch.save({"trained": trained, "model": model.state_dict()}, path)
+    unfinished.unlink(missing_ok=True)
     return model
 
 
@@ -168,12 +188,18 @@ def try_out(
     asked = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     if known and any(known[0].setting[name] != value for name, value in asked.items()):
         raise SystemExit(f"{file} was measured with other settings than {asked}: remove it.")
-    missing = [arm for arm in arms if not known or arm not in known[0].arms]
-    if missing or not known:
+    tasks = [task(name, setting.task_images) for name in settings.pop("tasks")]
+    students = setting.students.split(",")
+    for asked_for in students if setting.pieces else [setting.students]:
+        before = {each.student: each for each in known}
+        first = before.get(asked_for.split(",")[0])
+        missing = [arm for arm in arms if first is None or arm not in first.arms]
+        if first is not None and not missing:
+            continue
         new = evaluate(
             run,
-            setting.students,
-            [task(name) for name in settings.pop("tasks")],
+            asked_for,
+            tasks,
             data=real_images(setting.images),
             target=model,
             baselines=missing,
@@ -181,8 +207,10 @@ def try_out(
             device=setting.device,
             **settings,
         )
-        known = [joined(*pair) for pair in zip(known, new, strict=True)] if known else new
-        file.write_text(json.dumps([each.to_dict() for each in known], indent=2) + "\n")
+        after = before | {each.student: joined(before.get(each.student, each), each) for each in new}
+        known = [after[name] for name in students if name in after]
+        with replacing(file) as partial:
+            partial.write_text(json.dumps([each.to_dict() for each in known], indent=2) + "\n")
     return known
 
 
