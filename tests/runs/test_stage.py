@@ -232,7 +232,7 @@ def test_another_seed_or_none_in_a_checkpoint_is_refused(folder: Path, tmp_path:
         DistillationStage(target=SSLModel(), **OPTIONS, seed=1).run(folder, out=tmp_path / "run", resume=True)
     tensors, facts = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     del facts["settings"]["config"]["seed"]
-    checkpoint.save(tmp_path / "run" / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     with pytest.raises(UsageError, match=r"had other settings \(config.seed: None -> 0\)"):
         DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
 
@@ -412,7 +412,7 @@ def test_a_resume_under_other_conditions_warns_of_each_and_the_set_tells_it(
 ) -> None:
     tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     facts["sessions"][0]["versions"]["timm"] = "1.0.0"
-    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(interrupted / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
     changes = f"threads: {another_thread[0]} -> {another_thread[1]}; versions.timm: 1.0.0 -> {timm.__version__}"
     assert caplog.messages == [
@@ -447,7 +447,7 @@ def test_a_checkpoint_that_records_no_conditions_is_resumed_without_a_warning(
 ) -> None:
     tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     del facts["sessions"]
-    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(interrupted / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
     assert not caplog.messages and [each["from_step"] for each in known["sessions"]] == [4]
 
@@ -475,7 +475,7 @@ def test_a_package_without_a_version_is_named_before_the_work(
 def test_the_time_of_the_sessions_before_counts(folder: Path, interrupted: Path) -> None:
     tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     facts["seconds"] += 1000
-    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(interrupted / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
     assert known["seconds"] >= 1000  # rounded
 
