@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import pretended
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runs import checkpoint
 
@@ -30,6 +31,31 @@ def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
     assert all(
         torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in tensors(2.0).items()
     )
+
+
+def test_a_snapshot_is_of_the_moment_whatever_the_run_changes_in_place_afterwards(tmp_path: Path) -> None:
+    state, losses = {"weight": torch.ones(2, 3), "step": torch.tensor(4.0)}, [0.5]
+    taken = checkpoint.snapshot(4, state, {"losses": losses})
+    for value in state.values():
+        value.add_(1)
+    losses.append(0.25)
+    checkpoint.save(tmp_path, taken)
+    again, facts = checkpoint.load_newest(tmp_path)
+    assert torch.equal(again["weight"], torch.ones(2, 3)) and again["step"] == 4 and facts["losses"] == [0.5]
+
+
+def test_a_snapshot_waits_for_the_gpu_once(tmp_path: Path) -> None:
+    numbers = torch.arange(24.0).view(1, 3, 2, 4).to(memory_format=torch.channels_last)
+    with pretended.cuda() as seen:
+        state = {name: (numbers + place).to("cuda") for place, name in enumerate("abc")} | {"step": torch.tensor(4.0)}
+        seen.clear()
+        taken = checkpoint.snapshot(4, state, {})
+        assert list(seen.waits.values()) == [1] and "synchronize" in next(iter(seen.waits))
+        assert all(taken.tensors[name].is_pinned() for name in "abc")
+        state["a"].zero_()
+    checkpoint.save(tmp_path, taken)
+    again, _ = checkpoint.load_newest(tmp_path)
+    assert all(torch.equal(again[name], numbers + place) for place, name in enumerate("abc"))
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:

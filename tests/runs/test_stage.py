@@ -19,8 +19,17 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 
+import pretended
 import tiny
-from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
+from lightly_distill import (
+    DistillationStage,
+    DistillConfig,
+    DistillError,
+    SyntheticSet,
+    UsageError,
+    as_target,
+    pretrain,
+)
 from lightly_distill.runs import checkpoint
 from lightly_distill.synthetic.describe import describe, describe_set
 
@@ -89,6 +98,16 @@ def test_the_users_model_is_as_it_was(folder: Path) -> None:
     assert all(module.training for module in model.modules())
     assert not model.backbone[0].bias.requires_grad and model.backbone[0].weight.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_target_of_the_users_own_is_on_its_device_after_a_check_and_a_run(folder: Path) -> None:
+    with pretended.cuda():
+        target = as_target(SSLModel()).to("cuda")
+        stage = DistillationStage(target=target, device="cpu", **OPTIONS)
+        for work in (stage.check, stage.run):
+            work(folder)
+            assert stage.target is target
+            assert {tensor.device for tensor in target.state_dict().values()} == {pretended.DEVICE}
 
 
 def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> None:
