@@ -79,10 +79,9 @@ class Spool:
             ) from error
         self._length += len(images)
 
-    def grown(self, length: int) -> "Spool":
+    def grown(self, length: int) -> None:
         """Takes note of how many images another process has added to the same file."""
         self._length = length
-        return self
 
     def mapped(self) -> Tensor:
         """Returns all images, uint8, shape (n, 3, S, S), in memory that all processes of the machine share."""

@@ -60,7 +60,8 @@ class _Notice:
     """The place where the first process that fails says so, in the store of the group, which may be the user's.
 
     Attributes:
-        left: Set when this process has left the block.
+        left: Set when this process leaves the block.
+        first: What the first process to fail has told, if it is another one and this one has read it.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -71,6 +72,7 @@ class _Notice:
         self._error = f"lightly_distill/failed/{next(_blocks)}"
         self._seen = f"{self._error}/seen"
         self.left = threading.Event()
+        self.first: str | None = None
 
     def watch(self) -> None:
         """Ends the process if another fails and this one does not leave the block."""
@@ -78,13 +80,14 @@ class _Notice:
             while not self._store.check([self._error]):
                 if self.left.wait(LOOK_EVERY):
                     return
-            told = self._store.get(self._error).decode()
-            self._store.add(self._seen, 1)
-        except RuntimeError:  # the process that holds the store has ended
-            told = "The main process is gone."
+            if self.left.is_set():  # it may be this one's own
+                return
+            self._read(self._store.get(self._error).decode())
+        except RuntimeError:  # the store is gone, with the process that holds it or the network: launchers see to that
+            return
         if self.left.wait(GRACE):
             return
-        _logger.error("%s", told)
+        _logger.error("%s. This process ends with it.", self.first)
         background.finish_all()  # such as a checkpoint that is half written
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
@@ -93,15 +96,23 @@ class _Notice:
 
     def post(self, error: Exception) -> str | None:
         """Tells the others of an error, unless one of them failed before; returns what that one told."""
+        self.left.set()
         own = self._processes.failure(error)
-        try:
-            first: str = self._store.compare_set(self._error, "", own).decode()
-            if first != own:
-                return first
-            # the store may be held by this very process: it stays until the others have read
-            deadline = time.monotonic() + GRACE
-            while self._store.add(self._seen, 0) < self._processes.count - 1 and time.monotonic() < deadline:
-                time.sleep(LOOK_EVERY / 5)
-        except RuntimeError:  # the store is gone: others have failed before
-            pass
-        return None
+        with contextlib.suppress(RuntimeError):  # the store is gone, and what could be read has been
+            if self.first is None:
+                first = self._store.compare_set(self._error, "", own).decode()
+                if first != own:
+                    self._read(first)
+                else:
+                    self._stay_until_read()
+        return self.first
+
+    def _read(self, told: str) -> None:
+        self.first = told
+        self._store.add(self._seen, 1)
+
+    def _stay_until_read(self) -> None:
+        """Waits for the others, as the store may go with this very process."""
+        deadline = time.monotonic() + GRACE
+        while self._store.add(self._seen, 0) < self._processes.count - 1 and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY / 5)

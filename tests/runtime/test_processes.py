@@ -288,7 +288,7 @@ tiny.encoder = lambda: encoder
 def test_processes_with_different_images_are_refused(tmp_path: Path) -> None:
     other = "import os\nwhole = tiny.images\ntiny.images = lambda n: whole(n + int(os.environ['RANK']))"
     for status, _, errors in finish(start({}, OPTIONS, before=other)):
-        assert status != 0 and "The processes were given different real images or targets" in errors
+        assert status != 0 and "The processes were given different real images: give all the same" in errors
 
 
 def test_alone_there_is_no_process_group() -> None:

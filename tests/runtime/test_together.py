@@ -7,8 +7,9 @@ import pytest
 
 import several
 
-# A process that fails stays, as one whose exit hangs: what it shares with the other is open until its input ends.
-HELD = """
+# A process that fails stays, as one whose exit hangs: what it shares with the other is open until its input ends. Where
+# it goes at once, the other is told by what they share that it is gone, but not why.
+SCRIPT = """
 import json, os
 import tiny
 from lightly_distill import DistillationStage
@@ -17,7 +18,7 @@ from lightly_distill.runtime import together
 together.GRACE = 0.5
 out, rank = json.loads(sys.argv[1]), os.environ["RANK"]
 said = sys.excepthook
-sys.excepthook = lambda *error: (said(*error), sys.stderr.flush(), sys.stdin.read())
+sys.excepthook = lambda *error: (said(*error), sys.stderr.flush(), sys.stdin.read() if {stays} else None)
 
 class Log:
     def start(self): pass
@@ -42,12 +43,18 @@ FAULTS = {
 SLOW = ("reading", "looking", "target", "step")
 
 
+CASES = [(place, True) for place in FAULTS] + [("tracker", False)]
+
+
 @pytest.mark.parametrize(
-    "place", [pytest.param(place, marks=pytest.mark.slow) if place in SLOW else place for place in FAULTS]
+    ("place", "stays"),
+    [pytest.param(*case, marks=pytest.mark.slow) if case[0] in SLOW else case for case in CASES],
 )
-def test_an_error_of_somebody_elses_in_one_process_ends_the_other(place: str, tmp_path: Path) -> None:
+def test_an_error_of_somebody_elses_in_one_process_ends_the_other(place: str, stays: bool, tmp_path: Path) -> None:
     failing, fault = FAULTS[place]
-    script = HELD.format(fault=f"if rank == '{failing}':\n" + "".join(f"    {line}\n" for line in fault.splitlines()))
+    script = SCRIPT.format(
+        stays=stays, fault=f"if rank == '{failing}':\n" + "".join(f"    {line}\n" for line in fault.splitlines())
+    )
     children = several.start(script, str(tmp_path / "run"))
     other = children[1 - failing]
     if place == "reading":  # which the other raises itself, as every error of what one does for all
