@@ -18,8 +18,9 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import SyntheticSet
 from lightly_distill.cli.main import main
-from lightly_distill.runs import stage
+from lightly_distill.data import shared
 from lightly_distill.runs.run_folder import RunFolder
+from lightly_distill.runtime import background
 
 STEPS = 14
 OPTIONS = ["--student", "convnet_4_4", "--num-images", "8", "--batch-size", "16", "--pool.size", "2"]
@@ -91,6 +92,7 @@ def at_step(step: int, action: Callable[[], Any]) -> None:
     def then(self: RunFolder, row: dict[str, Any]) -> None:
         log(self, row)
         if row["step"] == step:
+            background.finish_all()  # the checkpoint before
             action()
 
     RunFolder.log = then  # type: ignore[method-assign]
@@ -98,7 +100,7 @@ def at_step(step: int, action: Callable[[], Any]) -> None:
 
 def decode_in_workers() -> None:
     """To be called in a child: images are not kept in memory but decoded by two processes."""
-    stage.open_source = functools.partial(stage.open_source, memory_limit=0)
+    shared.open_source = functools.partial(shared.open_source, memory_limit=0)
 
 
 def kill_self() -> None:

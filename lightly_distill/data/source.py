@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -296,11 +296,17 @@ def open_source(
     if memory_limit is None:
         memory_limit = free_memory(torch.device("cpu")) // 2
     count, size = decoder.items.count, decoder.image_size
-    if count is not None and count * 3 * size**2 <= memory_limit:
-        kept: Tensor | Spool = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    if count is not None and fits(decoder, memory_limit):
+        images: Tensor | Spool = torch.empty(count, 3, size, size, dtype=torch.uint8)
     else:
-        kept = Spool(decoder.items.name, size, count)
-    return _first_pass(decoder, kept)
+        images = Spool(decoder.items.name, size, count)
+    return first_pass(decoder, images).source(decoder, images)
+
+
+def fits(decoder: Decoder, memory_limit: int) -> bool:
+    """Returns whether all decoded images are known to fit into so many bytes."""
+    count = decoder.items.count
+    return count is not None and count * 3 * decoder.image_size**2 <= memory_limit
 
 
 def _own_size(items: Items) -> int:
@@ -314,8 +320,29 @@ def _own_size(items: Items) -> int:
     return LARGEST_DEFAULT_SIZE  # no usable image; the first pass says why
 
 
-def _first_pass(decoder: Decoder, images: Tensor | Spool) -> Source:
-    """Decodes everything once, into `images`."""
+class FirstPass(NamedTuple):
+    """What was found when everything was decoded; the names are those of `Source`."""
+
+    kept: Tensor
+    original_side: int
+    originals: str
+    fingerprint: str
+    skipped: dict[str, int]
+
+    def source(self, decoder: Decoder, images: Tensor | Spool) -> Source:
+        """Returns the source that has these images."""
+        if isinstance(images, Spool):
+            return _SpooledSource(images, decoder, *self)
+        return _MemorySource(images[: len(self.kept)], decoder, *self)
+
+
+def first_pass(decoder: Decoder, images: Tensor | Spool) -> FirstPass:
+    """Decodes everything once, into `images`.
+
+    Raises:
+        UsageError: If an item is no image, or none is usable.
+        DistillError: If a stream breaks, or the disk fills up.
+    """
     items, digest = decoder.items, hashlib.sha256()
     kept = array("q")  # a list would take five times the memory
     skipped: dict[int, str] = {}
@@ -346,10 +373,7 @@ def _first_pass(decoder: Decoder, images: Tensor | Spool) -> Source:
         _report_outside(items, whole, outside)
     _report_warned(items, warned)
     counts = _report(items, len(kept) + len(skipped), skipped)
-    facts = (decoder, torch.tensor(kept), first_side, sides.hexdigest(), digest.hexdigest(), counts)
-    if isinstance(images, Spool):
-        return _SpooledSource(images, *facts)
-    return _MemorySource(images[: len(kept)], *facts)
+    return FirstPass(torch.tensor(kept), first_side, sides.hexdigest(), digest.hexdigest(), counts)
 
 
 def _value_range(decoder: Decoder) -> ValueRange | None:

@@ -6,7 +6,9 @@ Shapes: n images so far, B images of a batch, S height and width in pixels.
 import os
 import shutil
 import tempfile
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,18 +28,24 @@ class Spool:
         name: Of the source, for messages.
         image_size: S.
         count: How many images will come, at most. None if that is not known.
+        path: Of a file in the temporary folder that several processes open; its name may go when all have it open.
 
     Raises:
         UsageError: If the disk has no room for so many.
         DistillError: If there is no folder to write to.
     """
 
-    def __init__(self, name: str, image_size: int, count: int | None = None) -> None:
+    def __init__(self, name: str, image_size: int, count: int | None = None, *, path: str | None = None) -> None:
         self._name, self._shape, self._length = name, (3, image_size, image_size), 0
         try:
             self._folder = tempfile.gettempdir()
             needed, free = (count or 0) * 3 * image_size**2, shutil.disk_usage(self._folder).free
-            self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115  # open as long as this
+            # open as long as this
+            self._file: Any = (
+                tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
+                if path is None
+                else open(path, "r+b", buffering=0)  # noqa: SIM115
+            )
         except OSError as error:
             raise DistillError(f"The decoded images of {name} cannot be kept on disk: {first_line(error)}") from error
         if needed > free:
@@ -70,6 +78,15 @@ class Spool:
                 f"{first_line(error)}. {_CURE}"
             ) from error
         self._length += len(images)
+
+    def grown(self, length: int) -> None:
+        """Takes note of how many images another process has added to the same file."""
+        self._length = length
+
+    def mapped(self) -> Tensor:
+        """Returns all images, uint8, shape (n, 3, S, S), in memory that all processes of the machine share."""
+        # copy on write: torch wants memory that it may write to
+        return torch.from_numpy(np.memmap(self._file, np.uint8, "c", shape=(self._length, *self._shape)))
 
     def read(self, indices: Tensor) -> Tensor:
         """Returns images by index.

@@ -133,13 +133,9 @@ class RepresentationCache:
         if missing:
             own |= self._computed({number: parts[number] for number in missing}, compute)
         # what others wrote is read from the folder, the very file: another run may have written another
-        held = {number: shard.path or shard.numbers for number, shard in own.items() if shard is not None}
-        everyone = {number: shard for each in self._processes.gather(held) for number, shard in each.items()}
-        numbers = []
-        for number, part in enumerate(parts):
-            shard, other = own.get(number), everyone[number]
-            numbers.append(shard.numbers if shard else _of_others(other, len(part)))
-        return Representations(numbers)
+        held = {number: shard.path or shard.numbers.shape for number, shard in own.items() if shard is not None}
+        everyone = {number: place for each in self._processes.gather(held) for number, place in each.items()}
+        return Representations([self._given(n, own.get(n), everyone[n], len(part)) for n, part in enumerate(parts)])
 
     def beside(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Returns tensors that what is kept depends on, such as a basis, making and keeping them if they are not there.
@@ -209,6 +205,17 @@ class RepresentationCache:
         del numbers  # from here on the file is mapped instead
         return _Shard(path, torch.from_numpy(np.load(path, mmap_mode="c")))
 
+    def _given(self, number: int, own: _Shard | None, place: Path | torch.Size, images: int) -> Tensor:
+        """Returns a shard in all processes: of a file, or sent by the one process that has it."""
+        if not isinstance(place, Path):
+            numbers = torch.empty(place) if own is None else own.numbers
+            self._processes.copy_from(number % self._processes.count, *numbers)  # a view at a time, on a GPU
+            return numbers
+        found = _load(place, images) if own is None else own.numbers
+        if found is None:
+            raise DistillError(f"{place} cannot be read in each process: representations need a folder that all share.")
+        return found
+
 
 def _remove_partial(folder: Path, older_than: float) -> None:
     """Removes what killed runs left; a younger file may be one that another run is writing."""
@@ -235,13 +242,6 @@ def _regrouped(parts: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor
         rows = torch.cat(waiting, dim=1)
         waiting = [rows[:, size:].clone()] if rows.shape[1] > size else []
         yield rows[:, :size].contiguous()
-
-
-def _of_others(shard: Path | Tensor, images: int) -> Tensor:
-    numbers = shard if isinstance(shard, Tensor) else _load(shard, images)
-    if numbers is None:
-        raise DistillError(f"{shard} cannot be read in each process: representations need a folder that all share.")
-    return numbers
 
 
 def _load(path: Path, images: int) -> Tensor | None:

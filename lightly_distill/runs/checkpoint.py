@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,23 +20,53 @@ KEEP = 2  # checkpoints; the older one is for the case that the newer one is dam
 _logger = logging.getLogger(__name__)
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+class Snapshot(NamedTuple):
+    """The state of a run at one moment, which the run changes no more; made by `snapshot`.
+
+    Attributes:
+        step: Outer steps done.
+        tensors: State by flat name, on the CPU.
+        facts: Numbers and settings, as JSON, with the step.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    facts: str
+
+
+def snapshot(step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
+    """Copies the state of a run, which may go on while the copy is written.
+
+    Args:
+        step: Outer steps done.
+        tensors: State by flat name.
+        facts: JSON-able numbers and settings.
+    """
+    copies = {name: _copy(value.detach()) for name, value in tensors.items()}
+    for device in {value.device for value in tensors.values() if value.device.type == "cuda"}:
+        torch.cuda.synchronize(device)  # once, for all copies
+    return Snapshot(step, copies, json.dumps({"step": step, **facts}))
+
+
+def _copy(value: Tensor) -> Tensor:
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
+    return copy.copy_(value, non_blocking=True)
+
+
+def save(folder: Path, state: Snapshot) -> Path:
     """Writes a checkpoint atomically and removes all but it and the `KEEP - 1` before it.
 
     Args:
         folder: Folder of checkpoints, made if it is not there.
-        step: Outer steps done.
-        tensors: State by flat name.
-        facts: JSON-able numbers and settings.
+        state: What is written.
 
     Raises:
         DistillError: If it cannot be written. Older checkpoints are intact and no partial file stays.
     """
-    path = folder / f"step-{step:08d}.safetensors"
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    state = json.dumps({"step": step, **facts})
+    path = folder / f"step-{state.step:08d}.safetensors"
     with replacing(path) as partial:
-        save_file(copies, partial, metadata={"format": FORMAT, "state": state, "sha256": _digest(state, copies)})
+        sha256 = _digest(state.facts, state.tensors)
+        save_file(state.tensors, partial, metadata={"format": FORMAT, "state": state.facts, "sha256": sha256})
     paths = _all(folder)
     # later ones are damaged, since the run went on from an earlier one: they must not push that out
     kept = [other for other in paths if other <= path][-KEEP:]
@@ -53,7 +83,7 @@ def load_newest(folder: Path, *, strict: bool = False) -> tuple[dict[str, Tensor
         strict: Refuse to go back behind a damaged one.
 
     Returns:
-        The tensors (on the CPU) and the facts given to `save`, with `step`.
+        The tensors (on the CPU) and the facts given to `snapshot`, with `step`.
 
     Raises:
         UsageError: If there is no checkpoint.

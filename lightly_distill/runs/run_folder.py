@@ -22,13 +22,14 @@ from typing import Any, NoReturn
 import yaml
 from torch import Tensor
 
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.method.config import as_recorded
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs import checkpoint, lock, representations
 from lightly_distill.runs.run_log import RunLog
 from lightly_distill.runtime import signals
+from lightly_distill.runtime.background import Background
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
 from lightly_distill.runtime.settings import differences
@@ -43,6 +44,9 @@ _logger = logging.getLogger(__name__)
 
 class RunFolder:
     """Keeps the traces of one run.
+
+    Checkpoints are written by a thread while the run goes on, one at a time; inside a `with`, which ends when the last
+    one is on disk.
 
     Args:
         path: The folder, or None to keep nothing on disk.
@@ -76,6 +80,19 @@ class RunFolder:
         self.rows: list[dict[str, Any]] = []
         self.seconds_before = 0.0  # of earlier sessions of a resumed run
         self._started = time.perf_counter()
+        self._writing = Background()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._processes.in_main(self._writing.finish)
+            return
+        try:
+            self._writing.finish()
+        except DistillError as fault:  # the run has ended for another reason
+            _logger.warning("%s", fault)
 
     @staticmethod
     def check(path: Path | None, *, resume: bool, overwrite: bool) -> None:
@@ -150,16 +167,28 @@ class RunFolder:
         return next((row[name] for row in reversed(self.rows) if name in row), None)
 
     def checkpoint(self, state: DistillState) -> None:
-        """Writes the state of the run, which all processes are asked for."""
+        """Begins to write the state of the run as it is now, which all processes are asked for.
+
+        Raises:
+            DistillError: If the checkpoint before could not be written.
+        """
         if self.path is not None:
             seconds = self.seconds_before + time.perf_counter() - self._started
             own = {"settings": self._settings, "sessions": self.sessions, "seconds": seconds}
             tensors, facts = state.tensors(), {**state.facts(), **own}
             if self._processes.main:
-                checkpoint.save(self.path / "checkpoints", state.step, tensors, facts)
+                self._writing.finish()  # before the next copy: there is memory for one
+                snapshot = checkpoint.snapshot(state.step, tensors, facts)
+                folder = self.path / "checkpoints"
+                self._writing.start(lambda: checkpoint.save(folder, snapshot))
 
     def leave(self, state: DistillState, number: int) -> NoReturn:
-        """Tells where the state is and ends the program as the signal of this number asks."""
+        """Tells where the state is, now that it is there, and ends the program as the signal of this number asks.
+
+        Raises:
+            DistillError: If the state could not be written.
+        """
+        self._processes.in_main(self._writing.finish)
         where = f"saved in {self.path}; go on with --resume (resume=True in Python)"
         kept = where if self.path is not None else "not saved, since the run has no output folder"
         _logger.warning("Stopped by %s: step %d is %s.", signal.Signals(number).name, state.step, kept)

@@ -2,8 +2,10 @@
 
 import logging
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
-from lightly_distill.data.source import Source, count_and_size, first_items, open_source
+from lightly_distill.data.shared import open_together
+from lightly_distill.data.source import Source, count_and_size, first_items
 from lightly_distill.errors import UsageError
 from lightly_distill.method.brought import Brought
 from lightly_distill.method.config import AUTO, DistillConfig, DistillOptions, auto_settings, make_config
@@ -35,11 +38,12 @@ from lightly_distill.runs.result import finished
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.run_log import RunLog, require_run_log
 from lightly_distill.runtime.console import aloud
-from lightly_distill.runtime.device import free_memory, resolve_device
+from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
 from lightly_distill.runtime.settings import update
 from lightly_distill.runtime.terms import on_own_terms
+from lightly_distill.runtime.together import failing_together
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -105,7 +109,7 @@ class DistillationStage:
         """Refuses what can be seen to be wrong from the settings, the folder and the first images; see `run`."""
         RunFolder.check(None if out is None else Path(out), resume=resume, overwrite=overwrite)
         versions()
-        with aloud(self.verbose):
+        with aloud(self.verbose), _back_in_place(self.target):
             self.settle(dataset)
             self._look_at(dataset, resolve_device(self.config.device), find_representations(representations))
 
@@ -174,6 +178,8 @@ class DistillationStage:
         processes, device = launched(self.config.device)
         with ExitStack() as held:
             held.enter_context(aloud(self.verbose))
+            held.enter_context(failing_together(processes))
+            held.enter_context(_back_in_place(self.target))
             self.settle(dataset)
 
             def occupy() -> tuple[Path | None, bool, bool]:
@@ -224,9 +230,7 @@ class DistillationStage:
         images, students, config = self._look_at(dataset, device, found)  # before all images are read
         # after distributed training, batch norm's statistics differ
         processes.copy_from_main(*target.state_dict().values())
-        # half of what is free, as by default, but for all processes of this machine together
-        limit = free_memory(torch.device("cpu")) // (2 * processes.on_this_machine())
-        source = open_source(images, memory_limit=limit)
+        source = open_together(images, processes)
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
         _require_batch(len(source) - require_enough(source, config), config, processes)
@@ -251,7 +255,8 @@ class DistillationStage:
         # what a command line could name
         data = {"data": source.name} if source.located else {}
         run.begin(resumed=saved is not None, config={**data, **target.options, **named, **facts["config"]})
-        distill(state, real, config, run)
+        with run:
+            distill(state, real, config, run)
 
         synthetic = finished(
             state,
@@ -312,6 +317,16 @@ class DistillationStage:
             # saving it would, at the end
             set_facts.check_contents(shape, targets, "The synthetic set asked for", UsageError)
         return images, students, config
+
+
+@contextmanager
+def _back_in_place(target: Target) -> Iterator[None]:
+    """Leaves a target on the device where it was; it may be the user's own, who goes on with it."""
+    device = next(chain(target.parameters(), target.buffers())).device
+    try:
+        yield
+    finally:
+        target.to(device)
 
 
 def _grid(config: DistillConfig, target: Target, size: int, device: torch.device, found: Found) -> int:

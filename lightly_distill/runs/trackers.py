@@ -1,7 +1,8 @@
 """Experiment trackers such as TensorBoard and Weights & Biases, through Accelerate."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Trackers:
     def __exit__(self, *error: object) -> None:
         for name, tracker in self._trackers.items():
             try:
-                tracker.finish()
+                with _accelerate_state():
+                    tracker.finish()
             except Exception as fault:  # somebody else's server; the run is done
                 _logger.warning("The tracker %s did not finish: %s", name, first_line(fault))
 
@@ -48,7 +50,8 @@ class Trackers:
         values = numbers({name: value for name, value in row.items() if name != "step"})
         for name, tracker in list(self._trackers.items()):
             try:
-                tracker.log(values, step=row["step"])
+                with _accelerate_state():
+                    tracker.log(values, step=row["step"])
             except Exception as error:  # such as a lost connection: metrics.jsonl has it all
                 _logger.warning("The tracker %s fails and is left out from now on: %s", name, first_line(error))
                 del self._trackers[name]
@@ -59,24 +62,40 @@ class Trackers:
         Raises:
             DistillError: If one cannot be started.
         """
-        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState(cpu=True)  # trackers ask it which process this is; without several, nothing has made it yet
         config = _flat(run_config(self._folder))
         for name in self._names:
             kind = LOGGER_TYPE_TO_CLASS[name]
             place = (str(self._folder / TRACKERS),) if kind.requires_logging_directory else ()
             try:
-                tracker = kind(PROJECT, *place)
-                getattr(tracker, "start", bool)()  # older versions start when they are made
-                self._trackers[name] = tracker
-                tracker.store_init_configuration(config)
+                with _accelerate_state():
+                    tracker = kind(PROJECT, *place)
+                    getattr(tracker, "start", bool)()  # older versions start when they are made
+                    self._trackers[name] = tracker
+                    tracker.store_init_configuration(config)
             except Exception as error:  # no key, no server
                 reason = first_line(error).rstrip(".")
                 raise DistillError(
                     f"The tracker {name} cannot be started: {reason}. Set it up, or leave it out of --log-with."
                 ) from error
+
+
+@contextmanager
+def _accelerate_state() -> Iterator[None]:
+    """Gives trackers Accelerate's state, which they ask which process this is; one that was not there is taken away.
+
+    It is the whole program's: made here, it would decide the device of an `Accelerator` that the user makes later.
+    """
+    from accelerate import PartialState
+
+    there = bool(PartialState._shared_state)
+    PartialState(cpu=True)
+    try:
+        yield
+    finally:
+        if not there:
+            PartialState._reset_state()
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, first_line
 
 T = TypeVar("T")
 
@@ -93,8 +93,16 @@ class Processes:
 
     def copy_from_main(self, *tensors: Tensor) -> None:
         """Gives tensors the values that they have in the main process."""
+        self.copy_from(0, *tensors)
+
+    def copy_from(self, index: int, *tensors: Tensor) -> None:
+        """Gives tensors the values that they have in the process of this index, whatever their device and layout."""
         for tensor in tensors if self.count > 1 else ():
-            distributed.broadcast(tensor, src=0)
+            # a broadcast takes memory in its order, which may be channels last in one process and not in another
+            row = tensor.detach().to(_exchange(tensor.device)).contiguous()
+            distributed.broadcast(row, src=index)
+            if row.data_ptr() != tensor.data_ptr():
+                tensor.detach().copy_(row)
 
     def wait(self) -> None:
         """Returns when all processes have come here."""
@@ -103,18 +111,44 @@ class Processes:
 
     def in_main(self, function: Callable[[], T]) -> T:
         """Calls a function in the main process only, and returns its value, or raises its error, in all."""
-        result: list[Any] = [None, None]
-        if self.main:
-            try:
-                result[0] = function()
-            except (UsageError, DistillError) as error:
-                result[1] = error
-        if self.count > 1:
-            distributed.broadcast_object_list(result, src=0)
-        if result[1] is not None:
-            raise result[1]
-        value: T = result[0]
-        return value
+        if self.count == 1:
+            return function()
+        value, error = _attempt(function) if self.main else (None, None)
+        told: list[Any] = [value, self._told(error)]
+        distributed.broadcast_object_list(told, src=0)
+        _raise_first(error, told[1])
+        answer: T = told[0]
+        return answer
+
+    def in_each(self, function: Callable[[], T]) -> list[T]:
+        """Calls a function in each process, and returns the values of all, or raises the first error, in all."""
+        if self.count == 1:
+            return [function()]
+        value, error = _attempt(function)
+        told = self.gather((value, self._told(error)))
+        _raise_first(error, *(other for _, other in told))
+        return [answer for answer, _ in told]  # type: ignore[misc]  # None only with an error
+
+    def failure(self, error: Exception) -> str:
+        """Returns what other processes say of an error in this one."""
+        return f"Process {self.index} of {self.count} failed: {type(error).__name__}: {first_line(error)}"
+
+    def _told(self, error: Exception | None) -> Exception | None:
+        """Returns the error that others raise: somebody else's kinds need not be fit to travel."""
+        return error if error is None or isinstance(error, DistillError) else DistillError(self.failure(error))
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return function(), None
+    except Exception as error:
+        return None, error
+
+
+def _raise_first(*errors: Exception | None) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 ALONE = Processes()
@@ -195,6 +229,12 @@ def _leave_group() -> None:
     """Ends the group of processes before the interpreter does: gloo's threads, still running then, may abort it."""
     if distributed.is_initialized() and distributed.get_backend() == "gloo":
         distributed.destroy_process_group()
+
+
+def _exchange(device: torch.device) -> torch.device:
+    """Returns where a tensor of this device can travel: gloo takes those of the CPU, NCCL only those of a GPU."""
+    takes_cpu = device.type != "cpu" or "cpu:" in str(distributed.get_backend_config())
+    return device if takes_cpu else torch.device("cuda", torch.cuda.current_device())
 
 
 def _any_cuda(device: str) -> bool:

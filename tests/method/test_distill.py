@@ -143,7 +143,7 @@ class Stopped(Memory):
             signal.raise_signal(signal.SIGTERM)
 
     def checkpoint(self, state: DistillState) -> None:
-        checkpoint.save(self.folder, state.step, state.tensors(), state.facts())
+        checkpoint.save(self.folder, checkpoint.snapshot(state.step, state.tensors(), state.facts()))
 
 
 SOURCES = {"memory": None, "decoded here": 0, "decoded by two workers": 2}

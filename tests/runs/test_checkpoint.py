@@ -3,11 +3,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import pretended
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runs import checkpoint
 
@@ -18,8 +20,12 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
     return {"a": shared, "b": shared.T, "step": torch.tensor(value), "n": torch.tensor([1, 2])}
 
 
+def save(folder: Path, step: int, state: dict[str, torch.Tensor], facts: dict[str, Any]) -> Path:
+    return checkpoint.save(folder, checkpoint.snapshot(step, state, facts))
+
+
 def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 5, tensors(2.0), {"jitters": 1, "loss": 0.1 + 0.2})
+    save(tmp_path, 5, tensors(2.0), {"jitters": 1, "loss": 0.1 + 0.2})
     again, facts = checkpoint.load_newest(tmp_path)
     assert facts == {"step": 5, "jitters": 1, "loss": 0.1 + 0.2}
     assert all(
@@ -27,9 +33,34 @@ def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
     )
 
 
+def test_a_snapshot_is_of_the_moment_whatever_the_run_changes_in_place_afterwards(tmp_path: Path) -> None:
+    state, losses = {"weight": torch.ones(2, 3), "step": torch.tensor(4.0)}, [0.5]
+    taken = checkpoint.snapshot(4, state, {"losses": losses})
+    for value in state.values():
+        value.add_(1)
+    losses.append(0.25)
+    checkpoint.save(tmp_path, taken)
+    again, facts = checkpoint.load_newest(tmp_path)
+    assert torch.equal(again["weight"], torch.ones(2, 3)) and again["step"] == 4 and facts["losses"] == [0.5]
+
+
+def test_a_snapshot_waits_for_the_gpu_once(tmp_path: Path) -> None:
+    numbers = torch.arange(24.0).view(1, 3, 2, 4).to(memory_format=torch.channels_last)
+    with pretended.cuda() as seen:
+        state = {name: (numbers + place).to("cuda") for place, name in enumerate("abc")} | {"step": torch.tensor(4.0)}
+        seen.clear()
+        taken = checkpoint.snapshot(4, state, {})
+        assert list(seen.waits.values()) == [1] and "synchronize" in next(iter(seen.waits))
+        assert all(taken.tensors[name].is_pinned() for name in "abc")
+        state["a"].zero_()
+    checkpoint.save(tmp_path, taken)
+    again, _ = checkpoint.load_newest(tmp_path)
+    assert all(torch.equal(again[name], numbers + place) for place, name in enumerate("abc"))
+
+
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     for step in (5, 10, 95, 100):
-        checkpoint.save(tmp_path, step, tensors(step), {})
+        save(tmp_path, step, tensors(step), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{s:08d}.safetensors" for s in (95, 100)]
     assert checkpoint.load_newest(tmp_path)[1]["step"] == 100
 
@@ -38,14 +69,14 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_one_and_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    checkpoint.save(tmp_path, 1, tensors(1.0), {})
+    save(tmp_path, 1, tensors(1.0), {})
 
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, where, fail)
     with pytest.raises(DistillError, match=r"step-00000002.safetensors cannot be written: .*No space left"):
-        checkpoint.save(tmp_path, 2, tensors(2.0), {})
+        save(tmp_path, 2, tensors(2.0), {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.safetensors"]
     assert checkpoint.load_newest(tmp_path)[1]["step"] == 1
 
@@ -64,8 +95,8 @@ DAMAGE |= {"zeros": lambda path: path.write_bytes(bytes(100)), "one bit": lambda
 def test_a_damaged_newest_is_told_and_the_one_before_it_is_read(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint.save(tmp_path, 4, tensors(4.0), {"jitters": 3})
-    DAMAGE[kind](checkpoint.save(tmp_path, 6, tensors(6.0), {}))
+    save(tmp_path, 4, tensors(4.0), {"jitters": 3})
+    DAMAGE[kind](save(tmp_path, 6, tensors(6.0), {}))
     with pytest.raises(
         DistillError,
         match=r"The newest checkpoint in .* cannot be used \(step-00000006.safetensors: .*\). Without --strict an o",
@@ -78,13 +109,13 @@ def test_a_damaged_newest_is_told_and_the_one_before_it_is_read(
     assert record.levelname == "WARNING" and "Left out a checkpoint" in record.message
     assert "step-00000006.safetensors: " in record.message
     # the run goes on: the damaged one does not stay in the place of a good one
-    checkpoint.save(tmp_path, 5, tensors(5.0), {})
+    save(tmp_path, 5, tensors(5.0), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{s:08d}.safetensors" for s in (4, 5)]
     assert checkpoint.load_newest(tmp_path, strict=True)[1]["step"] == 5
 
 
 def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, {"a": torch.tensor([1.5]), "b": torch.tensor(2)}, {"jitters": 1})
+    path = save(tmp_path, 1, {"a": torch.tensor([1.5]), "b": torch.tensor(2)}, {"jitters": 1})
     whole = path.read_bytes()
     for bit in range(0, 8 * len(whole), 7):  # each byte but a few, all bits in turn
         path.write_bytes(whole)
@@ -97,7 +128,7 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 def test_if_all_are_damaged_each_fault_is_told_and_so_is_another_format(tmp_path: Path) -> None:
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, tensors(step), {})
+        save(tmp_path, step, tensors(step), {})
     os.truncate(tmp_path / "step-00000002.safetensors", 0)
     save_file(tensors(1.0) | {"b": torch.ones(1)}, tmp_path / "step-00000001.safetensors", {"state": "{}"})
     with pytest.raises(
@@ -116,7 +147,7 @@ from lightly_distill.errors import DistillError
 from lightly_distill.runs import checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    checkpoint.save(Path(sys.argv[1]), 2, {"a": torch.zeros(200_000)}, {})
+    checkpoint.save(Path(sys.argv[1]), checkpoint.snapshot(2, {"a": torch.zeros(200_000)}, {}))
 except DistillError as error:
     sys.exit(str(error))
 """
@@ -124,7 +155,7 @@ except DistillError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
 def test_a_file_that_the_system_does_not_take_leaves_the_old_one_and_is_named(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, tensors(1.0), {})
+    save(tmp_path, 1, tensors(1.0), {})
     result = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 1
     assert re.search(r"step-00000002.safetensors cannot be written: .*(os error|Errno)", result.stderr)

@@ -227,6 +227,13 @@ def without_rights() -> None:
             os.chmod(folder, 0o500)
 
 
+def cannot_be_written(told: str, out: str, why: str) -> None:
+    """Told are the checkpoint of step 5 and, in one line, what ended the run: that, or the next row of measurements."""
+    assert re.search(rf"{out}/checkpoints/step-00000005.safetensors cannot be written: .*{why}", told), told
+    (line,) = [line for line in told.splitlines() if line.startswith("lightly-distill: error: ")]
+    assert re.search(rf"{out}/(checkpoints/step-00000005.safetensors|metrics.jsonl) cannot be written: .*{why}", line)
+
+
 def test_a_folder_that_becomes_read_only_ends_the_run_and_leaves_the_checkpoint(
     place: Path, out: Path, straight: Any
 ) -> None:
@@ -234,8 +241,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_leaves_the_checkpoint(
     for folder in (out, out / "checkpoints"):
         folder.chmod(0o755)
     assert status == 1
-    (line,) = [line for line in told.splitlines() if "error" in line]
-    assert re.search(r"run/checkpoints/step-00000005.safetensors cannot be written: .*[Pp]ermission denied", line)
+    cannot_be_written(told, "run", "[Pp]ermission denied")
     assert newest(out) == 4 and not crash.unfinished(out)
     goes_on(place, out, straight)
 
@@ -260,8 +266,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint(place: Path, small_d
 
     status, told = run(place, "disk/run", prepare=partial(crash.at_step, 5, fill))
     assert status == 1
-    (line,) = [line for line in told.splitlines() if "error" in line]
-    assert re.search(r"disk/run/checkpoints/step-00000005.safetensors cannot be written: .*No space left", line), told
+    cannot_be_written(told, "disk/run", "No space left")
     assert newest(small_disk / "run") == 4 and not crash.unfinished(small_disk / "run")
     ballast.unlink()
     goes_on(place, small_disk / "run", straight)

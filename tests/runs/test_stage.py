@@ -19,8 +19,17 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 
+import pretended
 import tiny
-from lightly_distill import DistillationStage, DistillConfig, DistillError, SyntheticSet, UsageError, pretrain
+from lightly_distill import (
+    DistillationStage,
+    DistillConfig,
+    DistillError,
+    SyntheticSet,
+    UsageError,
+    as_target,
+    pretrain,
+)
 from lightly_distill.runs import checkpoint
 from lightly_distill.synthetic.describe import describe, describe_set
 
@@ -89,6 +98,16 @@ def test_the_users_model_is_as_it_was(folder: Path) -> None:
     assert all(module.training for module in model.modules())
     assert not model.backbone[0].bias.requires_grad and model.backbone[0].weight.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_target_of_the_users_own_is_on_its_device_after_a_check_and_a_run(folder: Path) -> None:
+    with pretended.cuda():
+        target = as_target(SSLModel()).to("cuda")
+        stage = DistillationStage(target=target, device="cpu", **OPTIONS)
+        for work in (stage.check, stage.run):
+            work(folder)
+            assert stage.target is target
+            assert {tensor.device for tensor in target.state_dict().values()} == {pretended.DEVICE}
 
 
 def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> None:
@@ -232,7 +251,7 @@ def test_another_seed_or_none_in_a_checkpoint_is_refused(folder: Path, tmp_path:
         DistillationStage(target=SSLModel(), **OPTIONS, seed=1).run(folder, out=tmp_path / "run", resume=True)
     tensors, facts = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
     del facts["settings"]["config"]["seed"]
-    checkpoint.save(tmp_path / "run" / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(tmp_path / "run" / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     with pytest.raises(UsageError, match=r"had other settings \(config.seed: None -> 0\)"):
         DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=tmp_path / "run", resume=True)
 
@@ -412,7 +431,7 @@ def test_a_resume_under_other_conditions_warns_of_each_and_the_set_tells_it(
 ) -> None:
     tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     facts["sessions"][0]["versions"]["timm"] = "1.0.0"
-    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(interrupted / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
     changes = f"threads: {another_thread[0]} -> {another_thread[1]}; versions.timm: 1.0.0 -> {timm.__version__}"
     assert caplog.messages == [
@@ -447,7 +466,7 @@ def test_a_checkpoint_that_records_no_conditions_is_resumed_without_a_warning(
 ) -> None:
     tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     del facts["sessions"]
-    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(interrupted / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
     assert not caplog.messages and [each["from_step"] for each in known["sessions"]] == [4]
 
@@ -475,7 +494,7 @@ def test_a_package_without_a_version_is_named_before_the_work(
 def test_the_time_of_the_sessions_before_counts(folder: Path, interrupted: Path) -> None:
     tensors, facts = checkpoint.load_newest(interrupted / "checkpoints")
     facts["seconds"] += 1000
-    checkpoint.save(interrupted / "checkpoints", facts.pop("step"), tensors, facts)
+    checkpoint.save(interrupted / "checkpoints", checkpoint.snapshot(facts.pop("step"), tensors, facts))
     known = DistillationStage(target=SSLModel(), **OPTIONS).run(folder, out=interrupted, resume=True).provenance
     assert known["seconds"] >= 1000  # rounded
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
@@ -51,6 +52,20 @@ def test_tensorboard_has_the_measurements_and_the_settings(run: Path) -> None:
     }
     settings = yaml.safe_load(next((run / "trackers").rglob("hparams.yml")).read_text())
     assert settings == {"data": "photos", "steps": 4, "image_size": "None", "pool.size": 2, "pool.lr": 0.1}
+
+
+def test_trackers_leave_the_state_of_accelerate_to_the_program(run: Path) -> None:
+    def all_of_a_run() -> None:
+        with Trackers(["tensorboard"], run) as trackers:
+            trackers.start()
+            trackers.log(ROWS[0])
+
+    all_of_a_run()
+    assert not PartialState._shared_state  # the next to ask makes it, with the device that it wants
+    users = PartialState()
+    users.device = torch.device("meta")
+    all_of_a_run()
+    assert PartialState().device == torch.device("meta")
 
 
 def test_an_unknown_and_a_missing_tracker_are_refused_at_once(tmp_path: Path) -> None:

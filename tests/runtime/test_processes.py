@@ -1,9 +1,8 @@
 """Two processes on the CPU, joined by gloo, against one."""
 
-import json
+import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import several
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError
 from lightly_distill.runs import stage
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime import processes
 from lightly_distill.runtime.processes import ALONE, Processes, launched
+from several import finish
 
 # float64 where it can be had: what is compared is the division of work, not rounding
 OPTIONS: dict[str, Any] = {
@@ -38,8 +39,7 @@ OPTIONS: dict[str, Any] = {
     "outer": {"lr_images": 1e-3, "lr_representations": 1e-3, "grain": 1},
 }
 CHILD = """
-import json, sys
-sys.path.insert(0, {tests!r})
+import json
 import tiny
 from lightly_distill import DistillationStage
 arguments = json.loads(sys.argv[1])
@@ -53,36 +53,8 @@ synthetic = stage.run(tiny.images(50), **arguments["run"])
 def start(
     run: dict[str, Any], options: dict[str, Any], count: int = 2, before: str = "", after: str = ""
 ) -> list[subprocess.Popen[str]]:
-    """Starts the same script as several processes, as a launcher does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = CHILD.format(tests=str(Path(__file__).parents[1]), before=before, after=after)
-    arguments = json.dumps({"options": options, "run": run})
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(count)
-    ]
-
-
-def finish(children: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Returns exit status, output and errors of each."""
-    told = [child.communicate(timeout=120) for child in children]
-    return [(child.returncode, *each) for child, each in zip(children, told, strict=True)]
+    """Starts the same run as several processes."""
+    return several.start(CHILD.format(before=before, after=after), {"options": options, "run": run}, count)
 
 
 def in_two(run: dict[str, Any], **options: Any) -> None:
@@ -247,7 +219,10 @@ d._outer_step = lambda *a: 1 / 0 if os.environ["RANK"] == "1" else old(*a)
     first, second = start({"out": str(tmp_path / "out")}, OPTIONS, before=fail)
     ended = finish([first, second])
     assert ended[1][0] != 0 and "ZeroDivisionError" in ended[1][2]
-    assert ended[0][0] != 0  # gloo notices that its peer is gone; it does not wait for it
+    # gloo notices that its peer is gone; why, the peer has said
+    assert (
+        ended[0][0] == 1 and "DistillError: Process 1 of 2 failed: ZeroDivisionError: division by zero" in ended[0][2]
+    )
 
 
 def test_wrong_use_is_told_by_all_processes_and_not_waited_for(tmp_path: Path) -> None:
@@ -282,9 +257,10 @@ def test_a_batch_of_fewer_real_images_than_processes_is_refused_before_any_work(
 ) -> None:
     three = Processes(0, 3)
     monkeypatch.setattr(stage, "launched", lambda device: (three, device))
-    for name, alone in (("gather", lambda self, value: [value]), ("copy_from_main", lambda self, *tensors: None)):
+    for name, alone in (("gather", lambda self, value: [value] * 3), ("copy_from_main", lambda self, *tensors: None)):
         monkeypatch.setattr(Processes, name, alone)
     monkeypatch.setattr(Processes, "in_main", lambda self, function: function())
+    monkeypatch.setattr(stage, "failing_together", contextlib.nullcontext)
     monkeypatch.setattr(stage, "RealImages", lambda *a, **k: pytest.fail("represented"))
     with pytest.raises(UsageError, match="A batch must have at least 3 real images, one for each process; it has 2"):
         DistillationStage(tiny.encoder(), **{**OPTIONS, **options}).run(tiny.images(2))
@@ -312,7 +288,7 @@ tiny.encoder = lambda: encoder
 def test_processes_with_different_images_are_refused(tmp_path: Path) -> None:
     other = "import os\nwhole = tiny.images\ntiny.images = lambda n: whole(n + int(os.environ['RANK']))"
     for status, _, errors in finish(start({}, OPTIONS, before=other)):
-        assert status != 0 and "The processes were given different real images or targets" in errors
+        assert status != 0 and "The processes were given different real images: give all the same" in errors
 
 
 def test_alone_there_is_no_process_group() -> None:
@@ -324,17 +300,17 @@ def test_alone_there_is_no_process_group() -> None:
 
 def test_the_processes_of_a_machine_share_its_memory() -> None:
     told = """
+from lightly_distill.data import shared
 from lightly_distill.method import pool
-from lightly_distill.runs import stage
-for module in (stage, pool):
+for module in (shared, pool):
     module.free_memory = lambda device: 1_000_000
-open_source, estimate = stage.open_source, pool.estimate
-stage.open_source = lambda data, memory_limit: print(memory_limit) or open_source(data, memory_limit=memory_limit)
+fits, estimate = shared.fits, pool.estimate
+shared.fits = lambda images, limit: print(limit) or fits(images, limit)
 pool.estimate = lambda *args, free, **options: print(free) or estimate(*args, free=free, **options)
 """
     for status, output, errors in finish(start({}, {**OPTIONS, "steps": 1}, before=told)):
         assert status == 0, errors
-        assert output.split() == ["250000", "500000"]
+        assert output.split() == ["500000", "500000"]  # the images are there once
 
 
 def test_a_signal_to_all_saves_and_ends_all(tmp_path: Path) -> None:
@@ -351,20 +327,49 @@ def test_a_signal_to_all_saves_and_ends_all(tmp_path: Path) -> None:
     assert len(saved) == 2 and saved[0] == "step-00000000.safetensors"
 
 
-def test_sums_do_not_depend_on_the_layout_of_each_process(tmp_path: Path) -> None:
-    # a mixed pool: the gradient of a convolution is channels last, that of a transformer is not
-    before = """
-import os
+LAYOUTS = """
 import torch
 from lightly_distill.runtime.processes import launched
 processes, _ = launched("cpu")
 images = torch.arange(24.0).view(1, 3, 2, 4)
 mine = images.to(memory_format=torch.channels_last) if processes.main else images.clone()
 assert torch.equal(processes.sum(mine)[0], 2 * images)
-os._exit(0)
+given = mine.clone() if processes.main else torch.zeros(1, 3, 2, 4)
+processes.copy_from_main(given)
+assert torch.equal(given, images) and given.stride() == mine.stride()
 """
-    for status, _, errors in finish(start({}, OPTIONS, before=before)):
+
+
+def test_what_is_exchanged_does_not_depend_on_the_layout_of_each_process() -> None:
+    # a mixed pool: the gradient of a convolution is channels last, that of a transformer is not
+    for status, _, errors in finish(several.start(LAYOUTS)):
         assert status == 0, errors
+
+
+NO_TENSOR_PICKLED = (
+    SMALL_SHARDS
+    + """
+from lightly_distill.runtime.processes import Processes
+gather = Processes.gather
+
+def light(self, value):
+    assert not isinstance(value, dict) or not any(map(torch.is_tensor, value.values())), value
+    return gather(self, value)
+
+import torch
+Processes.gather = light
+"""
+)
+
+
+def test_representations_without_a_folder_are_sent_as_tensors(tmp_path: Path) -> None:
+    options = {**OPTIONS, "source_views": 2, "steps": 2}
+    save = f"synthetic.save({str(tmp_path)!r} + '/' + os.environ['RANK'])"
+    for status, _, errors in finish(start({}, options, before=NO_TENSOR_PICKLED + "import os", after=save)):
+        assert status == 0, errors
+    one = in_one(tmp_path / "one", source_views=2, steps=2)
+    for rank in "01":
+        close(one, SyntheticSet.load(tmp_path / rank))
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
