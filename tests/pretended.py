@@ -54,7 +54,8 @@ class Seen:
     """What was counted, by operation and the line of the project that asked for it.
 
     Attributes:
-        waits: For the device: numbers that the host reads, and shapes that depend on numbers.
+        waits: For the device: numbers that the host reads, and shapes that depend on numbers. For an event only where
+            nothing was queued behind it, so that the device runs dry.
         uploads: Copies to the device that wait: from pageable memory, or blocking.
         launches: Kernels, roughly: operations that compute; a fused or foreach one is one.
         memory: What the device says of its memory; a test may change it.
@@ -64,6 +65,12 @@ class Seen:
     uploads: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
     memory: "Memory" = field(default_factory=lambda: Memory())
+    queued: int = 0  # launches ever
+
+    def launch(self, name: str) -> None:
+        """Counts an operation on the device."""
+        self.launches[f"{name} @ {_place()}"] += 1
+        self.queued += 1
 
     def clear(self) -> None:
         """Forgets what was counted so far."""
@@ -114,10 +121,20 @@ def _functions(seen: Seen) -> dict[str, Any]:
     def synchronize(device: Any = None) -> None:
         seen.waits[f"synchronize @ {_place()}"] += 1
 
+    class Event:
+        def record(self, stream: Any = None) -> None:
+            self.queued = seen.queued
+
+        def synchronize(self) -> None:
+            if self.queued == seen.queued:
+                seen.waits[f"event @ {_place()}"] += 1
+
     return {
         "is_available": lambda: True,
         "is_bf16_supported": lambda *_: True,
         "is_current_stream_capturing": lambda: False,
+        "Event": Event,
+        "current_stream": lambda _=None: None,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "device": lambda _: contextlib.nullcontext(),
@@ -156,7 +173,7 @@ class _OnDevice(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> "_OnDevice":
+    def __new__(cls: type["_OnDevice"], inner: Tensor) -> "_OnDevice":
         made: _OnDevice = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.size(),
@@ -280,7 +297,7 @@ class _Device(TorchDispatchMode):
     def _copy(self, source: Tensor, to_device: bool, non_blocking: bool) -> None:
         from_device = isinstance(source, _OnDevice)
         if from_device and to_device:
-            self._seen.launches[f"copy @ {_place()}"] += 1
+            self._seen.launch("copy")
         elif from_device and not non_blocking:
             self._seen.waits[f"copy back @ {_place()}"] += 1
         elif to_device and not (non_blocking and self._naming.is_pinned(source)):
@@ -300,7 +317,7 @@ class _Device(TorchDispatchMode):
                 self._seen.uploads[f"{name} by a CPU tensor @ {_place()}"] += 1
         is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
         if not is_view and name not in _NO_KERNEL:
-            self._seen.launches[f"{name} @ {_place()}"] += 1
+            self._seen.launch(name)
 
 
 def _refuse_mixture(name: str, func: Any, args: Any, tensors: list[Tensor]) -> None:

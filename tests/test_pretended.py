@@ -107,6 +107,18 @@ def test_waits_and_copies_that_wait_are_counted_and_others_are_not() -> None:
         assert there.tolist() == [1, 1, 0, 0]
 
 
+def test_an_event_is_waited_for_where_nothing_is_queued_behind_it() -> None:
+    with pretended.cuda() as seen:
+        there = torch.zeros(4, device="cuda")
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream())
+        event.synchronize()
+        assert seen.waits.total() == 1
+        there.add_(1)
+        event.synchronize()
+        assert seen.waits.total() == 1
+
+
 def test_launches_are_operations_that_compute() -> None:
     with pretended.cuda() as seen:
         there = torch.zeros(4, device="cuda")

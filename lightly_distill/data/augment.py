@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightly_distill.data.pixels import crop_and_flip, draw_crops
+from lightly_distill.runtime.device import send
 
 SIDE = 32  # pixels; on images of this side a crop is as that of the paper's authors, on others as large in proportion
 
@@ -38,10 +39,10 @@ def vary(
     if crop:
         crops = draw_crops((len(images),), generator)
         images = crop_and_flip(images, crops, images.shape[-1] / SIDE, border="reflect")
-        rows = torch.where(crops[:, 2:].to(rows.device) == 1, mirror(rows), rows)
+        rows = torch.where(send(crops[:, 2:], rows.device) == 1, mirror(rows), rows)
     if mixup:
-        weights = torch.rand(len(images), generator=generator).to(images.device)
-        partners = torch.randperm(len(images), generator=generator).to(images.device)
+        weights = send(torch.rand(len(images), generator=generator), images.device)
+        partners = send(torch.randperm(len(images), generator=generator), images.device)
         images = images.lerp(images[partners], weights.view(-1, 1, 1, 1))
         rows = rows.lerp(rows[partners], weights.view(-1, 1))
     return images, rows

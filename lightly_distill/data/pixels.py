@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightly_distill.runtime.device import send
+
 PAD = 4  # pixels; the authors' random crop
 
 
@@ -26,8 +28,8 @@ def crop_and_flip(images: Tensor, crops: Tensor, scale: float = 1.0, border: str
 
     Args:
         images: uint8 or floating point, shape (B, C, H, W).
-        crops: int64, shape (B, 3): top row and left column in the padded image, and 1 to mirror. (PAD, PAD, 0) is the
-            image itself.
+        crops: int64, on the CPU, shape (B, 3): top row and left column in the padded image, and 1 to mirror. (PAD, PAD,
+            0) is the image itself.
         scale: How many times larger the images are than those that PAD and crops are for. The view is of the same
             region then, as nearly as whole pixels allow.
         border: How they are padded, as `torch.nn.functional.pad` says: with zeros, or `reflect`.
@@ -39,7 +41,7 @@ def crop_and_flip(images: Tensor, crops: Tensor, scale: float = 1.0, border: str
         return images
     height, width = images.shape[-2:]
     pad = math.ceil(PAD * scale)
-    padded, crops = F.pad(images, (pad, pad, pad, pad), mode=border), crops.to(images.device)
+    padded, crops = F.pad(images, (pad, pad, pad, pad), mode=border), send(crops, images.device)
     corners = pad + ((crops[:, :2] - PAD) * scale).round().long()
     rows = corners[:, 0, None] + torch.arange(height, device=images.device)
     straight = torch.arange(width, device=images.device)

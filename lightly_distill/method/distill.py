@@ -4,6 +4,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from statistics import fmean
@@ -17,9 +18,17 @@ from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.grain import smooth_step_
 from lightly_distill.method.objective import Objective
 from lightly_distill.method.pool import Slot
-from lightly_distill.method.real_images import RealImages
+from lightly_distill.method.real_images import Ahead, RealImages
 from lightly_distill.method.state import DistillState
-from lightly_distill.method.step import OuterGradient, RealBatch, features, kernel_pass, outer_gradient, require_finite
+from lightly_distill.method.step import (
+    OuterGradient,
+    RealBatch,
+    features,
+    kernel_pass,
+    outer_gradient,
+    require_finite,
+    require_finite_sums,
+)
 from lightly_distill.runtime.progress import Progress
 
 T = TypeVar("T")
@@ -69,14 +78,16 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     shown, note = state.team.all.main, ""
     progress = Progress("Distilling", config.steps, "step", done=state.step, shown=shown)
     with Cadence(config, state.team.all, state.step) as cadence, progress:
-        for batch in real.batches(state.step, config.steps, team=state.team):
+        batches = Ahead(real.batches(state.step, config.steps, team=state.team))
+        for batch in batches:
             slot = state.pool.draw(state.step)
             with _precision(config, state.images.device):
-                state.losses.append(_outer_step(state, slot, batch, config))
+                _outer_step(state, slot, batch, config, batches)
                 _in_memory(state, batch, partial(state.pool.advance, slot, *state.learned()))
             state.step += 1
 
             if cadence.logs(state.step):
+                state.pool.watch.settle()
                 loss = fmean(chain(*state.team.split.gather(state.losses)))
                 seconds = cadence.seconds_per_step(state.step)
                 row: dict[str, Any] = {"step": state.step, "loss": loss, "seconds_per_step": seconds}
@@ -89,6 +100,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
             progress.add(note=note)
             # after the measurement, which fails on a student that is not finite: such a state is not kept
             if cadence.saves(state.step):
+                state.pool.watch.settle()
                 recorder.checkpoint(state)
                 cadence.saved()
             if cadence.stop is not None:
@@ -133,12 +145,18 @@ def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillCon
         recorder.checkpoint(state)
 
 
-def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> float:
-    """Steps X_s and Y_s down the gradient of the outer loss of one student; returns the loss."""
+def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig, batches: "Ahead") -> None:
+    """Steps X_s and Y_s down the gradient of the outer loss of one student, and adds the loss to the state's."""
+    late = state.pool.watch.late
     with _named(f"Stopped before the update of step {state.step + 1}", slot):
         # only this: what comes after it changes the state
-        gradient = _in_memory(state, batch, partial(_gradient, state, slot, batch, config))
-    loss = float(gradient.loss)  # here, where the check for NaN has just waited for the device
+        gradient = _in_memory(state, batch, partial(_gradient, state, slot, batch, config, late))
+    if gradient.unsolved is not None:
+        batches.prepare()  # the device has work, and the gradient is not needed yet
+        if gradient.unsolved.read() != [0]:
+            with _named(f"Stopped before the update of step {state.step + 1}", slot):
+                gradient = _in_memory(state, batch, partial(_gradient, state, slot, batch, config, False))
+    _look(state, slot, gradient)
     gradients = state.team.split.mean(gradient.images, gradient.representations)
     state.images.grad, state.representations.grad = gradients
     decay = 1 - (1 - config.outer.final_lr) * state.step / config.steps
@@ -152,10 +170,24 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
     if state.rounding is not None:
         state.rounding.clamp_(state.images, state.representations)
     state.jitters += gradient.jitters
-    return loss
 
 
-def _gradient(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig) -> OuterGradient:
+def _look(state: DistillState, slot: Slot, gradient: OuterGradient) -> None:
+    """Adds the loss of a step to the state's; where nobody has looked yet, after the look that refuses a NaN."""
+    if not state.pool.watch.late:
+        state.losses.append(float(gradient.loss))  # here, where the check for NaN has just waited for the device
+        return
+    step, drawn, names = state.step + 1, replace(slot), list(gradient.finite)  # as they are now
+
+    def judge(numbers: list[float]) -> None:
+        with _named(f"Stopped at step {step}", drawn):
+            require_finite_sums(names, numbers[1:])
+        state.losses.append(numbers[0])
+
+    state.pool.watch.look(torch.stack([gradient.loss, *gradient.finite.values()]), judge)
+
+
+def _gradient(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig, late: bool) -> OuterGradient:
     return outer_gradient(
         slot.student,
         *state.learned(),
@@ -163,6 +195,7 @@ def _gradient(state: DistillState, slot: Slot, batch: RealBatch, config: Distill
         objective=_objective(state, slot, config),
         chunk_size=state.pool.chunk_size,
         processes=state.team.divide,
+        late=late,
     )
 
 
@@ -201,8 +234,7 @@ def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, conf
         syn_MF = features(slot.student, images, state.pool.chunk_size)
         require_finite({"features of the held-out images": real_BF, "features of the synthetic images": syn_MF})
         objective = _objective(state, slot, config)
-        loss, _ = objective.loss(real_BF, syn_MF, representations, held_out.representations)
-        return float(loss)
+        return float(objective.loss(real_BF, syn_MF, representations, held_out.representations).value)
 
 
 @contextmanager

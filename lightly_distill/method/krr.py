@@ -22,12 +22,12 @@ class Prediction(NamedTuple):
     Attributes:
         values: Predicted representations of the real images, shape (B, D).
         jitters: How many times the penalty had to grow before the solve succeeded; 0 is the normal case.
-        residual: Relative residual of the solve.
+        residual: Relative residual of the solve; a scalar on the device, where the host has not waited for it.
     """
 
     values: Tensor
     jitters: int
-    residual: float
+    residual: float | Tensor
 
 
 def kernel_ridge(
@@ -37,6 +37,7 @@ def kernel_ridge(
     *,
     ridge: float = RIDGE,
     dtype: torch.dtype = torch.float32,
+    late: bool = False,
 ) -> Prediction:
     """Predicts target representations of real images by kernel ridge regression.
 
@@ -52,6 +53,8 @@ def kernel_ridge(
         syn_MD: Synthetic representations, shape (M, D). Carries gradient.
         ridge: Penalty as a fraction of the kernel's trace. No unit, must be > 0.
         dtype: float32 or float64.
+        late: Whether the first solve is taken whatever its residual, at which who calls looks later: it must be at most
+            RESIDUAL_LIMIT. By default the host waits for it, and lets the penalty grow where it is not.
 
     Raises:
         ValueError: If the shapes do not belong together.
@@ -70,11 +73,11 @@ def kernel_ridge(
         penalty = ridge * (syn_MF.detach().square().sum() + len(syn_MF))
         if syn_MF.shape[0] <= syn_MF.shape[1] + 1:
             # appending a constant 1 to both sides adds 1 to each inner product
-            weights_MD, jitters, residual = _solve(syn_MF @ syn_MF.T + 1.0, syn_MD, penalty)
+            weights_MD, jitters, residual = _solve(syn_MF @ syn_MF.T + 1.0, syn_MD, penalty, late)
             values = (real_BF @ syn_MF.T + 1.0) @ weights_MD
         else:
             syn_MF, real_BF = _with_bias(syn_MF), _with_bias(real_BF)
-            weights_FD, jitters, residual = _solve(syn_MF.T @ syn_MF, syn_MF.T @ syn_MD, penalty)
+            weights_FD, jitters, residual = _solve(syn_MF.T @ syn_MF, syn_MF.T @ syn_MD, penalty, late)
             values = real_BF @ weights_FD
     return Prediction(values, jitters, residual)
 
@@ -98,8 +101,11 @@ def _with_bias(features: Tensor) -> Tensor:
     return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
 
-def _solve(matrix_NN: Tensor, rhs_ND: Tensor, penalty: Tensor) -> tuple[Tensor, int, float]:
+def _solve(matrix_NN: Tensor, rhs_ND: Tensor, penalty: Tensor, late: bool) -> tuple[Tensor, int, float | Tensor]:
     """Solves `(matrix + penalty I) x = rhs` and returns x, the number of jitters and the relative residual."""
+    if late:
+        solution_ND, relative = _CholeskySolve.apply(matrix_NN, rhs_ND, penalty)
+        return solution_ND, 0, relative
     residual = float("nan")
     for jitters, jitter in enumerate(JITTERS):
         solution_ND, relative = _CholeskySolve.apply(matrix_NN, rhs_ND, penalty * (1 + jitter))

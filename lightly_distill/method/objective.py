@@ -9,14 +9,29 @@ Shapes: M synthetic images, B real images, F numbers of a row of features, D of 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightly_distill.method.krr import RIDGE, kernel_ridge
+from lightly_distill.method.krr import RESIDUAL_LIMIT, RIDGE, Prediction, kernel_ridge
 from lightly_distill.models.rows import Layout
 
 MAP_RIDGE = 1e-5  # fraction of the trace
+
+
+class Loss(NamedTuple):
+    """What `Objective.loss` returns.
+
+    Attributes:
+        value: A scalar of the objective's `dtype`.
+        jitters: How many times a penalty had to grow.
+        unsolved: Of a late look, how many systems are not solved, on the device, shape (1,).
+    """
+
+    value: Tensor
+    jitters: int
+    unsolved: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,15 @@ class Objective:
     targets: Layout | None = None
 
     def loss(
-        self, real_BF: Tensor, syn_MF: Tensor, syn_MD: Tensor, truth_BD: Tensor, total: int | None = None
-    ) -> tuple[Tensor, int]:
+        self,
+        real_BF: Tensor,
+        syn_MF: Tensor,
+        syn_MD: Tensor,
+        truth_BD: Tensor,
+        total: int | None = None,
+        *,
+        late: bool = False,
+    ) -> Loss:
         """Computes the mean squared error of the predicted vectors plus that of the predicted maps.
 
         Args:
@@ -48,9 +70,7 @@ class Objective:
             syn_MD: Synthetic targets. Carries gradient.
             truth_BD: Targets of the real images.
             total: Images of the whole batch, where these are a part of it: the losses of the parts add up.
-
-        Returns:
-            The loss, a scalar of `dtype`, and how many times a penalty had to grow.
+            late: As for `kernel_ridge`.
 
         Raises:
             DistillError: If a system cannot be solved.
@@ -60,12 +80,22 @@ class Objective:
         real, syn = features.split(real_BF), features.split(syn_MF)
         learned, truth = targets.split(syn_MD), targets.split(truth_BD)
         share = len(real_BF) / (total or len(real_BF))
-        predicted = kernel_ridge(real[0], syn[0], learned[0], ridge=self.ridge, dtype=self.dtype)
+        predicted = kernel_ridge(real[0], syn[0], learned[0], ridge=self.ridge, dtype=self.dtype, late=late)
         loss = share * _error(predicted.values, truth[0])
         if real[1] is None or syn[1] is None or learned[1] is None or truth[1] is None:
-            return loss, predicted.jitters
-        cells = kernel_ridge(*map(_cells, (real[1], syn[1], learned[1])), ridge=self.map_ridge, dtype=self.dtype)
-        return loss + share * _error(cells.values, _cells(truth[1])), predicted.jitters + cells.jitters
+            return Loss(loss, predicted.jitters, _unsolved(predicted))
+        of_maps = map(_cells, (real[1], syn[1], learned[1]))
+        cells = kernel_ridge(*of_maps, ridge=self.map_ridge, dtype=self.dtype, late=late)
+        loss = loss + share * _error(cells.values, _cells(truth[1]))
+        return Loss(loss, predicted.jitters + cells.jitters, _unsolved(predicted, cells))
+
+
+def _unsolved(*predicted: Prediction) -> Tensor | None:
+    """Returns how many of the systems are not solved; None where the host has looked."""
+    residuals = [each.residual for each in predicted if isinstance(each.residual, Tensor)]
+    if not residuals:
+        return None
+    return (~(torch.stack(residuals) <= RESIDUAL_LIMIT)).float().sum(0, keepdim=True)  # NaN is not solved either
 
 
 def _cells(maps: Tensor) -> Tensor:

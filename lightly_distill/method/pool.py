@@ -1,9 +1,11 @@
 """The pool of online students, each at another point of its training on the synthetic set."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from lightly_distill.method.compiled import Compiler
 from lightly_distill.method.config import PoolConfig
 from lightly_distill.method.memory import estimate
 from lightly_distill.method.step import chunks_of
+from lightly_distill.method.watch import Watch
 from lightly_distill.models.recipe import make_optimizer
 from lightly_distill.models.rows import Layout, RowHead, row_loss, with_rows
 from lightly_distill.runtime import seeding
@@ -73,6 +76,7 @@ class StudentPool:
     Attributes:
         slots: Those of this process.
         chunk_size: Images that a student is trained on at a time. None: all.
+        watch: Looks at losses.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class StudentPool:
         self._compiler = Compiler(len(students)) if compile else None
         self.seed = seed
         self.chunk_size: int | None = None
+        self.watch = Watch(images.device)
         self.team = team
         self._students = students
         self._probe = images.detach()[:2]
@@ -166,6 +171,7 @@ class StudentPool:
                 while slot.age < age:
                     self._train(slot, images, representations)
                     progress.add()
+        self.watch.settle()
 
     def _first_ages(self) -> list[int]:
         """Returns the ages of the students of this process after the warm-up."""
@@ -202,13 +208,7 @@ class StudentPool:
                 with torch.autocast(images.device.type, enabled=False):
                     part.backward()  # type: ignore[no-untyped-call]
                 loss += part.detach()
-        if not torch.isfinite(loss):
-            lr, size = slot.optimizer.param_groups[0]["lr"], representations.square().mean().sqrt().item()
-            raise DistillError(
-                f"Student {slot.index} ({slot.name}) diverged at training step {slot.age + 1} on the synthetic set "
-                f"(loss {loss.item()}): lower pool.lr, now {lr:g}. The larger the target's representations "
-                f"(root mean square here: {size:.3g}), the lower it must be."
-            )
+        self.watch.look(loss.reshape(1), partial(_require_converging, slot, slot.age + 1, representations))
         self._keep_alike(slot)
         try:
             slot.optimizer.step()
@@ -283,6 +283,17 @@ class StudentPool:
                         # as the parameter lies in memory: a checkpoint does not keep channels last
                         kept = torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
                         slot.optimizer.state[parameter][name.removeprefix(start)] = kept
+
+
+def _require_converging(slot: Slot, step: int, representations: Tensor, loss: Sequence[float]) -> None:
+    """Raises an error if the loss of a training step, of a student of this slot, is not finite."""
+    if not math.isfinite(loss[0]):
+        lr, size = slot.optimizer.param_groups[0]["lr"], representations.square().mean().sqrt().item()
+        raise DistillError(
+            f"Student {slot.index} ({slot.name}) diverged at training step {step} on the synthetic set "
+            f"(loss {loss[0]}): lower pool.lr, now {lr:g}. The larger the target's representations "
+            f"(root mean square here: {size:.3g}), the lower it must be."
+        )
 
 
 def _renamed(name: str) -> str:

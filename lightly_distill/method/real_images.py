@@ -21,7 +21,7 @@ from lightly_distill.method.views import Views
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target
 from lightly_distill.runtime import seeding
-from lightly_distill.runtime.device import free_memory
+from lightly_distill.runtime.device import free_memory, send
 from lightly_distill.runtime.processes import ALONE, SOLO, Processes, Team
 
 _SAMPLE = 512  # images that show how large the numbers of targets are
@@ -146,12 +146,16 @@ class RealImages:
         # the source may read ahead; tee holds no more than what it has
         ahead, kept = tee(self._indices(numbers))
         parts = (indices[divide.share(len(indices))] for indices in ahead)
-        stream = self.source.stream(parts) if self.resident is None else map(self.resident.__getitem__, parts)
+        stream = self.source.stream(parts) if self.resident is None else map(self._of_resident, parts)
         for number, indices, images in zip(numbers, kept, stream, strict=True):
             # drawn for the whole batch, whichever part of it this process takes
             drawn = self.views.draw(number, indices)[divide.share(len(indices))]
-            shown = crop_and_flip(images, drawn.crops).to(self._device)
+            shown = send(crop_and_flip(images, drawn.crops), self._device)
             yield RealBatch(self.normalise(shown), self.truth.of_views(shown, drawn), len(indices))
+
+    def _of_resident(self, indices: Tensor) -> Tensor:
+        assert self.resident is not None
+        return self.resident[send(indices, self._device)]
 
     def _indices(self, numbers: Iterable[int]) -> Iterator[Tensor]:
         """Each image once an epoch, in an order of that epoch; what does not fill a batch waits for another epoch."""
@@ -163,6 +167,26 @@ class RealImages:
                 current, generator = epoch, seeding.generator(self._seed, "batches", epoch)
                 order = train[torch.randperm(len(train), generator=generator)]
             yield order[position * self.batch_size :][: self.batch_size]
+
+
+class Ahead:
+    """Iterates over real batches, of which the next one can be made before it is asked for."""
+
+    def __init__(self, batches: Iterator[RealBatch]) -> None:
+        self._batches = batches
+        self._next: RealBatch | None = None
+
+    def prepare(self) -> None:
+        """Makes the next batch, if there is one and it is not made yet."""
+        self._next = self._next or next(self._batches, None)
+
+    def __iter__(self) -> Iterator[RealBatch]:
+        while True:
+            self.prepare()
+            batch, self._next = self._next, None
+            if batch is None:
+                return
+            yield batch
 
 
 def _on_device(source: Source, device: torch.device) -> Tensor | None:

@@ -1,6 +1,7 @@
 """One outer step: one student, one real batch, the loss and its gradient."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from lightly_distill.errors import DistillError
 from lightly_distill.method.krr import full_precision
 from lightly_distill.method.objective import Objective
+from lightly_distill.method.watch import Sent
 from lightly_distill.runtime.processes import ALONE, Processes
 
 _OF_VECTORS = Objective()
+_TRUTH = "target's representations of the real images"
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,16 @@ class OuterGradient:
         images: Gradient with respect to the synthetic images, shape (M, C, H, W).
         representations: Gradient with respect to the synthetic representations, shape (M, D).
         jitters: How many times the ridge penalty had to grow.
+        finite: What is to be finite, by name: a sum of its numbers.
+        unsolved: Of a late look, how many ridge systems are not solved: then the rest is of no use.
     """
 
     loss: Tensor
     images: Tensor
     representations: Tensor
     jitters: int
+    finite: dict[str, Tensor]
+    unsolved: Sent | None = None
 
 
 @contextmanager
@@ -71,6 +78,7 @@ def outer_gradient(
     objective: Objective = _OF_VECTORS,
     chunk_size: int | None = None,
     processes: Processes = ALONE,
+    late: bool = False,
 ) -> OuterGradient:
     """Computes the outer loss and its gradient to the synthetic set; see `objective.py`.
 
@@ -86,6 +94,7 @@ def outer_gradient(
         objective: The outer loss. Default: KRR-ST's own, of rows that are vectors.
         chunk_size: Images that the student is given at a time. None: all.
         processes: That divide the work; each returns the same.
+        late: On CUDA, whether nothing is waited for: who calls looks at `finite` and `unsolved` later.
 
     Raises:
         DistillError: If features, loss or gradient are not finite, or the ridge system cannot be solved.
@@ -98,26 +107,30 @@ def outer_gradient(
         own_MF = torch.cat([each.features for each in passes]) if passes else real_BF[:0]
         syn_MF = processes.join(own_MF, mine, len(images)).requires_grad_()
         guarded = {"features of the real images": real_BF, "features of the synthetic images": syn_MF}
+        if images.device.type == "cuda":  # where the target has not looked at them itself
+            guarded[_TRUTH] = real.representations
         try:
-            loss, jitters = objective.loss(real_BF, syn_MF, representations, real.representations, real.total)
+            found = objective.loss(real_BF, syn_MF, representations, real.representations, real.total, late=late)
         except DistillError:
             require_finite(guarded)  # the reason, where it is one
             raise
         with full_precision(images.device):  # the backward pass of the solve
-            grad_MF, grad_representations = torch.autograd.grad(loss, [syn_MF, representations])
-        loss, grad_MF, grad_representations = processes.sum(loss.detach(), grad_MF, grad_representations)
+            grad_MF, grad_representations = torch.autograd.grad(found.value, [syn_MF, representations])
+        more = [] if found.unsolved is None else [found.unsolved]
+        loss, grad_MF, grad_representations, *more = processes.sum(
+            found.value.detach(), grad_MF, grad_representations, *more
+        )
+        unsolved = Sent(more[0]) if more else None  # before the longest part of the backward pass
         parts = [each.gradient(grad) for each, grad in zip(passes, chunks_of(grad_MF[mine], chunk_size), strict=True)]
     own = torch.cat(parts) if parts else images.detach()[:0]
     grad_images = processes.join(own, mine, len(images))
-    require_finite(
-        {
-            **guarded,
-            "outer loss": loss,
-            "gradient of the synthetic images": grad_images,
-            "gradient of the synthetic representations": grad_representations,
-        }
-    )
-    return OuterGradient(loss, grad_images, grad_representations, jitters)
+    guarded["outer loss"] = loss
+    guarded["gradient of the synthetic images"] = grad_images
+    guarded["gradient of the synthetic representations"] = grad_representations
+    finite = sums_of(guarded)
+    if not late:
+        require_finite_sums(finite, torch.stack([*finite.values()]).tolist())
+    return OuterGradient(loss, grad_images, grad_representations, found.jitters, finite, unsolved)
 
 
 class _Pass:
@@ -168,9 +181,19 @@ def chunks_of(rows: Tensor, chunk_size: int | None) -> Sequence[Tensor]:
 
 def require_finite(values: dict[str, Tensor]) -> None:
     """Raises a DistillError that names the first of `values` in which a number is NaN or infinite."""
-    # one reduction each instead of a mask as large as the tensor, and one wait for the device for all of them; the sum
-    # of finite float32 features does not overflow here
-    sums = torch.stack([value.detach().sum(dtype=torch.float32) for value in values.values()])
-    for what, finite in zip(values, torch.isfinite(sums).tolist(), strict=True):
-        if not finite:
-            raise DistillError(f"NaN or infinity in the {what}; lower outer.lr_images or pool.lr.")
+    sums = sums_of(values)
+    require_finite_sums(sums, torch.stack([*sums.values()]).tolist())  # one wait for the device for all of them
+
+
+def sums_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the sum of each of `values`, which shows a number that is NaN or infinite."""
+    # one reduction each instead of a mask as large as the tensor; the sum of finite float32 features does not overflow
+    return {what: value.detach().sum(dtype=torch.float32) for what, value in values.items()}
+
+
+def require_finite_sums(names: Iterable[str], sums: Sequence[float]) -> None:
+    """As `require_finite`, of the sums of what has these names."""
+    for what, total in zip(names, sums, strict=True):
+        if not math.isfinite(total):
+            cure = "" if what == _TRUTH else "; lower outer.lr_images or pool.lr"
+            raise DistillError(f"NaN or infinity in the {what}{cure}.")

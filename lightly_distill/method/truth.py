@@ -20,6 +20,7 @@ from lightly_distill.method.views import Drawn, Views
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.rows import Layout
 from lightly_distill.models.targets import Target, represent
+from lightly_distill.runtime.device import send
 
 PROJECTED = 8192  # representations at a time
 
@@ -133,14 +134,14 @@ class TargetTruth:
     def of_views(self, images: Tensor, drawn: Drawn) -> Tensor:
         """Returns the target's representations of a batch of views."""
         if drawn.numbers is not None:
-            return self._projected(self._kept.gather(drawn.numbers, drawn.indices)).to(images.device)
+            return send(self._projected(self._kept.gather(drawn.numbers, drawn.indices)), images.device)
         if not self._sight.apart:  # a few at a time, as a whole batch need not fit beside the students
             parts = torch.split(images, len(self._sight.chunks(drawn.indices)[0]))
-            return self._projected(torch.cat([self._ask(part.float() / 255) for part in parts]))
+            return self._projected(torch.cat([self._unguarded(part) for part in parts]))
         chunks = self._sight.chunks(drawn.indices)
         crops = torch.split(drawn.crops, len(chunks[0]))
         views = (self._view(*each) for each in zip(self._sight.images(chunks), crops, strict=True))
-        return self._projected(torch.cat([self._ask(view.float() / 255) for view in views]))
+        return self._projected(torch.cat([self._unguarded(view) for view in views]))
 
     def _of_all_views(self, indices: Tensor) -> Iterator[Tensor]:
         """Computes the representations of all fixed views of some images, a few at a time, shape (V, B, D)."""
@@ -150,7 +151,15 @@ class TargetTruth:
             yield torch.stack([self._ask(view.float() / 255).cpu() for view in views])
 
     def _view(self, images: Tensor, crops: Tensor) -> Tensor:
-        return crop_and_flip(images, crops, self._sight.scale).to(self._device)
+        return send(crop_and_flip(images, crops, self._sight.scale), self._device)
+
+    def _unguarded(self, images: Tensor) -> Tensor:
+        """Asks for the rows of uint8 images; on CUDA, the step looks at them later, with what it makes of them."""
+        guarded, self._target.guarded = self._target.guarded, self._device.type != "cuda"
+        try:
+            return self._ask(images.float() / 255)
+        finally:
+            self._target.guarded = guarded
 
     def _ask(self, images: Tensor) -> Tensor:
         with self._precision():
@@ -162,7 +171,7 @@ class TargetTruth:
     def _projected(self, rows: Tensor) -> Tensor:
         if self.projection is None:
             return rows
-        return torch.cat([self._of_chunk(chunk.to(self._device)) for chunk in torch.split(rows, PROJECTED)])
+        return torch.cat([self._of_chunk(send(chunk, self._device)) for chunk in torch.split(rows, PROJECTED)])
 
     def _of_chunk(self, rows: Tensor) -> Tensor:
         assert self.projection is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from lightly_distill.errors import UsageError
 
@@ -77,6 +78,13 @@ def free_memory(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + max(0, held)
     return min([int(psutil.virtual_memory().available), *filter(None, map(_left_in, CGROUPS))])
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor to a device, if it is not there; to a GPU from pinned memory, without waiting for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # What a container may use, and what it uses: control groups, version 2 and 1.

@@ -32,6 +32,7 @@ from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import IMAGENET_MEAN, IMAGENET_STD
 from lightly_distill.runs.origin import RealSide, check_recorded, config_of_run, open_recorded, recorded_config
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.device import send
 from lightly_distill.runtime.settings import to_dict
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -57,7 +58,7 @@ class LabelTruth:
 
     def of_views(self, images: Tensor, drawn: Drawn) -> Tensor:
         """Returns the vectors of a batch of views."""
-        return self._vectors[drawn.indices].to(images.device)
+        return send(self._vectors[drawn.indices], images.device)
 
 
 class LabelledImages:
