@@ -62,7 +62,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         recorder: Receives measurements and checkpoints.
 
     Raises:
-        DistillError: If a loss, gradient or student is not finite, naming step and student; before the update.
+        DistillError: If a loss, gradient or student is not finite, naming step and student; before the update, and on
+            CUDA, where no step waits for a look, before anything of it is kept.
         KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`.
     """
     if not config.steps:  # a selection of real images: there is nothing to learn
@@ -145,17 +146,14 @@ def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillCon
         recorder.checkpoint(state)
 
 
-def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig, batches: "Ahead") -> None:
+def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig, batches: Ahead) -> None:
     """Steps X_s and Y_s down the gradient of the outer loss of one student, and adds the loss to the state's."""
-    late = state.pool.watch.late
-    with _named(f"Stopped before the update of step {state.step + 1}", slot):
-        # only this: what comes after it changes the state
-        gradient = _in_memory(state, batch, partial(_gradient, state, slot, batch, config, late))
+    gradient = _gradient(state, slot, batch, config, late=state.pool.watch.late)
     if gradient.unsolved is not None:
-        batches.prepare()  # the device has work, and the gradient is not needed yet
+        batches.prepare()  # while the device is busy, before a number of it is read
         if gradient.unsolved.read() != [0]:
-            with _named(f"Stopped before the update of step {state.step + 1}", slot):
-                gradient = _in_memory(state, batch, partial(_gradient, state, slot, batch, config, False))
+            state.pool.watch.settle()  # what went wrong before is the reason, where something did
+            gradient = _gradient(state, slot, batch, config, late=False)
     _look(state, slot, gradient)
     gradients = state.team.split.mean(gradient.images, gradient.representations)
     state.images.grad, state.representations.grad = gradients
@@ -187,16 +185,15 @@ def _look(state: DistillState, slot: Slot, gradient: OuterGradient) -> None:
     state.pool.watch.look(torch.stack([gradient.loss, *gradient.finite.values()]), judge)
 
 
-def _gradient(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig, late: bool) -> OuterGradient:
-    return outer_gradient(
-        slot.student,
-        *state.learned(),
-        batch,
-        objective=_objective(state, slot, config),
-        chunk_size=state.pool.chunk_size,
-        processes=state.team.divide,
-        late=late,
-    )
+def _gradient(state: DistillState, slot: Slot, batch: RealBatch, config: DistillConfig, *, late: bool) -> OuterGradient:
+    """Computes the gradient of a step, and changes nothing."""
+    compute = partial(outer_gradient, slot.student, *state.learned(), batch, objective=_objective(state, slot, config))
+    with _named(f"Stopped before the update of step {state.step + 1}", slot):
+        return _in_memory(
+            state,
+            batch,
+            lambda: compute(chunk_size=state.pool.chunk_size, processes=state.team.divide, late=late),
+        )
 
 
 def _objective(state: DistillState, slot: Slot, config: DistillConfig) -> Objective:
