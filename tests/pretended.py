@@ -50,35 +50,6 @@ _JOINING = {"cat", "stack"}  # take no number from the CPU
 
 
 @dataclass
-class Seen:
-    """What was counted, by operation and the line of the project that asked for it.
-
-    Attributes:
-        waits: For the device: numbers that the host reads, and shapes that depend on numbers. For an event only where
-            nothing was queued behind it, so that the device runs dry.
-        uploads: Copies to the device that wait: from pageable memory, or blocking.
-        launches: Kernels, roughly: operations that compute; a fused or foreach one is one.
-        memory: What the device says of its memory; a test may change it.
-    """
-
-    waits: Counter[str] = field(default_factory=Counter)
-    uploads: Counter[str] = field(default_factory=Counter)
-    launches: Counter[str] = field(default_factory=Counter)
-    memory: "Memory" = field(default_factory=lambda: Memory())
-    queued: int = 0  # launches ever
-
-    def launch(self, name: str) -> None:
-        """Counts an operation on the device."""
-        self.launches[f"{name} @ {_place()}"] += 1
-        self.queued += 1
-
-    def clear(self) -> None:
-        """Forgets what was counted so far."""
-        for counter in (self.waits, self.uploads, self.launches):
-            counter.clear()
-
-
-@dataclass
 class Memory:
     """Bytes of the device.
 
@@ -91,6 +62,36 @@ class Memory:
     free: int = 60 * GIB
     reserved: int = 0
     allocated: int = 0
+
+
+@dataclass
+class Seen:
+    """What was counted, by operation and the line of the project that asked for it.
+
+    Attributes:
+        waits: For the device: numbers that the host reads, and shapes that depend on numbers. For an event only where
+            nothing was queued behind it, so that the device runs dry.
+        uploads: Copies to the device that wait: from pageable memory, or blocking.
+        launches: Kernels, roughly: operations that compute; a fused or foreach one is one.
+        memory: What the device says of its memory; a test may change it.
+        queued: Launches since the block began.
+    """
+
+    waits: Counter[str] = field(default_factory=Counter)
+    uploads: Counter[str] = field(default_factory=Counter)
+    launches: Counter[str] = field(default_factory=Counter)
+    memory: Memory = field(default_factory=Memory)
+    queued: int = 0
+
+    def launch(self, name: str) -> None:
+        """Counts an operation on the device."""
+        self.launches[f"{name} @ {_place()}"] += 1
+        self.queued += 1
+
+    def clear(self) -> None:
+        """Forgets what was counted so far."""
+        for counter in (self.waits, self.uploads, self.launches):
+            counter.clear()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Shapes: n real images, V fixed views of each, B images of a batch, D numbers of 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -82,7 +83,8 @@ class TargetTruth:
         target_maps: TargetMaps | None = None,
         bf16: bool = False,
     ) -> None:
-        self._maps = target_maps
+        # on the device, as each step of random views needs it
+        self._maps = target_maps and replace(target_maps, projection=target_maps.projection.to(device))
         self._views, self._device, self._bf16 = views, device, bf16
         self._sight = Sight(source, frame or source.frame)
         self.projection: Projection | None = None

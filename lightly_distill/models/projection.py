@@ -60,7 +60,9 @@ class Projection:
         return projected * self.scale @ self.basis.T + self.mean
 
     def to(self, device: torch.device) -> "Projection":
-        """Returns it on a device."""
+        """Returns it on a device; itself, where it is there, as its checks wait for a GPU."""
+        if self.basis.device == device:
+            return self
         return Projection(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:

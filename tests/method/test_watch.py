@@ -1,6 +1,6 @@
 """On the pretended device: no step waits for it, and nothing that is not as it should be goes further than on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +11,12 @@ import pretended
 import tiny
 from lightly_distill.data.source import open_source
 from lightly_distill.errors import DistillError
+from lightly_distill.method import watch
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.distill import distill
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
+from lightly_distill.method.step import RealBatch
 from lightly_distill.models.targets import as_target
 
 
@@ -63,7 +65,7 @@ def each_step(state: DistillState, act: Callable[[int], None]) -> None:
     ("options", "resident"),
     [
         ({"source_views": 0}, True),
-        ({"source_views": "random"}, False),
+        ({"source_views": "random", "target_map": 2, "map_dims": 3}, False),
         ({"source_views": 2, "target_map": 2, "map_dims": 3, "eight_bits": True, "outer": {"grain": 2}}, False),
         ({"source_views": "random", "target_dims": 3, "pool": {"mixup": True, "crop_and_flip": True}}, True),
         ({"chunk_size": 4, "ridge": {"dtype": "float64"}, "num_images": 40}, False),
@@ -91,6 +93,30 @@ def test_twenty_steps_between_two_rows_wait_for_nothing(options: dict[str, Any],
         with pytest.raises(KeyboardInterrupt):
             distill(state, real, config, Memory())
     assert found[:2] == [{}, {}] and found[2] > 20 * 50
+
+
+def test_the_next_batch_is_made_before_a_step_reads_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.config(steps=3, log_every=3, device="cuda", holdout=0)
+    order: list[str] = []
+    own_read = watch.Sent.read
+    with pretended.cuda():
+        state, real = make(config)
+        state.initial = {"heldout_loss": None}
+        own_batches = real.batches
+
+        def batches(*args: Any, **kwargs: Any) -> Iterator[RealBatch]:
+            for batch in own_batches(*args, **kwargs):
+                order.append("batch")
+                yield batch
+
+        def read(sent: watch.Sent) -> list[float]:
+            order.append("read")
+            return own_read(sent)
+
+        monkeypatch.setattr(real, "batches", batches)
+        monkeypatch.setattr(watch.Sent, "read", read)
+        distill(state, real, config, Memory())
+    assert order[:3] == ["batch", "batch", "read"] and order.count("batch") == 3
 
 
 @pytest.mark.parametrize("views", [0, "random"])
