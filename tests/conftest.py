@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def float32_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of tests do not depend on what the processor can do."""
+    monkeypatch.setattr("lightly_distill.method.distill.computes_bf16", lambda device: False)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images, where there is one."""

@@ -13,6 +13,7 @@ from lightly_distill.runtime.settings import update
 SIZE = 8
 # the method of the paper, without what came later: each of these has tests of its own
 PLAIN: dict[str, Any] = {
+    "precision": "fp32",  # whatever the processor
     "target_dims": None,
     "target_map": 0,
     "eight_bits": False,

@@ -156,8 +156,9 @@ class DistillConfig:
     """Root of every random draw."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the students' features, and on a GPU of the target's; the ridge solve keeps its own."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the students' features, and on a GPU of the target's; the ridge solve keeps its own. auto: fp32, but
+    bf16 on a processor that computes in it, where the outer loss stays the same to a thousandth."""
     compile: bool = False
     """Compile the students with torch.compile: about a quarter faster on a CPU, after a minute that it takes at first.
     Needs a C++ compiler."""
@@ -204,7 +205,7 @@ class DistillConfig:
         check_bool(self, "target_whiten", "eight_bits", "compile")
         if self.target_whiten and self.target_dims is None:
             raise UsageError("target_whiten scales principal components: give target_dims, how many.")
-        check_one_of("precision", self.precision, ("fp32", "bf16"))
+        check_one_of("precision", self.precision, ("auto", "fp32", "bf16"))
         check_one_of("init", self.init, ("random", "kmeans", "noise"))
         check_one_of("parallel", self.parallel, ("batch", "pool"))
         chunk = self.chunk_size
@@ -268,7 +269,7 @@ class DistillOptions(TypedDict, total=False):
     holdout: int
     seed: int
     device: str
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     compile: bool
     parallel: Literal["batch", "pool"]
     chunk_size: int | Literal["auto"] | None

@@ -29,9 +29,12 @@ from lightly_distill.method.step import (
     require_finite,
     require_finite_sums,
 )
+from lightly_distill.runtime.device import computes_bf16
 from lightly_distill.runtime.progress import Progress
 
 T = TypeVar("T")
+
+SAME = 1e-3  # of the outer loss: so much it may change by bfloat16
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     # a resumed run keeps the chunks that it began with: in others, batch norm is trained otherwise
     chunk_size = state.pool.chunk_size if state.initial else config.chunk_size
     steps = config.steps - state.step
+    if not state.initial and config.precision == "auto":
+        _settle_precision(state, held_out or real.plain(real.split.train[: config.batch_size]), config)
     state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=steps, warm=bool(state.initial))
     if not state.initial:  # not a resumed run
         _warm_up(state, held_out, config, recorder)
@@ -82,7 +87,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         batches = Ahead(real.batches(state.step, config.steps, team=state.team))
         for batch in batches:
             slot = state.pool.draw(state.step)
-            with _precision(config, state.images.device):
+            with _precision(state):
                 _outer_step(state, slot, batch, config, batches)
                 _in_memory(state, batch, partial(state.pool.advance, slot, *state.learned()))
             state.step += 1
@@ -136,7 +141,7 @@ def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> 
 
 def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder) -> None:
     """Trains the pool to staggered ages, and measures and saves what the first step starts from."""
-    with _precision(config, state.images.device):
+    with _precision(state):
         first = RealBatch(state.images[:0], state.representations[:0])
         _in_memory(state, first, partial(state.pool.warm_up, *state.learned()))
     state.initial = held_out_loss(state, held_out, config)
@@ -225,7 +230,7 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
 
 def _held_out_loss_of(slot: Slot, state: DistillState, held_out: RealBatch, config: DistillConfig) -> float:
     who = _named(f"Stopped at the measurement after step {state.step}", slot)
-    with who, kernel_pass(slot.student), torch.no_grad(), _precision(config, state.images.device):
+    with who, kernel_pass(slot.student), torch.no_grad(), _precision(state):
         images, representations = state.learned()
         real_BF = features(slot.student, held_out.images, state.pool.chunk_size)
         syn_MF = features(slot.student, images, state.pool.chunk_size)
@@ -243,8 +248,28 @@ def _named(when: str, slot: Slot) -> Iterator[None]:
         raise DistillError(f"{when}, student {slot.index} ({slot.name}, age {slot.age}): {error}") from error
 
 
-def _precision(config: DistillConfig, device: torch.device) -> AbstractContextManager[None]:
-    if config.precision != "bf16":  # not one that is off either: compiled code would be compiled anew for it
+def _settle_precision(state: DistillState, real: RealBatch, config: DistillConfig) -> None:
+    """Takes bfloat16 if all processors compute in it, and the outer loss of each architecture stays what it is."""
+    if not all(state.team.all.gather(computes_bf16(state.images.device))):
+        return
+    losses: dict[str, list[float]] = {}
+    for state.precision in ("fp32", "bf16"):
+        slots = {slot.name: slot for slot in state.pool.slots}.values()
+        losses[state.precision] = [_held_out_loss_of(slot, state, real, config) for slot in slots]
+    own = max(abs(rough / exact - 1) for exact, rough in zip(losses["fp32"], losses["bf16"], strict=True))
+    gap = max(state.team.all.gather(own))
+    if not gap <= SAME:
+        state.precision = "fp32"
+    _logger.info(
+        "Precision: %s, as the outer loss in bfloat16 differs by %.1g of itself (limit %g; --precision).",
+        state.precision,
+        gap,
+        SAME,
+    )
+
+
+def _precision(state: DistillState) -> AbstractContextManager[None]:
+    if state.precision != "bf16":  # not one that is off either: compiled code would be compiled anew for it
         return nullcontext()
     # without the cache: it would keep bf16 copies of weights that the warm-up changes under the same context
-    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+    return torch.autocast(state.images.device.type, dtype=torch.bfloat16, cache_enabled=False)

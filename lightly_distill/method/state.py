@@ -41,6 +41,7 @@ class DistillState:
         rounding: To 8 bits; None where images and targets are float32.
         projection: Of the target's representations, on the CPU; None where they are its own.
         target_maps: Which map of the target the targets have; None where they have none.
+        precision: Of the students' features, `fp32` or `bf16`: what `auto` was found to be.
         initial: What `held_out_loss` returned before the first step; empty until then.
     """
 
@@ -55,6 +56,7 @@ class DistillState:
     jitters: int = 0
     losses: list[float] = field(default_factory=list)
     initial: dict[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
     rounding: Rounding | None = None
     projection: Projection | None = None
     target_maps: TargetMaps | None = None
@@ -89,6 +91,7 @@ class DistillState:
         pool = StudentPool(students, own, images, targets, config.seed, team, compile=config.compile)
         optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
         state = cls(images, representations, targets, index, pool, optimizer, team)
+        state.precision = "bf16" if config.precision == "bf16" else "fp32"
         state.projection, state.target_maps = real.projection, real.target_maps
         state.rounding = real.rounding(config) if config.eight_bits else None
         if state.rounding is not None:
@@ -120,7 +123,7 @@ class DistillState:
         """Returns the numbers of the state, JSON-able."""
         losses = [fmean(each) for each in zip(*self.team.split.gather(self.losses), strict=True)]
         own = {"jitters": self.jitters, "losses": losses, "initial": self.initial, "slots": self.pool.counts()}
-        return {**own, "chunk_size": self.pool.chunk_size}
+        return {**own, "chunk_size": self.pool.chunk_size, "precision": self.precision}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Sets the state to what `tensors` and `facts` returned when it was saved, after `facts["step"]` steps.
@@ -143,6 +146,7 @@ class DistillState:
             self.step, self.jitters, self.initial = facts["step"], facts["jitters"], facts["initial"]
             self.losses = list(facts["losses"])
             self.pool.chunk_size = facts["chunk_size"]
+            self.precision = facts.get("precision", self.precision)
             if any(int(own["step"]) != self.step for own in moments.values()):
                 raise ValueError(f"it is of step {self.step}, AdamW in it of step {int(moments[0]['step'])}")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -84,6 +84,7 @@ def provenance(
         **facts,
         # "auto" as it was resolved: in other chunks, batch norm is trained otherwise
         "chunk_size": min(state.pool.chunk_size or len(state.images), len(state.images)),
+        "precision": state.precision,
         **{name: value for name, value in last.items() if name != "from_step"},
         **({"sessions": run.sessions} if changed else {}),
         "steps": state.step,

@@ -56,6 +56,12 @@ def device_name(device: torch.device) -> str:
     return f"CPU {kind}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Returns whether a CPU has instructions for bfloat16; elsewhere False. Without them it is slower than float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public ones
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def tf32(device: torch.device) -> str:
     """Returns where float32 is computed as TF32 on the device: `off`, `matmul`, `convolutions`, or both."""
     if device.type != "cuda":

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightly_distill.runtime.settings import differences
 
-RECORDED = ("chunk_size", "threads", "tf32", "sessions")  # what `conditions` says, of a provenance
+RECORDED = ("chunk_size", "precision", "threads", "tf32", "sessions")  # what `conditions` says, of a provenance
 
 
 def conditions(known: Mapping[str, Any], count: int) -> dict[str, str]:
@@ -20,6 +20,8 @@ def conditions(known: Mapping[str, Any], count: int) -> dict[str, str]:
     if isinstance(chunk_size, int):
         share = f"all {count}" if chunk_size >= count else f"{chunk_size} of {count}"
         lines["chunk size"] = f"{share} images at a time"
+    if known.get("precision"):
+        lines["precision"] = str(known["precision"])
     if threads is not None:
         several = isinstance(processes, int) and processes > 1
         lines["threads"] = f"{threads} in each of {processes} processes" if several else str(threads)

@@ -31,6 +31,7 @@ STOP_AFTER, STEPS = 7, 12
 PAPER = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-3}
 STAGE: dict[str, Any] = {
     "student": "convnet_4_8,convnet_4_8_in",  # a mixed pool: batch norm and instance norm
+    "precision": "fp32",
     "num_images": 10,
     "steps": STEPS,
     "batch_size": 64,

@@ -37,7 +37,7 @@ from lightly_distill.runtime.settings import differences, to_dict, update
         ({"ridge": {"strength": 0}}, "ridge.strength must be a positive number; got 0."),
         ({"ridge": {"dtype": "float16"}}, "ridge.dtype must be one of float32, float64; got 'float16'."),
         ({"init": "nois"}, "init must be one of random, kmeans, noise; got 'nois'."),
-        ({"precision": "fp16"}, "precision must be one of fp32, bf16; got 'fp16'."),
+        ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16; got 'fp16'."),
         ({"source_views": -1}, "source_views must be a number of views or 'random'; got -1."),
         ({"source_views": True}, "source_views must be a number of views or 'random'; got True."),
         ({"student": ["a", 3]}, "student must be a name or a sequence of names; got ['a', 3]."),

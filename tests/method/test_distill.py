@@ -395,6 +395,40 @@ def test_bf16_runs_and_stays_near_fp32() -> None:
     assert rows["bf16"][0]["heldout_loss"] == pytest.approx(rows["fp32"][0]["heldout_loss"], rel=0.3)
 
 
+@pytest.mark.parametrize(
+    ("computes", "limit", "taken"), [(True, 1.0, "bf16"), (True, 0.0, "fp32"), (False, 1.0, "fp32")]
+)
+def test_auto_is_bf16_where_the_processor_computes_in_it_and_the_loss_stays_the_same(
+    computes: bool, limit: float, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.method.distill.computes_bf16", lambda device: computes)
+    monkeypatch.setattr("lightly_distill.method.distill.SAME", limit)
+    rows = {}
+    for precision in ("auto", taken):
+        config = tiny.config(precision=precision)
+        state, real = make(config)
+        memory = Memory()
+        distill(state, real, config, memory)
+        assert state.precision == memory.saved[config.steps][1]["precision"] == taken
+        rows[precision] = [(row["loss"], row["heldout_loss"]) for row in memory.rows[1:] if "heldout_loss" in row]
+    assert rows["auto"] == rows[taken]
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightly_distill.method.distill.computes_bf16", lambda device: True)
+    monkeypatch.setattr("lightly_distill.method.distill.SAME", 1.0)
+    config = tiny.config(precision="auto")
+    state, real = make(config)
+    memory = Memory()
+    distill(state, real, config, memory)
+    tensors, facts = memory.saved[4]
+    monkeypatch.setattr("lightly_distill.method.distill.computes_bf16", lambda device: False)  # of another machine
+    again, real = make(config)
+    again.restore(tensors, facts)
+    distill(again, real, config, Memory())
+    assert again.precision == "bf16" and torch.equal(again.images, state.images)
+
+
 def test_a_warm_up_in_bf16_sees_the_weights_of_each_step() -> None:
     config = tiny.config(precision="bf16", pool={"size": 1, "max_age": 40})
     state, real = make(config)
