@@ -260,10 +260,10 @@ def test_a_checkpoint_goes_to_the_cpu_and_back(device: str, images: Tensor, tmp_
     config = tiny.config(steps=4)
     there, real = state_of(config, images, device)
     distill(there, real, config, Kept())
-    checkpoint.save(tmp_path / "there", there.step, there.tensors(), there.facts())
+    checkpoint.save(tmp_path / "there", checkpoint.snapshot(there.step, there.tensors(), there.facts()))
     here, _ = state_of(config, images, "cpu")
     here.restore(*checkpoint.load_newest(tmp_path / "there"))
-    checkpoint.save(tmp_path / "here", here.step, here.tensors(), here.facts())
+    checkpoint.save(tmp_path / "here", checkpoint.snapshot(here.step, here.tensors(), here.facts()))
     again, _ = state_of(config, images, device)
     again.restore(*checkpoint.load_newest(tmp_path / "here"))
     for name, value in there.tensors().items():
