@@ -238,6 +238,7 @@ def test_each_probe_measures_on_the_device(device: str, probe: str, synthetic: S
 
 @each_device
 @pytest.mark.parametrize("arm", BASELINES)
+@pytest.mark.slow
 def test_each_arm_is_made_on_the_device(device: str, arm: str, synthetic: SyntheticSet, images: Tensor) -> None:
     ((accuracy,),) = accuracies(synthetic, images, device, arm, "knn").values()
     assert 0 <= accuracy <= 1

@@ -95,6 +95,7 @@ for number in range(2):
 """
 
 
+@pytest.mark.slow
 def test_a_group_of_the_users_own_outlives_what_all_are_told(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("here")
     for status, _, errors in several.finish(several.start(OWN_GROUP, str(tmp_path))):
