@@ -112,11 +112,11 @@ def verdict(results: Sequence[Arms]) -> str:
     if verdicts == {"better"}:
         said.append("Next: try it on more tasks, or share it (lightly-distill publish).")
     elif "worse" in verdicts:
-        said.append("Next: take real images (distill --steps 0 selects them), or more outer steps (--steps).")
+        said.append("Next: take real images (distill --steps 0 selects them), or distill again with more --steps.")
     elif seeds < 3:
         said.append("Next: more seeds (--seeds), which tell a difference from noise.")
     else:
-        said.append("Next: more seeds (--seeds), outer steps (--steps) or images (--num-images).")
+        said.append("Next: more seeds (--seeds), or distill again with more --steps or --num-images.")
     return " ".join(said)
 
 

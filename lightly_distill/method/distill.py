@@ -252,16 +252,15 @@ def _settle_precision(state: DistillState, real: RealBatch, config: DistillConfi
     """Takes bfloat16 if all processors compute in it, and the outer loss of each architecture stays what it is."""
     if not all(state.team.all.gather(computes_bf16(state.images.device))):
         return
-    losses: dict[str, list[float]] = {}
-    for state.precision in ("fp32", "bf16"):
-        slots = {slot.name: slot for slot in state.pool.slots}.values()
-        losses[state.precision] = [_held_out_loss_of(slot, state, real, config) for slot in slots]
-    own = max(abs(rough / exact - 1) for exact, rough in zip(losses["fp32"], losses["bf16"], strict=True))
-    gap = max(state.team.all.gather(own))
+    slots = {slot.name: slot for slot in state.pool.slots}.values()
+    exact = [_held_out_loss_of(slot, state, real, config) for slot in slots]
+    state.precision = "bf16"
+    rough = [_held_out_loss_of(slot, state, real, config) for slot in slots]
+    gap = max(state.team.all.gather(max(abs(b / a - 1) for a, b in zip(exact, rough, strict=True))))
     if not gap <= SAME:
         state.precision = "fp32"
     _logger.info(
-        "Precision: %s, as the outer loss in bfloat16 differs by %.1g of itself (limit %g; --precision).",
+        "Precision: %s, as the outer loss in bfloat16 differs by %.2g of itself (limit %g; --precision).",
         state.precision,
         gap,
         SAME,

@@ -113,6 +113,8 @@ def pretrain(
         DistillError: If the loss is no longer a finite number.
     """
     settings = choose(config, find_recipe(recipe), options)
+    if transform is not None and not callable(transform):
+        raise UsageError(f"transform is a function of an image (3, S, S); got {transform!r}.")
     if isinstance(synthetic, str | Path):
         from lightly_distill.synthetic.synthetic_set import SyntheticSet  # here: it brings all that writes sets
 

@@ -168,6 +168,7 @@ def test_a_loss_that_is_not_finite_names_step_student_and_cure(tmp_path: Path) -
         ({"momentum": -1.0}, "momentum must be at least 0, a number; got -1"),
         ({"step": 3}, r"Unknown option 'step'\. Did you mean 'steps'"),
         ({"student": "convnet"}, "timm knows no model 'convnet'"),
+        ({"transform": "flip"}, r"transform is a function of an image \(3, S, S\); got 'flip'"),
         ({"device": "gpu"}, "Unknown device 'gpu'. Expected auto, cpu, cuda, cuda:N, mps or xpu."),
     ],
 )
