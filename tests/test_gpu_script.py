@@ -33,7 +33,6 @@ def part(folder: Path, name: str, *options: str) -> tuple[int, dict[str, Any]]:
     return ended.returncode, json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.slow
 def test_right_that_is_out_of_time_keeps_what_it_has(tmp_path: Path) -> None:
     code, written = part(tmp_path, "right", "--minutes", "0")
     assert code == 1 and not written["done"]

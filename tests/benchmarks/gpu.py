@@ -111,6 +111,7 @@ def right(part: Part, folder: Path) -> bool:
         "-q",
         "-p",
         "no:cacheprovider",
+        "--runslow",
         "--rootdir",
         str(HERE.parents[1]),
         "-c",
