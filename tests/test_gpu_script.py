@@ -66,7 +66,7 @@ def test_fast_measures_three_presets_against_reference_and_card(tmp_path: Path) 
 def test_good_runs_the_transfer_setting(tmp_path: Path, real_data: Path) -> None:
     code, written = part(tmp_path, "good")
     assert code == 0 and written["done"]
-    assert [each["student"] for each in written["results"]["transfer"]] == ["convnet_16_32", "convnet_8_8"]
+    assert [each["setting"]["student"] for each in written["results"]["transfer"]] == ["convnet_16_32", "convnet_8_8"]
 
 
 def test_the_operations_that_are_counted_are_those_of_a_step(roofline: Any) -> None:
