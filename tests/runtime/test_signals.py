@@ -3,7 +3,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,23 +87,25 @@ def test_the_program_s_own_handler_is_asked_after_the_save() -> None:
     assert asked == [signal.SIGUSR1]
 
 
-def stuck(first: Callable[[], None]) -> None:
+def stuck(ready: Any, noted: Any) -> None:
     """A step that never ends."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with StopOnSignal():
-        first()
+    with StopOnSignal() as signalled:
+        ready.set()
         while True:
-            time.sleep(60)
+            time.sleep(0.01)
+            if signalled.received is not None:
+                noted.set()
 
 
 def test_a_second_signal_ends_a_step_that_hangs() -> None:
     context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    process = context.Process(target=stuck, args=(ready.set,), daemon=True)
+    ready, noted = context.Event(), context.Event()
+    process = context.Process(target=stuck, args=(ready, noted), daemon=True)
     process.start()
     assert process.pid is not None and ready.wait(30)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(0.5)
+    assert noted.wait(30)  # two signals at once would count as one
     assert process.exitcode is None
     os.kill(process.pid, signal.SIGTERM)
     process.join(30)
