@@ -175,7 +175,7 @@ def test_a_short_run_is_that_of_the_cpu_and_one_that_is_resumed_too(
 ) -> None:
     plain: dict[str, Any] = {
         "eight_bits": False,
-        "image_bits": 8,
+        "image_quality": None,
         "target_bits": 8,
     }  # a rounded number may go either way
     truth, losses = run(images, **plain)

@@ -17,7 +17,7 @@ PLAIN: dict[str, Any] = {
     "target_dims": None,
     "target_map": 0,
     "eight_bits": False,
-    "image_bits": 8,
+    "image_quality": None,
     "target_bits": 8,
     "outer": {"grain": 1},
 }

@@ -145,9 +145,10 @@ class DistillConfig:
     """Principal components of each cell of the target's map."""
     eight_bits: bool = True
     """Keep images and targets in 8 bits: pixels as any image has them, and targets as whole numbers with a scale. They
-    are rounded in every step, so that nothing is lost at the end, and take a quarter of float32's bytes or less."""
-    image_bits: int = 5
-    """Of the 8 bits of each channel of a pixel, those that are used; fewer take fewer bytes on disk."""
+    are rounded in every step, and take a quarter of float32's bytes or less."""
+    image_quality: int | None = 50
+    """Quality, 0 to 100, of the lossy WebP in which the images of a set of 8 bits are stored, a third of the bytes of
+    lossless ones; what is decoded is the image, for students as for eyes. null: without loss."""
     target_bits: int = 6
     """Of the 8 bits of each number of a target, those that are used."""
     holdout: int = 512
@@ -186,10 +187,13 @@ class DistillConfig:
         if self.checkpoint_every is not None:
             check_number(self, "checkpoint_every")
         check_number(self, "map_dims")
-        for name, least in (("image_bits", 1), ("target_bits", 2)):
-            check_number(self, name, least=least)
-            if getattr(self, name) > 8:
-                raise UsageError(f"{name} is at most 8; got {getattr(self, name)}.")
+        check_number(self, "target_bits", least=2)
+        if self.target_bits > 8:
+            raise UsageError(f"target_bits is at most 8; got {self.target_bits}.")
+        if self.image_quality is not None:
+            check_number(self, "image_quality", least=0)
+            if self.image_quality > 100:
+                raise UsageError(f"image_quality is at most 100, or null: without loss; got {self.image_quality}.")
         check_number(self, "steps", "num_workers", least=0)
         if self.value_range is not None:
             object.__setattr__(self, "value_range", tuple(as_range(self.value_range)))
@@ -264,7 +268,7 @@ class DistillOptions(TypedDict, total=False):
     target_map: int | Literal["auto"]
     map_dims: int
     eight_bits: bool
-    image_bits: int
+    image_quality: int | None
     target_bits: int
     holdout: int
     seed: int
@@ -304,7 +308,7 @@ def _paper(num_images: int, image_size: int, student: str, lr: float) -> dict[st
         "target_dims": None,
         "target_map": 0,
         "eight_bits": False,
-        "image_bits": 8,
+        "image_quality": None,
         "target_bits": 8,
         "outer": {"lr_images": lr, "lr_representations": lr, "final_lr": 1e-3, "grain": 1},
         "pool": _PAPER_POOL,
@@ -354,10 +358,11 @@ def as_recorded(recorded: Mapping[str, Any]) -> dict[str, Any]:
         "target_map": 0,
         "map_dims": 64,
         "eight_bits": False,
-        "image_bits": 8,
+        "image_quality": None,
         "target_bits": 8,
     }
     filled = {**before, **recorded}
+    filled.pop("image_bits", None)  # of sets without loss, between two versions
     outer, pool, ridge = filled.get("outer"), filled.get("pool"), filled.get("ridge")
     if isinstance(outer, Mapping):
         filled["outer"] = {"grain": 1, **outer}

@@ -133,7 +133,7 @@ class RealImages:
         sample = self.split.train[:: max(1, -(-len(self.split.train) // _SAMPLE))]
         rows = self.truth.of_images(sample).to(self._device)
         scales = fit_scales(rows, self.truth.layout, config.target_bits)
-        return Rounding(self._mean, self._std, scales, config.image_bits)
+        return Rounding(self._mean, self._std, scales)
 
     def held_out(self) -> RealBatch | None:
         """Returns the held-out images as they are, or None if there are none."""

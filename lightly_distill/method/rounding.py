@@ -1,8 +1,7 @@
 """Few bits in the loop: the images that students see have whole pixels, and targets are whole numbers with a scale.
 
 What is learned stays continuous and is rounded each time it is used; the gradient of the rounded goes straight through
-to it. So the set loses nothing when it is stored. Coarser steps than 8 bits have cost no accuracy, of synthetic images
-as of real ones, and take much fewer bytes when they are compressed: 32 levels of grey instead of 256 save two fifths.
+to it. So targets lose nothing when they are stored, and images only what a lossy WebP takes from them.
 
 Shapes: M synthetic images, D numbers of a row of targets.
 """
@@ -14,8 +13,7 @@ from torch import Tensor
 
 from lightly_distill.models.rows import MAX_CODE, Layout
 
-IMAGE_BITS, TARGET_BITS = 5, 6
-_PART = 256  # images at a time
+TARGET_BITS = 6
 _ROOM = 1.25  # learned targets may become larger than those of real images
 
 
@@ -27,13 +25,11 @@ class Rounding:
         mean: Of each channel in units of [0, 1], shape (1, 3, 1, 1).
         std: As `mean`.
         scales: Of each number of a row of targets, float32, positive, shape (D,).
-        image_bits: Of a pixel's channel, at most 8.
     """
 
     mean: Tensor
     std: Tensor
     scales: Tensor
-    image_bits: int = IMAGE_BITS
 
     def pixels(self, images: Tensor) -> Tensor:
         """Returns normalised images as uint8, shape (M, 3, H, W)."""
@@ -54,22 +50,7 @@ class Rounding:
         rows.clamp_(-MAX_CODE * self.scales, MAX_CODE * self.scales)
 
     def _of_255(self, images: Tensor) -> Tensor:
-        return _in_steps((images * self.std + self.mean) * 255, self.image_bits)
-
-
-def round_pixels(pixels: Tensor, bits: int) -> Tensor:
-    """Returns uint8 images as they are with so many bits for each channel of a pixel."""
-    if bits == 8:
-        return pixels
-    rounded = torch.empty_like(pixels)
-    for start in range(0, len(pixels), _PART):  # as float32 they take four times the memory
-        rounded[start : start + _PART] = _in_steps(pixels[start : start + _PART].float(), bits)
-    return rounded
-
-
-def _in_steps(values: Tensor, bits: int) -> Tensor:
-    step = float(2 ** (8 - bits))
-    return ((values / step).round() * step).clamp(0, 255)
+        return ((images * self.std + self.mean) * 255).round().clamp(0, 255)
 
 
 def round_targets(rows: Tensor, scales: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ class RealSide:
         target_maps: Which map of the target is wanted; None: none.
         projection: Applied to all representations: those of a set are compared with others in its own coordinates.
         recorded: Of a set that has coordinates without their projection, which is found again: how it was made.
-        bits: To which images and targets are rounded, as those of the set that they are compared with; None: they are
-            float32.
+        stored: Quality of images, None without loss, and bits of targets of the set that they are compared with; None:
+            they are float32.
         bf16: Whether the target computes in bfloat16.
     """
 
@@ -62,7 +62,7 @@ class RealSide:
     target_maps: TargetMaps | None = None
     projection: Projection | None = None
     recorded: DistillConfig | None = None
-    bits: tuple[int, int] | None = None
+    stored: tuple[int | None, int] | None = None
     bf16: bool = False
 
     @cached_property
@@ -111,8 +111,13 @@ class RealSide:
         return self.truth.of_others(batches, len(images))
 
     def chosen(self, indices: Tensor) -> SyntheticSet:
-        """Returns these real images, with the target's representations and maps of them."""
+        """Returns these real images, stored as the set is, with the target's representations and maps of them."""
         return self._as_set(self.source.read(indices), self.rows[indices], indices)
+
+    def whole(self) -> SyntheticSet:
+        """Returns all real images, stored without loss: a ceiling."""
+        indices = torch.arange(len(self.source))
+        return self._as_set(self.source.read(indices), self.rows, indices, lossy=False)
 
     def noise(self, count: int, seed: int) -> SyntheticSet:
         """Returns uniform noise and the target's representations of it."""
@@ -121,13 +126,13 @@ class RealSide:
         images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
         return self._as_set(images, self.represent(images), None)
 
-    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None) -> SyntheticSet:
+    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None, *, lossy: bool = True) -> SyntheticSet:
         layout = self.truth.layout
         rest: dict[str, Any] = {"mean": self.target.mean, "std": self.target.std, "source_index": indices}
-        if self.bits is None:
+        if self.stored is None:
             return SyntheticSet(images, layout.split(rows)[0].contiguous(), **rest)
-        image_bits, target_bits = self.bits
-        return as_set(images, rows, layout, image_bits=image_bits, target_bits=target_bits, **rest)
+        quality, target_bits = self.stored
+        return as_set(images, rows, layout, image_quality=quality if lossy else None, target_bits=target_bits, **rest)
 
 
 def missing_origin(synthetic: Any, data: Any, target: Any) -> str:
@@ -197,7 +202,7 @@ def real_side(
         target_maps,
         own.projection if in_its_coordinates else None,
         made if in_its_coordinates else None,
-        bits=None if own.pixels is None else (made.image_bits, made.target_bits) if made else (8, 8),
+        stored=None if own.pixels is None else (made.image_quality, made.target_bits) if made else (None, 8),
         bf16=device.type == "cuda" and made is not None and made.precision == "bf16",
     )
 

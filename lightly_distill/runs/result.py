@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightly_distill.method.rounding import fit_scales, round_pixels, round_targets
+from lightly_distill.method.rounding import fit_scales, round_targets
 from lightly_distill.method.state import DistillState
 from lightly_distill.models.rows import Layout
+from lightly_distill.synthetic import eight_bits
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 
@@ -18,6 +19,7 @@ def finished(
     mean: Sequence[float],
     std: Sequence[float],
     provenance: dict[str, Any],
+    image_quality: int | None = None,
     keep_projection: bool = False,
 ) -> SyntheticSet:
     """Returns what was learned as a set, on the CPU: of 8 bits, where the state is rounded to them.
@@ -27,6 +29,7 @@ def finished(
         mean: Of each channel in units of [0, 1].
         std: As `mean`.
         provenance: Of the set.
+        image_quality: Of the WebP in which images of 8 bits are stored; None: without loss.
         keep_projection: Whether the set brings what restores the target's own space.
     """
     images, rows = (tensor.detach().cpu() for tensor in state.learned())
@@ -38,6 +41,7 @@ def finished(
         rows,
         state.targets,
         scales,
+        image_quality=image_quality,
         mean=mean,
         std=std,
         source_index=state.source_index,
@@ -52,7 +56,7 @@ def as_set(
     targets: Layout,
     scales: Tensor | None = None,
     *,
-    image_bits: int = 8,
+    image_quality: int | None = None,
     target_bits: int = 8,
     **rest: Any,
 ) -> SyntheticSet:
@@ -62,16 +66,19 @@ def as_set(
         images: uint8 for a set of 8 bits, whose targets are rounded if they are not yet, or normalised float32.
         rows: Targets, shape (m, D). Maps are left out of a set of floats, whose format has none.
         targets: Layout of these rows.
-        scales: Of the numbers of a row, if images and rows are rounded already, shape (D,).
-        image_bits: To which they are rounded, if not.
-        target_bits: As `image_bits`.
+        scales: Of the numbers of a row, if rows are rounded already, shape (D,).
+        image_quality: Of the WebP in which images of 8 bits are stored; None: without loss.
+        target_bits: To which rows are rounded, if they are not.
         rest: Further arguments of `SyntheticSet`.
     """
     if images.dtype != torch.uint8:
         return SyntheticSet(images, targets.split(rows)[0].contiguous(), **rest)
     if scales is None:
         scales = fit_scales(rows, targets, target_bits)
-        images, rows = round_pixels(images, image_bits), round_targets(rows, scales)
+        rows = round_targets(rows, scales)
+    if image_quality is not None:
+        rest["files"] = eight_bits.encoded(images, image_quality)
+        images = eight_bits.decoded(rest["files"], (len(images), *images.shape[2:]))
     representations, maps = targets.split(rows)
     maps = None if maps is None else maps.contiguous()
     return SyntheticSet(images, representations.contiguous(), maps=maps, scales=targets.by_channel(scales), **rest)

@@ -263,6 +263,7 @@ class DistillationStage:
             mean=target.mean,
             std=target.std,
             provenance=provenance(facts, state, run, device, run.seconds_before + time.perf_counter() - started),
+            image_quality=config.image_quality,
             keep_projection=config.target_dims != "auto",
         )
         _logger.info("Measured: %s", _cost(synthetic, run))

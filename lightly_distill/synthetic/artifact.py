@@ -42,7 +42,7 @@ from lightly_distill.synthetic.set_facts import (
     written,
 )
 
-_PREVIEWED = 36  # images, of a set of 8 bits
+_PREVIEWED = 16  # images, of a set of 8 bits
 _OWN_FILE = re.compile(
     "|".join(
         [*map(re.escape, (CARD, FACTS, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION)), r"data/train-\d+-of-\d+\.parquet"]
@@ -147,10 +147,11 @@ def _read_codes(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     if len(scales) == (2 if layout.grid else 1):  # one for all numbers of a representation, one for all of a map
         scales = scales.repeat_interleave(torch.tensor([layout.dim, layout.channels][: len(scales)]))
     shape = facts["shape"]
-    pixels, codes, source_index = eight_bits.read(folder / DATA, tuple(shape[each] for each in "mCHW"), layout)
+    files, pixels, codes, source_index = eight_bits.read(folder / DATA, tuple(shape[each] for each in "mCHW"), layout)
     representations, maps = layout.split(codes * layout.by_number(scales))
     return {
         "images": pixels,
+        "files": files,
         "representations": representations.contiguous(),
         "maps": maps if maps is None else maps.contiguous(),
         "scales": scales,
@@ -210,10 +211,11 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
     (folder / CARD).write_text(card.text(synthetic, before=before), encoding="utf-8", errors="surrogateescape")
     if synthetic.pixels is not None and synthetic.scales is not None:
         codes = (synthetic.targets / synthetic.layout.by_number(synthetic.scales)).round().to(torch.int8)
-        eight_bits.write(folder / DATA, synthetic.pixels, codes, synthetic.layout, synthetic.source_index)
+        files = synthetic.files or eight_bits.encoded(synthetic.pixels)
+        eight_bits.write(folder / DATA, files, codes, synthetic.layout, synthetic.source_index)
         width = synthetic.pixels.shape[-1]
         few = pictures.image_grid(synthetic.pixels[:_PREVIEWED].cpu(), scale_to=width)  # not enlarged: bytes count
-        few.save(folder / EIGHT_BIT_PREVIEW, format="WEBP", quality=50, method=6)
+        few.save(folder / EIGHT_BIT_PREVIEW, format="WEBP", quality=40, method=6)
     else:
         displayable = synthetic.displayable()
         pictures.image_grid(displayable).save(folder / PREVIEW)

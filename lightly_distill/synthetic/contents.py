@@ -32,6 +32,8 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
         std: As `mean`.
         maps: float32, shape (m, C, g, g); None where the set has none. Of a set of 8 bits only.
+        files: Of a set of 8 bits: its images as they are stored, WebP or PNG, whose pixels `images` are, such as
+            `eight_bits.encoded` returns. Default: they are stored without loss.
         scales: Of a set of 8 bits: float32, positive, shape (d + C,), for each number of a representation and each
             channel of a map; all numbers are whole multiples of theirs, of at most 127.
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
@@ -54,6 +56,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         mean: Sequence[float],
         std: Sequence[float],
         maps: Tensor | None = None,
+        files: Sequence[bytes] | None = None,
         scales: Tensor | None = None,
         source_index: Tensor | None = None,
         provenance: dict[str, Any] | None = None,
@@ -69,7 +72,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         if maps is not None:
             _check("maps", maps, ("m", "C", "g", "g"), torch.float32)
         counts = {"images": len(images), "representations": len(representations), "source_index": len(source_index)}
-        counts |= {"maps": len(maps)} if maps is not None else {}
+        counts |= {name: len(given) for name, given in (("maps", maps), ("files", files)) if given is not None}
         if len(set(counts.values())) > 1:
             raise UsageError(f"A synthetic set has as many of each; got {counts}.")
         if images.shape[1] != 3 or len(mean) != 3 or len(std) != 3:
@@ -90,11 +93,14 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         self.pixels = self._kept if are_pixels and scales is not None else None
         self.representations = representations.detach()
         self.maps = None if maps is None else maps.detach()
+        self.files = None if files is None else list(files)
         self.scales = scales
         if self.pixels is not None:
             _check_codes(scales, self.targets, self.layout)
-        elif maps is not None or scales is not None:
-            raise UsageError("Maps and scales are of a synthetic set of 8 bits: give its images as uint8 pixels.")
+        elif any(part is not None for part in (maps, files, scales)):
+            raise UsageError(
+                "Maps, files and scales are of a synthetic set of 8 bits: give its images as uint8 pixels."
+            )
         self.source_index = source_index
         self.provenance = provenance or {}
         self.metrics = metrics or {}

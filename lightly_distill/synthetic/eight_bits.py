@@ -1,18 +1,20 @@
 """The parquet file of a synthetic set of 8 bits (format 2), whose columns Hugging Face `datasets` reads as its own.
 
-    image           WebP without loss (PNG where Pillow has no WebP): the very pixels
+    image           WebP, lossy or not (PNG where Pillow has no WebP): what is decoded are the very pixels
     representation  int8, d numbers; times its scale each is the float32 that students learn
     map             int8, C g g numbers, channel by channel, where the set has maps
     source_index    int64, -1 where an image started from noise
 
-The scales are in lightly_distill.json. Of 100 random images of 32x32 pixels a WebP takes 1,791 bytes, a PNG 2,520.
+The scales are in lightly_distill.json. Of 100 random images of 32x32 pixels a lossless WebP takes 1,791 bytes, a PNG
+2,520, a WebP of quality 50 takes 322.
 
 Shapes: m images of height H and width W; d numbers of a representation; C channels of a map, g cells of a side.
 """
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +31,19 @@ _FORMATS = ("WEBP", "PNG")
 _BESIDE = 4096  # bytes of an encoded image that no compression helped, besides its pixels
 
 
-def write(path: Path, pixels: Tensor, codes: Tensor, layout: Layout, source_index: Tensor) -> None:
+def write(path: Path, files: Sequence[bytes], codes: Tensor, layout: Layout, source_index: Tensor) -> None:
     """Writes the columns.
 
     Args:
         path: File to write.
-        pixels: uint8, shape (m, 3, H, W).
+        files: The m images, as `encoded` returns them.
         codes: Of the targets, int8, rows of shape (m, d + C g g).
         layout: Of these rows.
         source_index: int64, shape (m,).
     """
-    encoded = [{"bytes": content, "path": None} for content in _encoded(pixels)]
+    images = [{"bytes": content, "path": None} for content in files]
     columns = {
-        "image": pa.array(encoded, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+        "image": pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
         "representation": _lists(codes[:, : layout.dim]),
         **({"map": _lists(codes[:, layout.dim :])} if layout.grid else {}),
         "source_index": pa.array(source_index.cpu().numpy()),
@@ -68,8 +70,8 @@ def write(path: Path, pixels: Tensor, codes: Tensor, layout: Layout, source_inde
     )
 
 
-def read(path: Path, shape: tuple[int, int, int, int], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads pixels, codes and source_index.
+def read(path: Path, shape: tuple[int, int, int, int], layout: Layout) -> tuple[list[bytes], Tensor, Tensor, Tensor]:
+    """Reads images, as files and as pixels, codes and source_index.
 
     Args:
         path: File that `write` wrote.
@@ -77,7 +79,7 @@ def read(path: Path, shape: tuple[int, int, int, int], layout: Layout) -> tuple[
         layout: Of the targets.
 
     Returns:
-        uint8 (m, 3, H, W), int8 (m, d + C g g) and int64 (m,).
+        m files, uint8 (m, 3, H, W), int8 (m, d + C g g) and int64 (m,).
 
     Raises:
         ValueError: If the file does not hold exactly these. One that announces more takes no memory for them.
@@ -95,10 +97,10 @@ def read(path: Path, shape: tuple[int, int, int, int], layout: Layout) -> tuple[
         if _unpacked(file.metadata, "image") > count * (4 * height * width + _BESIDE):
             raise ValueError("the images take more bytes than images of their size can")
         table = file.read(columns=["image", *shapes, "source_index"])
-    contents = table["image"].combine_chunks().field("bytes").to_pylist()
-    pixels = _decoded(contents, (count, height, width))
+    files = [content or b"" for content in table["image"].combine_chunks().field("bytes").to_pylist()]
+    pixels = decoded(files, (count, height, width))
     codes = [numbers(table, name, np.int8, each) for name, each in shapes.items()]
-    return pixels, torch.cat(codes, dim=1), numbers(table, "source_index", np.int64, (count,))
+    return files, pixels, torch.cat(codes, dim=1), numbers(table, "source_index", np.int64, (count,))
 
 
 def _lists(codes: Tensor) -> pa.Array:
@@ -106,29 +108,50 @@ def _lists(codes: Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, codes.shape[1])
 
 
-def _encoded(pixels: Tensor) -> Iterable[bytes]:
+def encoded(pixels: Tensor, quality: int | None = None) -> list[bytes]:
+    """Returns images as files.
+
+    Args:
+        pixels: uint8, shape (m, 3, H, W).
+        quality: Of a lossy WebP, 0 to 100. None: without loss.
+    """
     from PIL import Image, features
 
-    webp = features.check("webp")
-    for image in pixels.cpu():
+    options: dict[str, Any] = {"format": "PNG", "optimize": True}
+    if features.check("webp"):
+        how = {"lossless": True, "quality": 100} if quality is None else {"quality": quality}
+        options = {"format": "WEBP", "method": 6, **how}
+
+    def one(image: Tensor) -> bytes:
         buffer = io.BytesIO()
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        if webp:
-            picture.save(buffer, format="WEBP", lossless=True, quality=100, method=6)
-        else:
-            picture.save(buffer, format="PNG", optimize=True)
-        yield buffer.getvalue()
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, **options)
+        return buffer.getvalue()
+
+    with ThreadPoolExecutor() as threads:  # Pillow lets other threads run while it encodes
+        return list(threads.map(one, pixels.cpu()))
 
 
-def _decoded(contents: list[bytes | None], shape: tuple[int, int, int]) -> Tensor:
+def decoded(files: Sequence[bytes], shape: tuple[int, int, int]) -> Tensor:
+    """Returns the pixels of files.
+
+    Args:
+        files: As `encoded` returns them.
+        shape: (m, H, W) that they must have.
+
+    Returns:
+        uint8, shape (m, 3, H, W).
+
+    Raises:
+        ValueError, OSError, SyntaxError: If they are not such images.
+    """
     from PIL import Image
 
     count, height, width = shape
-    if len(contents) != count:
-        raise ValueError(f"{len(contents)} images, expected {count}")
+    if len(files) != count:
+        raise ValueError(f"{len(files)} images, expected {count}")
     pixels = torch.empty(count, 3, height, width, dtype=torch.uint8)
-    for number, content in enumerate(contents):
-        with Image.open(io.BytesIO(content or b""), formats=_FORMATS) as picture:  # reads the header only
+    for number, content in enumerate(files):
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:  # reads the header only
             if picture.size != (width, height) or picture.mode != "RGB":
                 raise ValueError(f"image {number} is {picture.mode} of {picture.size}, expected RGB of {width, height}")
             pixels[number] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -22,6 +22,7 @@ class SyntheticSet(Contents):
         mean: Of each channel in units of [0, 1]; a model that was trained on the set expects images normalised so.
         std: As `mean`.
         maps: float32, shape (m, C, g, g): what the target sees in each cell of an image; None where there are none.
+        files: Of a set of 8 bits, the images as they are stored; see `Contents`.
         scales: Of a set of 8 bits, shape (d + C,); see `Contents`.
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
@@ -48,6 +49,7 @@ class SyntheticSet(Contents):
             self._kept[indices],
             self.representations[indices],
             maps=None if self.maps is None else self.maps[indices],
+            files=None if self.files is None else [self.files[index] for index in indices.tolist()],
             scales=self.scales,
             mean=self.mean,
             std=self.std,

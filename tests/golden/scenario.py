@@ -47,7 +47,7 @@ STAGE: dict[str, Any] = {
     "map_dims": 64,
     "eight_bits": False,
     "outer": {"grain": 1},
-    "image_bits": 8,
+    "image_quality": None,
     "target_bits": 8,
 }
 STUDENT = "convnet_4_8"

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import tiny
 from lightly_distill import DistillError, SyntheticSet, UsageError
 from lightly_distill.data.pixels import normalise
 from lightly_distill.method.rounding import fit_scales, round_targets
 from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.seeding import generator
-from lightly_distill.synthetic import artifact, set_facts
+from lightly_distill.synthetic import artifact, eight_bits, set_facts
 from lightly_distill.synthetic.describe import describe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,6 +48,35 @@ def made(layout: Layout = LAYOUT, count: int = 5, **changes: Any) -> SyntheticSe
 def parts(synthetic: SyntheticSet) -> list[Tensor]:
     assert synthetic.pixels is not None and synthetic.scales is not None
     return [synthetic.pixels, synthetic.images, synthetic.targets, synthetic.scales, synthetic.source_index]
+
+
+def lossy(count: int, quality: int = 50) -> dict[str, Any]:
+    """Images and files of a set that is stored with loss."""
+    pixels = tiny.images(count)
+    files = eight_bits.encoded(pixels, quality)
+    return {"images": eight_bits.decoded(files, (count, *pixels.shape[2:])), "files": files}
+
+
+def test_lossy_images_are_what_is_decoded_from_the_same_files_again_and_again(tmp_path: Path) -> None:
+    synthetic = made(count=6, **lossy(6))
+    loaded = SyntheticSet.load(synthetic.save(tmp_path / "set"))
+    assert loaded.files == synthetic.files and not torch.equal(loaded.pixels, tiny.images(6))
+    for ours, theirs in zip(parts(loaded), parts(synthetic), strict=True):
+        assert torch.equal(ours, theirs)
+    loaded.part(torch.tensor([4, 1])).save(tmp_path / "part")
+    part = SyntheticSet.load(tmp_path / "part")
+    assert part.files == [synthetic.files[4], synthetic.files[1]]
+    assert torch.equal(part.pixels, synthetic.pixels[[4, 1]])
+
+
+def test_a_lower_quality_takes_fewer_bytes_and_is_further_from_the_image() -> None:
+    pixels = tiny.images(6)
+    sizes, errors = [], []
+    for quality in (None, 95, 50, 10):
+        files = eight_bits.encoded(pixels, quality)
+        sizes.append(sum(map(len, files)))
+        errors.append((eight_bits.decoded(files, (6, *pixels.shape[2:])).float() - pixels).square().mean().item())
+    assert sizes == sorted(sizes, reverse=True) and errors == sorted(errors) and errors[0] == 0 < errors[1]
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, Layout(6), Layout(1)])
@@ -92,14 +122,15 @@ def test_it_takes_little_more_than_its_images_and_a_byte_a_number(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scales": None}, "Maps and scales are of a synthetic set of 8 bits"),
+        ({"scales": None}, "Maps, files and scales are of a synthetic set of 8 bits"),
         ({"scales": torch.ones(9)}, r"A synthetic set of 8 bits has float32 scales of shape \(10,\)"),
         ({"scales": torch.zeros(10)}, "The scales of a synthetic set must be finite and positive"),
         ({"scales": torch.ones(10)}, "whole multiples of their scales, of at most 127"),
         ({"scales": torch.full((10,), 1e-6)}, "whole multiples of their scales, of at most 127"),
         ({"maps": torch.zeros(5, 4, 3)}, r"The maps of a synthetic set must be torch.float32 of shape \(m, C, g, g\)"),
         ({"maps": torch.zeros(4, 4, 3, 3)}, "as many of each"),
-        ({"images": torch.zeros(5, 3, 8, 10)}, "Maps and scales are of a synthetic set of 8 bits"),
+        ({"files": [b""]}, "as many of each"),
+        ({"images": torch.zeros(5, 3, 8, 10)}, "Maps, files and scales are of a synthetic set of 8 bits"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -123,14 +123,14 @@ def _kmeans(inputs: Inputs, seed: int) -> SyntheticSet:
 
 
 def _full(inputs: Inputs, _seed: int) -> SyntheticSet:
-    return inputs.real.chosen(torch.arange(len(inputs.real.source)))
+    return inputs.real.whole()
 
 
 def _check_memory(inputs: Inputs) -> None:
     """Refuses `full` where the real images and their targets do not fit, in memory or on the GPU."""
     count, size, device = len(inputs.real.source), inputs.real.source.image_size, inputs.real.device
     pixels, targets = count * 3 * size * size, count * inputs.own.layout.width * 4
-    needs = {torch.device("cpu"): 2 * pixels + _COPIES * targets}  # pixels as they are and rounded
+    needs = {torch.device("cpu"): pixels + _COPIES * targets}
     if device.type == "cuda":
         needs[device] = pixels + targets
     for place, need in needs.items():

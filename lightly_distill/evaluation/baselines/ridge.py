@@ -57,4 +57,4 @@ def supervised_ridge(
     distill(state, labelled.real, config, run)
     losses = {"initial": state.initial.get("heldout_loss"), "final": run.last("heldout_loss")}
     facts = {**baseline_facts("krr-labels", source, config, started), "heldout_loss": losses}
-    return finished(state, mean=mean, std=std, provenance=facts)
+    return finished(state, mean=mean, std=std, provenance=facts, image_quality=config.image_quality)
