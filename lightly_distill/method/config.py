@@ -146,7 +146,7 @@ class DistillConfig:
     eight_bits: bool = True
     """Keep images and targets in 8 bits: pixels as any image has them, and targets as whole numbers with a scale. They
     are rounded in every step, and take a quarter of float32's bytes or less."""
-    image_quality: int | None = 50
+    image_quality: int | None = 40
     """Quality, 0 to 100, of the lossy WebP in which the images of a set of 8 bits are stored, a third of the bytes of
     lossless ones; what is decoded is the image, for students as for eyes. null: without loss."""
     target_bits: int = 6
