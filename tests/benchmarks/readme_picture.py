@@ -1,26 +1,29 @@
 """Draws the picture of the README: images before and after distilling, and accuracy against bytes.
 
-    python tests/benchmarks/tinyimagenet.py --out DIR --target-only
-    lightly-distill distill --data tinyimagenet100-32#train --target timm:resnet10t@DIR/target.safetensors \
-        --student convnet_32_64_128 --num-images 100 --steps 300 --batch-size 256 --out DIR/run
-    python tests/benchmarks/readme_picture.py --run DIR/run --results tests/benchmarks/transfer/results/cpu.json
+    python tests/benchmarks/transfer/worth.py --out DIR --num-images 300 --arms random@bytes random@bytes-x2
+    cd tests/benchmarks/transfer/results
+    python ../../readme_picture.py --set DIR/seed0/set --results worth-3.json --lossless worth-2.json
 
-The run must be one of the command line, whose configuration names its images. Before and after are seen through the
-same normalisation: pixels outside of what a screen can show are cut off.
+Each file of results has a list of evaluations, one of each seed. Those of --lossless are of real images that are stored
+without loss, and of the arms that no set changes.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightly_distill import SyntheticSet
-from lightly_distill.data.source import open_source
-from lightly_distill.runs.run_folder import run_config
 from lightly_distill.runtime.words import size_text
 from lightly_distill.synthetic.pictures import COLOURS, INK, OURS, image_grid, make_figure
+
+sys.path.insert(0, str(Path(__file__).parent / "transfer"))
+from settings import real_images
+from worth import IMAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,40 +31,34 @@ if TYPE_CHECKING:
 OUT = Path(__file__).parents[2] / "examples" / "pictures" / "before_after.png"
 SHOWN = 9  # images, one column each
 MEASURE = "cifar10/linear@2000"
-# Arm to what it is called, its colour, and where its name stands: points to the right of its point, and above.
-ARMS = {
-    "random": ("{} real, at random", COLOURS[1], (-12, -7)),
-    "kmeans": ("{} real, by k-means", COLOURS[4], (-12, 7)),
-    "distilled": ("{} distilled", OURS, (12, 0)),
-    "full": ("all {} real", COLOURS[2], (-12, 0)),
-}
 TEXT = 15  # points: still to be read when a phone shows the picture at 400 pixels
+Results = list[dict[str, Any]]
 
 
 def main() -> None:
-    """Reads run and results, draws."""
+    """Reads the set and results, draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--set", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--lossless", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    (results,) = json.loads(options.results.read_text())
+    results, lossless = (json.loads(file.read_text()) for file in (options.results, options.lossless))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(options.run, results, options.out)
+    draw(SyntheticSet.load(options.set), results, lossless, options.out)
     print(f"{options.out}: {options.out.stat().st_size} bytes")
 
 
-def draw(run: Path, results: dict[str, Any], out: Path) -> None:
+def draw(synthetic: SyntheticSet, results: Results, lossless: Results, out: Path) -> None:
     """Draws both parts, one above the other.
 
     Args:
-        run: Folder of `lightly-distill distill`.
-        results: Of one student, as `evaluate` writes them.
+        synthetic: A distilled set.
+        results: Of such sets and of real images that are stored as they are.
+        lossless: Of real images that are stored without loss.
         out: PNG to write.
     """
-    synthetic = SyntheticSet.load(run)
-    source = open_source(run_config(run)["data"], image_size=synthetic.images.shape[-1])
-    before = source.read(synthetic.source_index[:SHOWN])
+    before = real_images(IMAGES).read(synthetic.source_index[:SHOWN])
     after = synthetic.displayable()[:SHOWN]
     figure = make_figure(8.3, 5.3)
     left, height = 130, int(figure.bbox.height)  # pixels
@@ -71,31 +68,42 @@ def draw(run: Path, results: dict[str, Any], out: Path) -> None:
         figure.figimage(grid, left, bottom)  # pixel by pixel: an axis would blur them, and the file would be large
         middle = (bottom + len(grid) / 2) / height
         figure.text((left - 8) / figure.bbox.width, middle, name, size=TEXT, color=INK, ha="right", va="center")
-    _draw_accuracies(figure.add_axes((0.12, 0.145, 0.86, 0.495)), results)
+    _draw_accuracies(figure.add_axes((0.12, 0.145, 0.86, 0.495)), results, lossless)
     figure.savefig(out)
 
 
-def _draw_accuracies(axis: "Axes", results: dict[str, Any]) -> None:
-    for arm, (name, colour, beside) in ARMS.items():
-        accuracies = 100 * np.array(results["arms"][arm][MEASURE])
-        place = (results["bytes"][arm], accuracies.mean())
-        axis.errorbar(*place, accuracies.std(ddof=1), fmt="o", color=colour, ecolor=INK, capsize=4, markersize=10)
-        label, align = name.format(f"{results['images'][arm]:,}"), "left" if beside[0] > 0 else "right"
-        axis.annotate(
-            label, place, beside, textcoords="offset points", size=TEXT, color=INK, ha=align, va="center_baseline"
-        )
-    scratch = 100 * np.mean(results["arms"]["scratch"][MEASURE])
+def _accuracies(results: Results, arm: str) -> NDArray[np.float64]:
+    return 100 * np.array([value for each in results for value in each["arms"][arm][MEASURE]])
+
+
+def _draw_accuracies(axis: "Axes", results: Results, lossless: Results) -> None:
+    bytes_of = "random@bytes"
+    real = ["random", *(f"{bytes_of}{times}" for times in ("", "-x2", "-x5", "-x10"))]
+    for found, arms, name, colour, beside in (
+        (lossless, real, "real images without loss", COLOURS[1], (8, -16)),
+        (results, [bytes_of, f"{bytes_of}-x2"], "real images stored as the set", COLOURS[4], (10, 0)),
+        (results, ["distilled"], "distilled", OURS, (-12, 4)),
+        (lossless, ["full"], "all 10,000", COLOURS[2], (-12, 0)),
+    ):
+        values = [_accuracies(found, arm) for arm in arms]
+        places = [float(np.mean([each["bytes"][arm] for each in found])) for arm in arms]
+        means, spread = [each.mean() for each in values], [each.std(ddof=1) for each in values]
+        axis.errorbar(places, means, spread, fmt="o-", color=colour, ecolor=INK, capsize=4, markersize=9, linewidth=1.5)
+        at = (places[-1], means[-1])
+        how: dict[str, Any] = {"textcoords": "offset points", "size": TEXT, "color": INK, "va": "center_baseline"}
+        axis.annotate(name, at, beside, ha="left" if beside[0] > 0 else "right", **how)
+    scratch = _accuracies(lossless, "scratch").mean()
     axis.axhline(scratch, color=COLOURS[0], linestyle="--", linewidth=1.5)
-    axis.text(9e7, scratch + 0.4, "not pre-trained", size=TEXT, color=INK, ha="right")
+    axis.text(2.8e7, scratch + 0.6, "not pre-trained", size=TEXT, color=INK, ha="right")
     axis.set_xscale("log")
-    axis.set_xlim(1e4, 1e8)
-    axis.set_ylim(42, 58.5)
+    axis.set_xlim(3e4, 3e7)
+    axis.set_ylim(41, 62)
     axis.set_xticks([1e5, 1e6, 1e7])
     axis.xaxis.set_major_formatter(lambda value, _: size_text(value))
     axis.tick_params(labelsize=TEXT)
     axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel("bytes of images and representations", size=TEXT, color=INK)
+    axis.set_xlabel("bytes on disk, with targets", size=TEXT, color=INK)
     axis.set_ylabel("accuracy in %", size=TEXT, color=INK)
 
 
