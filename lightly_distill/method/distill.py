@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
@@ -210,8 +210,9 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
     """Measures the outer loss on real images that no step has seen.
 
     Returns:
-        `heldout_loss`, the mean over the students of the pool, None without held-out images; in a pool of several
-        architectures also `heldout_loss_by_student`, the mean over the students of each, by name.
+        `heldout_loss`, the median over the students of the pool, None without held-out images; in a pool of several
+        architectures also `heldout_loss_by_student`, the median over the students of each, by name. A student that has
+        just been replaced has learned nothing yet and a loss several times that of the others: it ruled a mean.
     """
     if held_out is None:
         return {"heldout_loss": None}
@@ -222,9 +223,9 @@ def held_out_loss(state: DistillState, held_out: RealBatch | None, config: Disti
     by_student: dict[str, list[float]] = {}
     for _, name, loss in sorted(chain(*team.all.gather(own))):
         by_student.setdefault(name, []).append(loss)
-    measured: dict[str, Any] = {"heldout_loss": fmean(chain(*by_student.values()))}
+    measured: dict[str, Any] = {"heldout_loss": median(chain(*by_student.values()))}
     if len(by_student) > 1:
-        measured["heldout_loss_by_student"] = {name: fmean(losses) for name, losses in by_student.items()}
+        measured["heldout_loss_by_student"] = {name: median(losses) for name, losses in by_student.items()}
     return measured
 
 
