@@ -5,19 +5,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 from lightly_distill.evaluation.results import (
     DISTILLED,
+    ENOUGH,
     FULL,
+    LEVEL,
     RANDOM,
     RANDOM_OF_BYTES,
     SCRATCH,
     Evaluation,
     Worth,
+    p_of,
 )
-
-LEVEL = 0.05  # of p, below which a difference counts as more than noise
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse`, or `unclear`: no p-value, or not below `LEVEL`."""
-        if not self.p < LEVEL:  # also of NaN
+        """`better`, `worse`, or `unclear`: no p-value, or not below `LEVEL`, or of fewer than `ENOUGH` seeds."""
+        if self.seeds < ENOUGH or not self.p < LEVEL:  # also of NaN
             return "unclear"
         return "better" if self.difference > 0 else "worse"
 
@@ -47,7 +46,8 @@ class Comparison:
         """Returns the numbers, short."""
         if self.error is None:
             return f"{self.difference:+.1f}"
-        return f"{self.difference:+.1f} ± {self.error:.1f} ({self._p()})"
+        few = f", only {self.seeds} seeds" if self.seeds < ENOUGH else ""
+        return f"{self.difference:+.1f} ± {self.error:.1f} ({self._p()}{few})"
 
     def sentence(self) -> str:
         """Returns the numbers and what they mean, in a sentence without its subject."""
@@ -57,6 +57,8 @@ class Comparison:
         if math.isnan(self.p):
             return f"{said} with each of {self.seeds} seeds, so there is no spread to test this against"
         said += f" (standard error {self.error:.1f}, {self._p()}, {self.seeds} seeds)"
+        if self.seeds < ENOUGH:
+            return f"{said}: too few seeds to tell this from noise"
         if self.verdict != "unclear":
             return f"{said}: {self.verdict}, by more than chance explains"
         hint = "; more seeds could settle it" if abs(self.difference) >= 2 * self.error else ""
@@ -89,40 +91,56 @@ def overall(results: Sequence[Arms], baseline: str = RANDOM) -> Comparison | Non
     mean, count = statistics.fmean(by_seed), len(by_seed)
     if count < 2:
         return Comparison(mean, None, math.nan, count)
-    error = statistics.stdev(by_seed) / count**0.5
-    p = float(stats.ttest_1samp(by_seed, 0).pvalue) if error > 0 else math.nan
-    return Comparison(mean, error, p, count)
+    return Comparison(mean, statistics.stdev(by_seed) / count**0.5, p_of(by_seed), count)
+
+
+# What distilled has to beat, in the order in which it is told.
+_TO_BEAT = {
+    SCRATCH: "no pre-training at all",
+    RANDOM: "as many random real images",
+    RANDOM_OF_BYTES: "random real images of as many bytes",
+}
 
 
 def verdict(results: Sequence[Arms]) -> str:
-    """Returns in one line whether the set is better than real images, by how much, and what to do next."""
-    found, at_equal_bytes = overall(results), overall(results, RANDOM_OF_BYTES)
-    if found is None and at_equal_bytes is None:
-        return (
-            "Open whether the set is better than real images: none were tried. Next: evaluate with the arm random "
-            "(--baselines random)."
-        )
+    """Returns in one line whether the set is better than nothing and than real images, and what to do next."""
+    found = {name: each for name in _TO_BEAT if (each := overall(results, name)) is not None}
     words = {"better": "Better than", "unclear": "Not shown better than", "worse": "Worse than"}
-    said = []
-    for each, what in ((found, "as many random real images"), (at_equal_bytes, "random real images of as many bytes")):
-        if each is not None:
-            said.append(f"{words[each.verdict]} {what}: {each.cell()} points on average.")
-    verdicts = {each.verdict for each in (found, at_equal_bytes) if each is not None}
-    seeds = next(each.seeds for each in (found, at_equal_bytes) if each is not None)
-    if verdicts == {"better"}:
-        said.append("Next: try it on more tasks, or share it (lightly-distill publish).")
-    elif "worse" in verdicts:
-        said.append("Next: take real images (distill --steps 0 selects them), or distill again with more --steps.")
-    elif seeds < 3:
-        said.append("Next: more seeds (--seeds), which tell a difference from noise.")
-    else:
-        said.append("Next: more seeds (--seeds), or distill again with more --steps or --num-images.")
-    return " ".join(said)
+    said = [f"{words[each.verdict]} {_TO_BEAT[name]}: {each.cell()} points on average." for name, each in found.items()]
+    if not found.keys() - {SCRATCH}:
+        said.append("Open whether the set is better than real images: none were tried.")
+    return " ".join([*said, f"Next: {_next(found)}."])
+
+
+def _next(found: Mapping[str, Comparison]) -> str:
+    """Returns what to do, given what was compared."""
+    verdicts = {name: each.verdict for name, each in found.items()}
+    if verdicts.get(SCRATCH) == "worse":
+        return "do without pre-training here, or distil from a target that suits the task"
+    if not verdicts.keys() - {SCRATCH}:
+        return "evaluate with the arm random (--baselines random)"
+    if set(verdicts.values()) == {"better"}:
+        return "try it on more tasks, or share it (lightly-distill publish)"
+    if "worse" in verdicts.values():
+        return "take real images (distill --steps 0 selects them), or distill again with more --steps"
+    if any(each.seeds < ENOUGH for each in found.values()):
+        return "more seeds (--seeds), which tell a difference from noise"
+    return "more seeds (--seeds), or distill again with more --steps or --num-images"
 
 
 def percent(fraction: float) -> str:
     """Returns a fraction in whole percent; never -0%."""
     return f"{round(100 * fraction)}%"
+
+
+def recovered(gap: float) -> str:
+    """Returns a recovered gap, short; below 0 there is no share of it to speak of."""
+    return percent(gap) if gap > 0 else "nothing"
+
+
+def how_many(seeds: int) -> str:
+    """Returns a number of seeds in words."""
+    return {1: "one seed", 2: "two seeds"}.get(seeds, f"{seeds} seeds")
 
 
 def measures(result: Evaluation) -> list[str]:
@@ -150,7 +168,7 @@ def lead(results: Sequence[Evaluation]) -> list[str]:
     pairs = [(result, measure) for result in results for measure in measures(result)]
     gaps = sorted(gap for gap in (result.recovered_gap(measure) for result, measure in pairs) if gap is not None)
     if gaps:
-        span = " to ".join(dict.fromkeys(percent(gap) for gap in (gaps[0], gaps[-1])))
+        span = " to ".join(dict.fromkeys(recovered(gap) for gap in (gaps[0], gaps[-1])))
         arms = next(result.arms for result, measure in pairs if result.recovered_gap(measure) is not None)
         lines.append(
             f"Recovered gap: {span}. This is the share that the {arms[DISTILLED].images:,} synthetic images give of "
@@ -159,8 +177,9 @@ def lead(results: Sequence[Evaluation]) -> list[str]:
     found = [comparison for comparison in (compare(result, measure) for result, measure in pairs) if comparison]
     if not found:
         return lines
-    if len(results[0].seeds) < 2:
-        return [*lines, "One seed cannot tell whether distilled beats random real images: differences may be noise."]
+    if len(results[0].seeds) < ENOUGH:
+        few = how_many(len(results[0].seeds)).capitalize()
+        return [*lines, f"{few} cannot tell whether distilled beats random real images: differences may be noise."]
     verdicts = [comparison.verdict for comparison in found]
     words = {"better": "clearly better", "worse": "clearly worse", "unclear": "within noise"}
     counts = [f"{word} in {verdicts.count(name)}" for name, word in words.items() if name in verdicts]
@@ -182,7 +201,10 @@ def sentence(result: Evaluation, measure: str) -> str:
             f"{percent(gap)} of the gap recovered" if gap > 0 else f"nothing of the gap recovered ({percent(gap)})"
         )
     elif _values(result, SCRATCH, measure) and _values(result, FULL, measure):
-        parts.append("there is no gap to recover, as full is not clearly better than scratch")
+        seeds = len(result.seeds)
+        cannot = f"{how_many(seeds)} cannot tell whether there is a gap to recover"
+        none = "there is no gap to recover, as full is not clearly better than scratch"
+        parts.append(cannot if seeds < ENOUGH else none)
     if comparison is not None:
         parts.append(comparison.sentence())
     worth = result.worth(measure)

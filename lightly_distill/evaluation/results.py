@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import platform
 import shlex
 import statistics
@@ -22,6 +23,9 @@ from lightly_distill.synthetic.synthetic_set import SyntheticSet
 DISTILLED, RANDOM, SCRATCH, FULL = "distilled", "random", "scratch", "full"
 RANDOM_OF_BYTES = "random@bytes"  # begins the names of arms of random real images that take so many times the bytes
 TIMES = (1, 2, 5, 10)
+
+LEVEL = 0.05  # of p, below which a difference counts as more than noise
+ENOUGH = 3  # seeds: the spread of two says next to nothing
 
 
 @dataclass
@@ -100,14 +104,13 @@ class Evaluation:
     def recovered_gap(self, measure: str) -> float | None:
         """Returns (distilled - scratch) / (full - scratch) of the means.
 
-        None where one of the three is missing, or `full` is not better than `scratch` by two standard errors: there was
-        nothing that could be recovered then, and the ratio would be noise.
+        None where one of the three is missing, or `full` is not clearly better than `scratch`: there was nothing that
+        could be recovered then, and the ratio would be noise.
         """
         ceiling, own = self._differences(measure, FULL, SCRATCH), self._differences(measure, DISTILLED, SCRATCH)
         if not ceiling or not own:
             return None
-        gap = statistics.fmean(ceiling)
-        return statistics.fmean(own) / gap if gap > 0 and gap >= 2 * _standard_error(ceiling) else None
+        return statistics.fmean(own) / statistics.fmean(ceiling) if _clearly_above_zero(ceiling) else None
 
     def worth(self, measure: str) -> Worth | None:
         """Returns how many times the bytes random real images need for the accuracy of the distilled set.
@@ -136,8 +139,7 @@ class Evaluation:
         if len(differences) < 2:
             return None
         error = _standard_error(differences)
-        p = float(stats.ttest_1samp(differences, 0).pvalue) if error > 0 else float("nan")
-        return {"difference": statistics.fmean(differences), "standard_error": error, "p": p}
+        return {"difference": statistics.fmean(differences), "standard_error": error, "p": p_of(differences)}
 
     def _differences(self, measure: str, first: str, second: str) -> list[float]:
         """Returns first minus second, one for each seed; empty where one of them was not measured."""
@@ -169,6 +171,17 @@ def _bytes_of(arm: ArmResult) -> int:
 def _standard_error(values: Sequence[float]) -> float:
     """Returns that of the mean; 0 of a single value."""
     return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def p_of(differences: Sequence[float]) -> float:
+    """Returns p of a paired t-test, two-sided; NaN of fewer than two, or where they are all the same."""
+    return float(stats.ttest_1samp(differences, 0).pvalue) if _standard_error(differences) > 0 else math.nan
+
+
+def _clearly_above_zero(differences: Sequence[float]) -> bool:
+    """Returns whether differences, one for each seed, are above 0 by more than chance explains; never of a few."""
+    p = p_of(differences)
+    return len(differences) >= ENOUGH and statistics.fmean(differences) > 0 and (math.isnan(p) or p < LEVEL)
 
 
 def _machine(device: str) -> str:

@@ -432,8 +432,10 @@ def result_of(**values: list[float]) -> Evaluation:
 
 
 def test_recovered_gap_is_the_share_of_what_the_whole_source_is_worth() -> None:
-    result = result_of(scratch=[0.4, 0.4], distilled=[0.5, 0.6], full=[0.6, 0.8])
+    result = result_of(scratch=[0.4, 0.4, 0.4], distilled=[0.5, 0.6, 0.55], full=[0.6, 0.8, 0.7])
     assert result.recovered_gap("t/linear") == pytest.approx(0.5)
+    # two seeds that happen to agree prove nothing
+    assert result_of(scratch=[0.4, 0.4], distilled=[0.39, 0.39], full=[0.41, 0.411]).recovered_gap("t/linear") is None
     assert result_of(scratch=[0.4], distilled=[0.5]).recovered_gap("t/linear") is None
     assert result_of(scratch=[0.4], distilled=[0.5], full=[0.3]).recovered_gap("t/linear") is None
     # a ceiling that is no more than noise above the floor

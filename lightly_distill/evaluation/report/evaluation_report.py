@@ -107,7 +107,7 @@ def _accuracies(result: "Evaluation") -> Table:
     gaps = [result.recovered_gap(measure) for measure in measures]
     compared = [findings.compare(result, measure) for measure in measures]
     table.rows += [
-        ["recovered gap", *("-" if gap is None else findings.percent(gap) for gap in gaps), *[""] * 4],
+        ["recovered gap", *("-" if gap is None else findings.recovered(gap) for gap in gaps), *[""] * 4],
         ["distilled - random", *(each.cell() if each else "-" for each in compared), *[""] * 4],
     ]
     worths = [result.worth(measure) for measure in measures]

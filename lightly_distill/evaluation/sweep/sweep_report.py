@@ -149,7 +149,7 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
         for name in curves:
             arm = result.arms.get(name, ArmResult(0, 0))  # left out at this size
             gaps = [result.recovered_gap(measure) for measure in deciding] if name == DISTILLED else []
-            gap = "-" if not gaps or None in gaps else findings.percent(fmean(gap for gap in gaps if gap is not None))
+            gap = "-" if not gaps or None in gaps else findings.recovered(fmean(gap for gap in gaps if gap is not None))
             cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
             worth = [", ".join(map(str, worths.get(size, ["-"]))) if name == DISTILLED else "-"] if worths else []
             table.rows.append([f"{size:,} {name}", *cells, gap, *worth, words.size_text(arm.bytes)])

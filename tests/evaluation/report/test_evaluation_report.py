@@ -72,7 +72,7 @@ def test_both_files_hold_the_numbers(tmp_path: Path) -> None:
         assert "80% of the gap recovered; 10.0 points above random (standard error 1.2, p = 0.013, 3 seeds)" in told
         assert "mean ± standard deviation of 3 seeds (0, 1, 2)" in told
     first = text.split("\n\n")[1]
-    assert first.startswith("Better than as many random real images: +10.0 ± 1.2 (p = 0.013) points on average. Next: ")
+    assert "Better than as many random real images: +10.0 ± 1.2 (p = 0.013) points on average. Next: " in first
 
 
 def test_the_best_arm_that_is_no_ceiling_is_bold(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_each_student_has_a_table_and_all_share_a_chart(tmp_path: Path) -> None:
     assert len(shared) == len(MEASURES)
     assert "a +10.0 ± 1.2 (p = 0.013), b -10.0 ± 1.2 (p = 0.013), c +0.5 ± 1.2 (p = 0.71)" in shared[0]
     assert "clearly better in 2 of 6 comparisons, clearly worse in 2, within noise in 2." in text
-    assert "Recovered gap: 0% to 80%." in text
+    assert "Recovered gap: nothing to 80%." in text
     assert "- **b, digits/knn**: Nothing of the gap recovered (0%); 10.0 points below random" in text
 
 
@@ -154,6 +154,10 @@ def test_a_ceiling_below_scratch_leaves_no_gap() -> None:
     result.arms["full"].values[MEASURES[0]] = [0.3, 0.3, 0.3]
     assert findings.sentence(result, MEASURES[0]).startswith("There is no gap to recover, as full is not clearly")
     assert findings.sentence(made_up(worth=-0.3), MEASURES[0]).startswith("Nothing of the gap recovered (-40%); ")
+    assert "Recovered gap: nothing. This is the share" in findings.lead([made_up(worth=-0.3)])[1]
+    one = made_up(seeds=1)
+    assert findings.sentence(one, MEASURES[0]).startswith("One seed cannot tell whether there is a gap to recover; ")
+    assert not any("Recovered gap" in line for line in findings.lead([one]))
 
 
 def test_names_of_a_stranger_are_only_text(tmp_path: Path) -> None:
@@ -262,15 +266,18 @@ def test_the_browser_test_sees_a_figure_that_is_not_drawn(tmp_path: Path) -> Non
         ([0.45, 0.57, 0.52], None, "Not shown better than as many random real images: +0.3"),
         ([0.4, 0.41, 0.43], None, "Worse than as many random real images: -9.7"),
         ([0.6], None, "Not shown better than as many random real images: +10.0 points on average. Next: more seeds"),
+        ([0.6, 0.63], None, "Not shown better than as many random real images: +10.5 ± 0.5 (p = 0.03, only 2 seeds)"),
+        ([0.05, 0.06, 0.04], None, "Worse than no pre-training at all: -5.0 ± 0.6 (p = 0.013) points on average. Worse"),
+        ([0.1, 0.2, 0.03], None, "Not shown better than no pre-training at all: +1.0 ± 4.9 (p = 0.86) points"),
         (None, None, "Open whether the set is better than real images: none were tried. Next: evaluate with the arm"),
     ],
 )
 def test_the_verdict_is_one_line_with_what_to_do_next(
     distilled: list[float] | None, of_bytes: list[float] | None, expected: str
 ) -> None:
-    arms = {"scratch": {"a/knn": [0.1, 0.1, 0.1]}}
+    count = len(distilled or [0.1])
+    arms = {"scratch": {"a/knn": [0.1, 0.1, 0.1][:count]}}
     if distilled is not None:
-        count = len(distilled)
         arms |= {"distilled": {"a/knn": distilled, "a/linear": distilled}}
         arms |= {"random": {"a/knn": [0.5, 0.52, 0.51][:count], "a/linear": [0.5, 0.52, 0.51][:count]}}
     if of_bytes is not None:
