@@ -21,6 +21,7 @@ from lightly_distill.evaluation.plan import (
 from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import ArmResult, Evaluation, write_results
 from lightly_distill.evaluation.stored import stored_bytes
+from lightly_distill.evaluation.tasks import count_among_real
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.run_folder import run_metrics
@@ -81,7 +82,10 @@ def evaluate(
     check_other_names(others or {})
     with new_folder(None if out is None else Path(out)) as folder:
         bench = _open(synthetic, student, tasks, data, target, representations, others or {}, config)
-        results = [Evaluation(name, _setting(bench), config.seed_list, {}) for name in bench.students]
+        notes = _notes(bench)
+        for note in notes:
+            _logger.warning("%s", note)
+        results = [Evaluation(name, _setting(bench), config.seed_list, {}, notes=notes) for name in bench.students]
         bench.warm_up()
         _measure(bench, results, folder)
         if folder is not None:
@@ -121,6 +125,19 @@ def _setting(bench: Bench) -> dict[str, Any]:
         "images": len(own),
         "set": own.provenance,
     }
+
+
+def _notes(bench: Bench) -> list[str]:
+    """Tells of each task whose test images are among the real ones, where these are at hand."""
+    side = bench.inputs.real_side or bench.inputs.labelled_side
+    if side is None:
+        return []
+    return [
+        f"{count:,} of the {len(task.test_images):,} test images of {task.name} are among the real images, pixel for "
+        "pixel: what is measured there is not of images never seen."
+        for task in bench.tasks
+        if (count := count_among_real(task, side.source))
+    ]
 
 
 def _measure(bench: Bench, results: Sequence[Evaluation], folder: Path | None) -> None:

@@ -161,7 +161,7 @@ def compare(result: Evaluation, measure: str) -> Comparison | None:
 
 def lead(results: Sequence[Evaluation]) -> list[str]:
     """Returns the answer over all students and measures, a few sentences; the first one is the verdict."""
-    lines = [verdict([arms_of(result) for result in results])]
+    lines = [verdict([arms_of(result) for result in results]), *results[0].notes]
     worth = worth_line(results)
     if worth:
         lines.append(worth)

@@ -93,6 +93,7 @@ class Evaluation:
         seeds: One for each value.
         arms: By name.
         failed: Arms that are left out because their pre-training diverged, and how.
+        notes: What else a reader of the numbers has to know, in sentences.
     """
 
     student: str
@@ -100,6 +101,7 @@ class Evaluation:
     seeds: list[int]
     arms: dict[str, ArmResult]
     failed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def recovered_gap(self, measure: str) -> float | None:
         """Returns (distilled - scratch) / (full - scratch) of the means.
@@ -161,6 +163,7 @@ class Evaluation:
             "seconds": {name: arm.seconds for name, arm in self.arms.items()},
             "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
             "failed": self.failed,
+            "notes": self.notes,
         }
 
 

@@ -14,7 +14,7 @@ from lightly_distill.data.labels import item_labels, rank_in_class
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.locate import ImageFiles, existing, locate
 from lightly_distill.data.reading import Reading
-from lightly_distill.data.source import Source, find_images, open_source
+from lightly_distill.data.source import CHUNK, Source, find_images, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.runtime import seeding
 
@@ -120,6 +120,23 @@ def open_task(data: Any, *, image_size: int, reading: Reading | None = None) -> 
         tuple(map(str, classes)),
         (source, test_source),
     )
+
+
+def count_among_real(task: Task, source: Source) -> int:
+    """Returns how many test images of a task are among real images, pixel for pixel as these were decoded."""
+    shown = task.test_images
+    if task.sources is not None and task.sources[1].frame != source.frame:
+        test = task.sources[1]
+        shown = torch.cat(list(test.again(torch.split(torch.arange(len(test)), CHUNK), source.frame)))
+    tests = _hashes(shown)
+    wanted = set(tests)
+    real = source.stream(torch.split(torch.arange(len(source)), CHUNK))
+    found = {each for images in real for each in _hashes(images) if each in wanted}
+    return sum(each in found for each in tests)
+
+
+def _hashes(images: Tensor) -> list[bytes]:
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.numpy()]
 
 
 def find_task(data: Any) -> tuple[str, Any, Any]:

@@ -204,6 +204,20 @@ def test_scratch_starts_from_the_weights_that_pretraining_starts_from(synthetic:
     assert result.arms["scratch"].values["TensorDataset/linear"][1] == expected
 
 
+def test_test_images_that_are_real_images_too_are_told(
+    synthetic: SyntheticSet, target: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"data": tiny.images(40), "target": target, "baselines": ["random"], "probes": ["knn"], **QUICK}
+    evaluate(synthetic, STUDENT, [task()], out=tmp_path / "out", **options)
+    told = "12 of the 12 test images of TensorDataset are among the real images, pixel for pixel"
+    assert told in caplog.text and told in (tmp_path / "out" / "report.md").read_text().split("##")[0]
+    train, test = task()
+    apart = train, TensorDataset(255 - test.tensors[0], test.tensors[1])
+    caplog.clear()
+    (result,) = evaluate(synthetic, STUDENT, [apart], **options)
+    assert not result.notes and "pixel for pixel" not in caplog.text
+
+
 def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()

@@ -13,10 +13,10 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill.data.labels import rank_in_class, source_labels
 from lightly_distill.data.reading import Reading
-from lightly_distill.data.source import open_source
+from lightly_distill.data.source import find_images, open_source
 from lightly_distill.data.values import ValueRange
 from lightly_distill.errors import UsageError
-from lightly_distill.evaluation.tasks import open_task
+from lightly_distill.evaluation.tasks import open_task, count_among_real
 
 LABELS = [number % 3 for number in range(30)]
 
@@ -204,3 +204,15 @@ def test_a_task_is_read_by_the_column_and_range_that_are_given() -> None:
     task = open_task((data, data), image_size=8, reading=reading)
     for images in (task.images, task.test_images):
         assert torch.equal(images[:, 0], (tiny.images(6)[:, 0] / 2).round().byte())
+
+
+def test_test_images_among_the_real_ones_are_counted_as_the_source_shows_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "animals", {"train": 10, "test": 6})
+    task = open_task(tmp_path / "animals", image_size=8)
+    others = 255 - tiny.images(30)
+    assert count_among_real(task, open_source(others)) == 0
+    assert count_among_real(task, open_source(torch.cat([others, tiny.images(4)]))) == 4
+    assert count_among_real(open_task(pair(), image_size=8), open_source(tiny.images(60))) == 12
+    # a source of which the target's region is shown, as of most timm models
+    whole = find_images(tmp_path / "animals" / "test", image_size=8, crop=0.75)
+    assert count_among_real(task, open_source(whole)) == 6

@@ -81,7 +81,7 @@ def lead(sweep: "Sweep") -> list[str]:
     worth = findings.worth_line(results)
     if worth:
         sentences.insert(0, worth)
-    sentences.insert(0, findings.verdict([findings.arms_of(result) for result in results]))
+    sentences[:0] = [findings.verdict([findings.arms_of(result) for result in results]), *results[0].notes]
     cost = sweep.cost(size)
     searching = " and searching its settings" if sweep.found else ""
     if cost is None:

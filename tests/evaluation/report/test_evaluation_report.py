@@ -267,7 +267,11 @@ def test_the_browser_test_sees_a_figure_that_is_not_drawn(tmp_path: Path) -> Non
         ([0.4, 0.41, 0.43], None, "Worse than as many random real images: -9.7"),
         ([0.6], None, "Not shown better than as many random real images: +10.0 points on average. Next: more seeds"),
         ([0.6, 0.63], None, "Not shown better than as many random real images: +10.5 ± 0.5 (p = 0.03, only 2 seeds)"),
-        ([0.05, 0.06, 0.04], None, "Worse than no pre-training at all: -5.0 ± 0.6 (p = 0.013) points on average. Worse"),
+        (
+            [0.05, 0.06, 0.04],
+            None,
+            "Worse than no pre-training at all: -5.0 ± 0.6 (p = 0.013) points on average. Worse",
+        ),
         ([0.1, 0.2, 0.03], None, "Not shown better than no pre-training at all: +1.0 ± 4.9 (p = 0.86) points"),
         (None, None, "Open whether the set is better than real images: none were tried. Next: evaluate with the arm"),
     ],
