@@ -19,7 +19,7 @@ from lightly_distill.evaluation.plan import (
     student_names,
 )
 from lightly_distill.evaluation.report import evaluation_report
-from lightly_distill.evaluation.results import ArmResult, Evaluation, write_results
+from lightly_distill.evaluation.results import RANDOM_OF_BYTES, ArmResult, Evaluation, write_results
 from lightly_distill.evaluation.stored import stored_bytes
 from lightly_distill.evaluation.tasks import count_among_real
 from lightly_distill.models.students import student_builder
@@ -176,7 +176,10 @@ def _try(attempt: Attempt, result: Evaluation) -> None:
     made = attempt.made if isinstance(attempt.made, SyntheticSet) else None
     name = attempt.arm.name
     if name not in result.arms:
-        result.arms[name] = ArmResult(len(made or ()), stored_bytes(made) if made is not None else 0)
+        of_bytes = name.startswith(RANDOM_OF_BYTES)
+        every = of_bytes and len(made or ()) == len(attempt.bench.inputs.real.source)
+        size = stored_bytes(made) if made is not None else 0
+        result.arms[name] = ArmResult(len(made or ()), size, all_images=every)
     found = result.arms[name]
     found.seconds.append(cost.seconds)
     if made is not None:

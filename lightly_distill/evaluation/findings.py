@@ -13,6 +13,7 @@ from lightly_distill.evaluation.results import (
     RANDOM,
     RANDOM_OF_BYTES,
     SCRATCH,
+    ArmResult,
     Evaluation,
     Worth,
     p_of,
@@ -209,29 +210,60 @@ def sentence(result: Evaluation, measure: str) -> str:
         parts.append(comparison.sentence())
     worth = result.worth(measure)
     if worth is not None:
-        parts.append(f"worth {worth}: random real images need {_times(worth)} its bytes for the same accuracy")
+        seeds = _span(result.worth_by_seed(measure)) if len(result.seeds) > 1 else "one run"
+        parts.append(
+            f"worth {worth} ({seeds}): random real images need {_times(worth)} its bytes for the same accuracy"
+        )
     said = "; ".join(parts)
     return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
 def worth_line(results: Sequence[Evaluation]) -> str:
     """Returns over all students and measures how many times the bytes random real images need; empty if not tried."""
-    found = [result.worth(measure) for result in results for measure in measures(result)]
-    worths = sorted((worth for worth in found if worth is not None), key=lambda worth: worth.times)
-    if not worths:
+    pairs = [(result, measure) for result in results for measure in measures(result)]
+    found = [worth for result, measure in pairs if (worth := result.worth(measure)) is not None]
+    if not found:
         return ""
-    span = " to ".join(dict.fromkeys(str(worth) for worth in (worths[0], worths[-1])))
+    by_seed = [worth for result, measure in pairs for worth in result.worth_by_seed(measure)]
     said = (
-        f"Worth: {span}. So many times the bytes of the set do random real images need, with the same kinds of "
-        "targets, for the same accuracy."
+        f"Worth: about {_span(found)}. So many times the bytes of the set do random real images need, with the same "
+        "kinds of targets, for the same accuracy."
     )
-    if worths[-1].times <= 1:
+    seeds = len(results[0].seeds)
+    if seeds > 1:
+        said += f" By single seeds: {_span(by_seed)}."
+    if seeds < ENOUGH:
+        said += f" This is of {how_many(seeds)}: more may say otherwise."
+    if max(found, key=Worth.order).times <= 1:
         said += " Real images are worth more here: `distill --steps 0` selects them."
     return said
 
 
+def worth_cell(result: Evaluation, measure: str) -> str:
+    """Returns the worth, and what single seeds say of it; a dash where it was not tried."""
+    worth, by_seed = result.worth(measure), result.worth_by_seed(measure)
+    if worth is None:
+        return "-"
+    return f"{worth} ({_span(by_seed)})" if len(by_seed) > 1 else str(worth)
+
+
+def _span(worths: Sequence[Worth]) -> str:
+    ordered = sorted(worths, key=Worth.order)
+    return " to ".join(dict.fromkeys(str(worth) for worth in (ordered[0], ordered[-1])))
+
+
+def label(name: str, arm: ArmResult) -> str:
+    """Returns the name of an arm, and where it wants more images than there are, how many it has."""
+    return f"{name}: all {arm.images:,} images" if arm.all_images else name
+
+
+def short_label(name: str, arm: ArmResult) -> str:
+    """Returns the label of an arm for a chart."""
+    return label(name.removeprefix(f"{RANDOM_OF_BYTES}-") if arm.all_images else name, arm)
+
+
 def _times(worth: Worth) -> str:
-    words = {"": "", "<": "less than ", ">": "more than "}
+    words = {"": "about ", "<": "less than ", ">": "more than "}
     return f"{words[worth.bound]}{worth.times:.2g} times"
 
 

@@ -7,8 +7,9 @@ import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,7 @@ class ArmResult:
         values: Accuracy in [0, 1] by `task/probe`, one for each seed.
         peak_memory: Bytes that pre-training held at most, its images and representations counted, one for each seed;
             see `runtime/usage.py`.
+        all_images: Whether these are all real images that there are, fewer than the arm wants.
     """
 
     images: int
@@ -46,6 +48,7 @@ class ArmResult:
     seconds: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
     peak_memory: list[int] = field(default_factory=list)
+    all_images: bool = False
 
 
 class Worth(NamedTuple):
@@ -61,6 +64,10 @@ class Worth(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.bound}{self.times:.2g}"
+
+    def order(self) -> tuple[float, int]:
+        """Returns what sorts several, the least first."""
+        return self.times, ("<", "", ">").index(self.bound)
 
 
 def worth_of(accuracy: float, curve: Sequence[tuple[float, float]]) -> Worth:
@@ -115,20 +122,26 @@ class Evaluation:
         return statistics.fmean(own) / statistics.fmean(ceiling) if _clearly_above_zero(ceiling) else None
 
     def worth(self, measure: str) -> Worth | None:
-        """Returns how many times the bytes random real images need for the accuracy of the distilled set.
+        """Returns how many times the bytes random real images need for the accuracy of the distilled set, of the means.
 
         None without distilled, or without random real images of at least two sizes in bytes.
         """
+        return self._worth(measure, statistics.fmean)
+
+    def worth_by_seed(self, measure: str) -> list[Worth]:
+        """Returns what each seed by itself says of that, the least first; empty where `worth` is None."""
+        found = [self._worth(measure, itemgetter(number)) for number in range(len(self.seeds))]
+        return sorted((each for each in found if each is not None), key=Worth.order)
+
+    def _worth(self, measure: str, pick: Callable[[Sequence[float]], float]) -> Worth | None:
         if DISTILLED not in self.arms:
             return None
         own = self.arms[DISTILLED]
         sizes = sorted((arm for name, arm in self.arms.items() if name.startswith(RANDOM_OF_BYTES)), key=_bytes_of)
-        curve = [
-            (arm.bytes / own.bytes, statistics.fmean(arm.values[measure])) for arm in sizes if measure in arm.values
-        ]
+        curve = [(arm.bytes / own.bytes, pick(arm.values[measure])) for arm in sizes if measure in arm.values]
         if len(curve) < 2 or not own.values.get(measure):
             return None
-        return worth_of(statistics.fmean(own.values[measure]), curve)
+        return worth_of(pick(own.values[measure]), curve)
 
     def paired(self, measure: str, baseline: str = RANDOM) -> dict[str, float] | None:
         """Compares distilled with a baseline, seed by seed.
@@ -162,6 +175,7 @@ class Evaluation:
             "bytes": {name: arm.bytes for name, arm in self.arms.items()},
             "seconds": {name: arm.seconds for name, arm in self.arms.items()},
             "peak_memory": {name: arm.peak_memory for name, arm in self.arms.items()},
+            "all_images": [name for name, arm in self.arms.items() if arm.all_images],
             "failed": self.failed,
             "notes": self.notes,
         }

@@ -607,6 +607,8 @@ def test_random_real_images_of_equal_bytes_say_what_the_set_is_worth(
         assert result.arms[name].bytes == pytest.approx(times * whole, rel=0.1)
     assert abs(result.arms["random@bytes"].images - 30) <= 3  # the set is of real images too
     assert result.arms["random@bytes-x10"].images == 400  # all there are
+    assert {name: arm.all_images for name, arm in result.arms.items() if arm.all_images} == {"random@bytes-x10": True}
+    assert "| random@bytes-x10: all 400 images |" in (tmp_path / "report.md").read_text()
     worth = result.worth("TensorDataset/knn")
     assert worth is not None and str(worth) in (tmp_path / "report.md").read_text()
     assert "Worth: " in (tmp_path / "report.html").read_text()

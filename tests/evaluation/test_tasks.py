@@ -16,7 +16,7 @@ from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import find_images, open_source
 from lightly_distill.data.values import ValueRange
 from lightly_distill.errors import UsageError
-from lightly_distill.evaluation.tasks import open_task, count_among_real
+from lightly_distill.evaluation.tasks import count_among_real, open_task
 
 LABELS = [number % 3 for number in range(30)]
 

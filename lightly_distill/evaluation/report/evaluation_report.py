@@ -96,7 +96,8 @@ def _accuracies(result: "Evaluation") -> Table:
         if arm.images:
             seconds, memory = mean_spread(arm.seconds), _sizes(arm.peak_memory)
             cost = [f"{arm.images:,}", words.size_text(arm.bytes), seconds, memory]
-        table.rows.append([name, *(mean_spread(arm.values.get(measure, []), 100) for measure in measures), *cost])
+        accuracies = (mean_spread(arm.values.get(measure, []), 100) for measure in measures)
+        table.rows.append([findings.label(name, arm), *accuracies, *cost])
     for column, measure in enumerate(measures, start=1):
         means = {
             row: statistics.fmean(arm.values[measure])
@@ -110,9 +111,10 @@ def _accuracies(result: "Evaluation") -> Table:
         ["recovered gap", *("-" if gap is None else findings.recovered(gap) for gap in gaps), *[""] * 4],
         ["distilled - random", *(each.cell() if each else "-" for each in compared), *[""] * 4],
     ]
-    worths = [result.worth(measure) for measure in measures]
-    if any(worths):
-        table.rows.append(["worth", *(str(worth) if worth else "-" for worth in worths), *[""] * 4])
+    if any(result.worth(measure) for measure in measures):
+        table.rows.append(
+            ["worth (by seed)", *(findings.worth_cell(result, measure) for measure in measures), *[""] * 4]
+        )
         table.foot += 1
     return table
 
@@ -149,7 +151,7 @@ def _student(result: "Evaluation") -> dict[str, Any]:
     """Returns the name of a student, its table and its charts."""
     points, sizes = [], []
     for measure in findings.measures(result):
-        arms = {name: arm for name, arm in result.arms.items() if arm.values.get(measure)}
+        arms = {findings.short_label(*each): each[1] for each in result.arms.items() if each[1].values.get(measure)}
         values = {name: arm.values[measure] for name, arm in arms.items()}
         seen = ", ".join(f"{name} {mean_spread(accuracies, 100)}" for name, accuracies in values.items())
         chart = draw_chart(charts.accuracy_points, values, title=measure)

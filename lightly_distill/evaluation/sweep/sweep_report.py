@@ -136,11 +136,11 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
     probe = tradeoff.deciding_probe([some])
     deciding = [measure for measure in measures if tradeoff.probe_of(measure) == probe]
     curves, levels = _arms(results)
-    worths = {size: [result.worth(measure) for measure in deciding] for size, result in results.items()}
-    worths = {size: found for size, found in worths.items() if all(found)}
+    worths = {size: [findings.worth_cell(result, measure) for measure in deciding] for size, result in results.items()}
+    worths = {size: found for size, found in worths.items() if "-" not in found}
     table = Table(
         f"Accuracy in %, {of_seeds(some)}. Bold: the best, the arms that no size changes left out.",
-        ["images and arm", *measures, f"recovered gap, {probe}", *(["worth"] if worths else []), "size"],
+        ["images and arm", *measures, f"recovered gap, {probe}", *(["worth (by seed)"] if worths else []), "size"],
         [],
         foot=len(levels),
         numbers=True,
@@ -151,8 +151,10 @@ def _accuracies(results: "Mapping[int, Evaluation]") -> Table:
             gaps = [result.recovered_gap(measure) for measure in deciding] if name == DISTILLED else []
             gap = "-" if not gaps or None in gaps else findings.recovered(fmean(gap for gap in gaps if gap is not None))
             cells = [mean_spread(arm.values.get(measure, []), 100) for measure in measures]
-            worth = [", ".join(map(str, worths.get(size, ["-"]))) if name == DISTILLED else "-"] if worths else []
-            table.rows.append([f"{size:,} {name}", *cells, gap, *worth, words.size_text(arm.bytes)])
+            worth = [", ".join(worths.get(size, ["-"])) if name == DISTILLED else "-"] if worths else []
+            table.rows.append(
+                [f"{size:,} {findings.label(name, arm)}", *cells, gap, *worth, words.size_text(arm.bytes)]
+            )
     names = [(result, name) for result in results.values() for name in curves]  # of the rows so far
     for column, measure in enumerate(measures, start=1):
         means = {
@@ -191,8 +193,9 @@ def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[Figure]:
         if of_bytes:
             curves = _by_bytes(results, curves)
         marked = results[chosen].arms[DISTILLED].bytes if of_bytes else chosen
+        title = f"{measure}{_ends(results)}"
         chart = draw_chart(
-            charts.accuracy_by_images, curves, levels=levels, title=measure, chosen=marked, of_bytes=of_bytes
+            charts.accuracy_by_images, curves, levels=levels, title=title, chosen=marked, of_bytes=of_bytes
         )
         seen = "; ".join(
             f"{name} {', '.join(f'{size:,}: {mean_spread(values, 100)}' for size, values in curve.items())}"
@@ -202,6 +205,12 @@ def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[Figure]:
         by = "bytes on disk" if of_bytes else "number of images"
         drawn.append(Figure(chart, f"Accuracy in % by {by}, {measure}: {seen}"))
     return drawn
+
+
+def _ends(results: "Mapping[int, Evaluation]") -> str:
+    """Tells where the curve of random real images ends because there are no more."""
+    images = [arm.images for result in results.values() for arm in result.arms.values() if arm.all_images]
+    return f"; {RANDOM_OF_BYTES} ends at all {max(images):,} images" if images else ""
 
 
 def _by_bytes(

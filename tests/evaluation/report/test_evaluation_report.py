@@ -270,7 +270,7 @@ def test_the_browser_test_sees_a_figure_that_is_not_drawn(tmp_path: Path) -> Non
         (
             [0.05, 0.06, 0.04],
             None,
-            "Worse than no pre-training at all: -5.0 ± 0.6 (p = 0.013) points on average. Worse",
+            "Worse than no pre-training at all: -5.0 ± 0.6 (p = 0.013) points on average.",
         ),
         ([0.1, 0.2, 0.03], None, "Not shown better than no pre-training at all: +1.0 ± 4.9 (p = 0.86) points"),
         (None, None, "Open whether the set is better than real images: none were tried. Next: evaluate with the arm"),
@@ -296,3 +296,32 @@ def test_the_verdict_is_one_test_over_all_measures() -> None:
     arms = {"distilled": {"a": up, "b": down}, "random": {"a": [0.5] * 3, "b": [0.5] * 3}}
     found = findings.overall([arms])
     assert found is not None and abs(found.difference) < 1e-6 and found.verdict == "unclear"
+
+
+def of_bytes(*, seeds: int = 3) -> Evaluation:
+    """Distilled is worth 2 by the means; the two largest arms have all images that there are."""
+    steps = {1: [0.0], 3: [-0.05, 0.0, 0.05]}[seeds]
+    sizes = {"random@bytes": (1, 0.5), "random@bytes-x5": (4, 0.7), "random@bytes-x10": (4, 0.7)}
+    arms = {
+        name: ArmResult(75 * times, 1000 * times, [1.0] * seeds, {"a/knn": [mean] * seeds}, all_images=times == 4)
+        for name, (times, mean) in sizes.items()
+    }
+    arms["distilled"] = ArmResult(60, 1000, [1.0] * seeds, {"a/knn": [0.6 + step for step in steps]})
+    return Evaluation("tiny", {"tasks": ["a"]}, list(range(seeds)), arms)
+
+
+def test_worth_comes_with_what_single_seeds_say(tmp_path: Path) -> None:
+    _, text = written(tmp_path, of_bytes())
+    assert "Worth: about 2. So many times" in text and "By single seeds: 1.4 to 2.8." in text
+    assert ["worth (by seed)", "2 (1.4 to 2.8)"] in [row[:2] for row in markdown_rows(text)]
+    assert "orth 2 (1.4 to 2.8): random real images need about 2 times its bytes" in text and "otherwise" not in text
+    _, text = written(tmp_path, of_bytes(seeds=1))
+    assert "This is of one seed: more may say otherwise." in text and "orth 2 (one run)" in text
+
+
+def test_an_arm_that_wants_more_images_than_there_are_says_so_in_table_and_chart(tmp_path: Path) -> None:
+    seen, text = written(tmp_path, of_bytes())
+    for rows in (seen.rows, markdown_rows(text)):
+        assert {"random@bytes", "random@bytes-x5: all 300 images"} < {row[0] for row in rows}
+    points = next(str(tag["alt"]) for name, tag in seen.tags if name == "img")
+    assert "x10: all 300 images 70.0" in points
