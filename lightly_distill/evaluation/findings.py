@@ -113,6 +113,12 @@ def verdict(results: Sequence[Arms]) -> str:
     return " ".join([*said, f"Next: {_next(found)}."])
 
 
+def not_shown_better(results: Sequence[Arms]) -> list[str]:
+    """Returns what distilled was compared with and is not shown better than, in words; empty where it gains."""
+    found = {what: overall(results, name) for name, what in _TO_BEAT.items()}
+    return [what for what, each in found.items() if each is not None and each.verdict != "better"]
+
+
 def _next(found: Mapping[str, Comparison]) -> str:
     """Returns what to do, given what was compared."""
     verdicts = {name: each.verdict for name, each in found.items()}

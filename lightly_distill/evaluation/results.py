@@ -119,7 +119,7 @@ class Evaluation:
         ceiling, own = self._differences(measure, FULL, SCRATCH), self._differences(measure, DISTILLED, SCRATCH)
         if not ceiling or not own:
             return None
-        return statistics.fmean(own) / statistics.fmean(ceiling) if _clearly_above_zero(ceiling) else None
+        return statistics.fmean(own) / statistics.fmean(ceiling) if clearly_above_zero(ceiling) else None
 
     def worth(self, measure: str) -> Worth | None:
         """Returns how many times the bytes random real images need for the accuracy of the distilled set, of the means.
@@ -195,7 +195,7 @@ def p_of(differences: Sequence[float]) -> float:
     return float(stats.ttest_1samp(differences, 0).pvalue) if _standard_error(differences) > 0 else math.nan
 
 
-def _clearly_above_zero(differences: Sequence[float]) -> bool:
+def clearly_above_zero(differences: Sequence[float]) -> bool:
     """Returns whether differences, one for each seed, are above 0 by more than chance explains; never of a few."""
     p = p_of(differences)
     return len(differences) >= ENOUGH and statistics.fmean(differences) > 0 and (math.isnan(p) or p < LEVEL)

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.evaluation.results import DISTILLED, ArmResult, Evaluation
 from lightly_distill.evaluation.sweep import tradeoff
@@ -66,8 +67,25 @@ class Sweep:
 
     @property
     def recommended(self) -> int:
-        """The smallest size within a point of the best."""
+        """The smallest size within a point of the best, as far as there is no `doubt`."""
         return tradeoff.recommend({size: fmean(values) for size, values in self.accuracies().items()})
+
+    @property
+    def doubt(self) -> str:
+        """Why that size is not recommended after all, in words; empty where it is."""
+        beaten = self.not_shown_better(self.recommended)
+        if beaten:
+            return f"it is not shown better than {' or '.join(beaten)}"
+        return tradeoff.noise(self.accuracies(), self.recommended)
+
+    def not_shown_better(self, size: int) -> list[str]:
+        """Returns what the set of this size is not shown better than; see `findings.not_shown_better`."""
+        return findings.not_shown_better([findings.arms_of(result) for result in self.sizes[size].results])
+
+    def pays_after(self, size: int) -> int | None:
+        """Returns the students after which a set has paid for itself; None: it does not, or gains nothing."""
+        cost = self.cost(size)
+        return None if cost is None or self.not_shown_better(size) else cost.pays_after
 
     def cost(self, size: int) -> tradeoff.Cost | None:
         """Returns what a set of this size costs, the search with it, and saves; None without the arm `full`."""
@@ -84,10 +102,11 @@ class Sweep:
                 "images": self.recommended,
                 "probe": self.probe,
                 "within": tradeoff.WITHIN,
+                "doubt": self.doubt,
                 "accuracies": self.accuracies(),
             }
             record["cost"] = {
-                size: cost and {**asdict(cost), "saved": cost.saved, "pays_after_students": cost.pays_after}
+                size: cost and {**asdict(cost), "saved": cost.saved, "pays_after_students": self.pays_after(size)}
                 for size, cost in costs.items()
             }
         return record

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lightly_distill.evaluation import findings
@@ -29,7 +29,8 @@ _TITLE = "How small may the synthetic set be?"
 _COST_NOTE = (
     "Pre-training is of one student, the mean over students and seeds, as below: on a set for so many steps, on "
     "the whole source for full_epochs. Sizes are of the files that images and targets make. A set has paid for itself "
-    "after as many students as save the time that it took."
+    "after as many students as save the time that it took, unless it gains nothing: it is not shown better than no "
+    "pre-training and real images."
 )
 
 
@@ -47,7 +48,7 @@ def write(sweep: "Sweep", synthetic: SyntheticSet, folder: Path) -> None:
             size: next(result for result in done.results if result.student == student)
             for size, done in sweep.sizes.items()
         }
-        drawn = _curves(results, sweep.recommended)
+        drawn = _curves(results, None if sweep.doubt else sweep.recommended)
         students.append({"name": student, "table": _accuracies(results), "curves": drawn})
     values = {
         "title": _TITLE,
@@ -55,6 +56,7 @@ def write(sweep: "Sweep", synthetic: SyntheticSet, folder: Path) -> None:
         "students": students,
         "cost": _costs(sweep),
         "search": _searched(sweep),
+        "shown": f"{'The set of' if sweep.doubt else 'The recommended set,'} {sweep.recommended:,} images",
         "images": synthetic_images(synthetic),
         "settings": _settings(sweep),
     }
@@ -71,12 +73,13 @@ def lead(sweep: "Sweep") -> list[str]:
     sentences = [f"Smallest set within {100 * WITHIN:g} point of the best: {size:,} images."]
     sentences[0] += f" By {sweep.probe}, the mean over {over}: {_percent(curve[size])}"
     sentences[0] += "." if best == size else f"; the best, {best:,} images, {_percent(curve[best])}."
-    sentences[0] += _doubts(curve, size, best)
+    if sweep.doubt:
+        sentences[0] += f" No recommendation: {sweep.doubt}."
+    if best == max(curve) and len(curve) > 1:
+        sentences[0] += " The largest is the best, so a larger one may be better still."
     random = sweep.accuracies(RANDOM).get(size)
-    gains = not random or fmean(random) < fmean(curve[size])
     if random:
-        nothing = "" if gains else ", so distilling gains nothing here"
-        sentences.append(f"As many random real images: {_percent(random)}{nothing}.")
+        sentences.append(f"As many random real images: {_percent(random)}.")
     results = sweep.sizes[size].results
     worth = findings.worth_line(results)
     if worth:
@@ -91,31 +94,17 @@ def lead(sweep: "Sweep") -> list[str]:
         makes += f" {duration(cost.small)} on it and {duration(cost.full)} on the whole source; "
         makes += f"it has {words.size_text(cost.small_bytes)} instead of {words.size_text(cost.full_bytes)}. "
         paid = "It never pays for itself in time, as pre-training on it is not faster."
-        if not gains:
-            paid = "That pays for nothing, as real images are as good."
-        elif cost.pays_after is not None:
-            paid = f"It has paid for itself after {cost.pays_after:,} student{'s' if cost.pays_after > 1 else ''}."
+        beaten, students = sweep.not_shown_better(size), sweep.pays_after(size)
+        if beaten:
+            paid = f"That pays for nothing as long as the set is not shown better than {' or '.join(beaten)}."
+        elif students is not None:
+            paid = f"It has paid for itself after {students:,} student{'s' if students > 1 else ''}."
         sentences.append(makes + paid)
     if sweep.found:
         sentences.append(_search_sentence(sweep.found))
     for each, done in sweep.sizes.items():
         sentences += [f"{each:,} images, {what}: {why}" for what, why in left_out(done.results)]
     return sentences
-
-
-def _doubts(curve: Mapping[int, list[float]], size: int, best: int) -> str:
-    """Returns what speaks against the recommendation."""
-    doubts = ""
-    if len(curve[best]) < 2:
-        doubts += " One seed cannot tell such a difference from noise."
-    elif best != size:
-        differences = [a - b for a, b in zip(curve[best], curve[size], strict=True)]
-        error = stdev(differences) / len(differences) ** 0.5
-        if error > WITHIN:
-            doubts += f" The difference has a standard error of {100 * error:.1f} points: more seeds would settle it."
-    if best == max(curve) and len(curve) > 1:
-        doubts += " The largest is the best, so a larger one may be better still."
-    return doubts
 
 
 def _search_sentence(found: "Found") -> str:
@@ -178,7 +167,7 @@ def _arms(results: "Mapping[int, Evaluation]") -> tuple[list[str], list[str]]:
     return curves, [name for name in names if name not in curves]
 
 
-def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[Figure]:
+def _curves(results: "Mapping[int, Evaluation]", chosen: int | None) -> list[Figure]:
     some = next(iter(results.values()))
     names, others = _arms(results)
     drawn = []
@@ -192,7 +181,7 @@ def _curves(results: "Mapping[int, Evaluation]", chosen: int) -> list[Figure]:
         of_bytes = any(name.startswith(RANDOM_OF_BYTES) for name in curves)
         if of_bytes:
             curves = _by_bytes(results, curves)
-        marked = results[chosen].arms[DISTILLED].bytes if of_bytes else chosen
+        marked = chosen if chosen is None or not of_bytes else results[chosen].arms[DISTILLED].bytes
         title = f"{measure}{_ends(results)}"
         chart = draw_chart(
             charts.accuracy_by_images, curves, levels=levels, title=title, chosen=marked, of_bytes=of_bytes
@@ -238,7 +227,9 @@ def _costs(sweep: "Sweep") -> Table:
         if cost is None:
             cells += ["-"] * 5
         else:
-            paid = "never" if cost.pays_after is None else f"{cost.pays_after:,} student{'s' * (cost.pays_after > 1)}"
+            students = sweep.pays_after(size)
+            paid = "never" if students is None else f"{students:,} student{'s' * (students > 1)}"
+            paid = "gains nothing" if sweep.not_shown_better(size) else paid
             saved = f"{'-' * (cost.saved < 0)}{duration(abs(cost.saved))}"
             cells += [duration(cost.small), duration(cost.full), saved, words.size_text(cost.saved_bytes), paid]
         table.rows.append(cells)

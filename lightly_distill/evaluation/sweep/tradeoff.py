@@ -3,10 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
 from lightly_distill.evaluation import findings
-from lightly_distill.evaluation.results import DISTILLED, FULL, ArmResult, Evaluation
+from lightly_distill.evaluation.results import (
+    DISTILLED,
+    ENOUGH,
+    FULL,
+    ArmResult,
+    Evaluation,
+    clearly_above_zero,
+)
 
 WITHIN = 0.01  # of accuracy: what a smaller set may lose
 
@@ -65,6 +72,27 @@ def recommend(accuracies: Mapping[int, float], within: float = WITHIN) -> int:
     best = max(accuracies.values())
     # a hair more, as 0.7 - 0.69 is more than 0.01
     return min(size for size, accuracy in accuracies.items() if best - accuracy <= within + 1e-9)
+
+
+def noise(accuracies: Mapping[int, Sequence[float]], size: int) -> str:
+    """Returns what of a choice of size is within noise, in words; empty where nothing is.
+
+    Args:
+        accuracies: In [0, 1], one for each seed, by size.
+        size: What `recommend` returns of their means.
+    """
+    best = max(accuracies, key=lambda each: fmean(accuracies[each]))
+    seeds = len(accuracies[best])
+    below = {each: [a - b for a, b in zip(accuracies[best], accuracies[each], strict=True)] for each in accuracies}
+    if len(accuracies) > 1 and seeds < ENOUGH:
+        return f"{findings.how_many(seeds)} cannot tell such a difference from noise"
+    for smaller in (each for each in accuracies if each < size):
+        if not clearly_above_zero(below[smaller]):
+            return f"that {smaller:,} images are worse may be noise: more seeds would settle it"
+    error = stdev(below[size]) / seeds**0.5 if best != size else 0.0
+    if error > WITHIN:
+        return f"the difference has a standard error of {100 * error:.1f} points: more seeds would settle it"
+    return ""
 
 
 def deciding_probe(results: Sequence[Evaluation]) -> str:

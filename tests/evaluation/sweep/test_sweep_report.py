@@ -24,18 +24,19 @@ def made_up(
     full: bool = True,
     searched: bool = False,
     full_seconds: float = 90.0,
+    ahead: float = 0.1,
     measures: tuple[str, ...] = MEASURES,
 ) -> Sweep:
-    """Seeds spread by a point; random is ten points below distilled."""
+    """Seeds spread by a point, in another order where it is less; random is `ahead` below distilled."""
     steps = [0.01 * (seed - (seeds - 1) / 2) for seed in range(seeds)]
 
-    def arm(mean: float, images: int, seconds: float) -> ArmResult:
-        return ArmResult(
-            images, 1000 * images, [seconds] * seeds, {name: [mean + step for step in steps] for name in measures}
-        )
+    def arm(mean: float, images: int, seconds: float, order: int = 1) -> ArmResult:
+        values = [mean + step for step in steps[::order]]
+        return ArmResult(images, 1000 * images, [seconds] * seeds, dict.fromkeys(measures, values))
 
     def result(student: str, size: int, mean: float) -> Evaluation:
-        arms = {"scratch": arm(0.3, 0, 0.0), "random": arm(mean - 0.1, size, 3.0), "distilled": arm(mean, size, 3.0)}
+        arms = {"scratch": arm(0.3, 0, 0.0, -1), "random": arm(mean - ahead, size, 3.0, -1)}
+        arms |= {"distilled": arm(mean, size, 3.0)}
         arms |= {"full": arm(0.7, 5000, full_seconds)} if full else {}
         return Evaluation(student, {"steps": 7}, list(range(seeds)), arms)
 
@@ -119,23 +120,39 @@ def test_what_speaks_against_a_recommendation_is_told() -> None:
     def doubts(**options: Any) -> str:
         return sweep_report.lead(made_up(**options))[1]
 
-    assert "One seed cannot tell such a difference from noise." in doubts(seeds=1)
+    assert "No recommendation: " not in doubts() and "better still" in doubts()
+    assert "No recommendation: it is not shown better than no pre-training at all or as many" in doubts(seeds=1)
     best_first = {50: 0.6, 100: 0.5}
     assert "Smallest set within 1 point of the best: 50 images." in doubts(curve=best_first)
     assert "larger one" not in doubts(curve=best_first) and "settle" not in doubts(curve=best_first)
-    as_good = made_up()
-    for each in as_good.sizes.values():
-        each.results[0].arms["random"] = each.results[0].arms["distilled"]
-    assert "random real images: 60.0 ± 1.0 %, so distilling gains nothing here." in sweep_report.lead(as_good)[2]
-    assert "Not shown better than as many random real images: +0.0" in sweep_report.lead(as_good)[0]
-    assert not any("paid for itself" in line for line in sweep_report.lead(as_good))
     noisy = made_up(curve={50: 0.60, 100: 0.605})
     arms = noisy.sizes[100].results[0].arms
     arms["distilled"].values[MEASURES[1]] = [0.555, 0.605, 0.655]
     # differences -0.035, 0.005, 0.045: 0.04 / sqrt(3)
     assert (
-        "The difference has a standard error of 2.3 points: more seeds would settle it." in sweep_report.lead(noisy)[1]
+        "No recommendation: the difference has a standard error of 2.3 points: more seeds would settle it."
+        in sweep_report.lead(noisy)[1]
     )
+    noisy = made_up(curve={50: 0.58, 100: 0.605})
+    noisy.sizes[50].results[0].arms["distilled"].values[MEASURES[1]] = [0.61, 0.58, 0.55]
+    # differences -0.015, 0.025, 0.065
+    assert "100 images. By" in sweep_report.lead(noisy)[1]
+    assert "No recommendation: that 50 images are worse may be noise" in sweep_report.lead(noisy)[1]
+
+
+def test_a_set_that_gains_nothing_is_not_recommended_and_pays_for_nothing(tmp_path: Path) -> None:
+    as_good = made_up(ahead=0.0)
+    seen, text = written(tmp_path, as_good)
+    for told in (seen.text, text):
+        assert "Not shown better than as many random real images: +0.0" in told
+        assert "No recommendation: it is not shown better than as many random real images." in told
+        assert "That pays for nothing as long as the set is not shown better than as many random real images." in told
+        assert "It has paid for itself" not in told and "ecommended set" not in told and "recommended: " not in told
+    for rows in (seen.rows, markdown_rows(text)):
+        assert ["500", "61.0 ± 1.0", "0.0", "50 min", "3 s", "90 s", "87 s", "4.5 MB", "gains nothing"] in rows
+    record = as_good.to_dict()
+    assert record["cost"][100]["pays_after_students"] is None and record["recommendation"]["doubt"]
+    assert made_up().to_dict()["cost"][100]["pays_after_students"] == 7
 
 
 def test_without_full_or_without_savings_no_payback_is_claimed(tmp_path: Path) -> None:
