@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightly_distill.cli.options import SOURCE_HELP, TARGET_HELP, given_target, representations_option, target_options
 from lightly_distill.runtime.words import size_text
 from lightly_distill.sharing.publish import publish
-from lightly_distill.synthetic import artifact
+from lightly_distill.synthetic import artifact, set_facts
 from lightly_distill.synthetic.address import PublishOptions, find_hub
 
 ABOUT = (
@@ -67,16 +67,16 @@ def run(options: Namespace) -> None:
     published = publish(options.set, options.repo_id, chosen)
     for name, size in published.files.items():
         print(f"{size:>12} bytes  {name}")
-    total = size_text(sum(published.files.values()))
+    total = size_text(sum(size for name, size in published.files.items() if name != set_facts.CARD))
     if options.dry_run is not None:
-        print(f"{total}, written to {published.url}; nothing was sent.")
+        print(f"{total} and the card, written to {published.url}; nothing was sent.")
         near = (published.near_copies or {}).get("near", 0)
         if near and not options.yes:
             print(f"To send it, say --yes: near copies of real images are {near} of its images.")
     elif not published.changed:
-        print(f"{total}: all of it was there already: {published.url}")
+        print(f"{total} and the card: all of it was there already: {published.url}")
     else:
-        print(f'Sent {total}: {published.url}\nTo use it: SyntheticSet.load("{options.repo_id}")')
+        print(f'Sent {total} and the card: {published.url}\nTo use it: SyntheticSet.load("{options.repo_id}")')
 
 
 def _pairs(folder: Path) -> Path:

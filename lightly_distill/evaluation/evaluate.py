@@ -20,7 +20,6 @@ from lightly_distill.evaluation.plan import (
 )
 from lightly_distill.evaluation.report import evaluation_report
 from lightly_distill.evaluation.results import RANDOM_OF_BYTES, ArmResult, Evaluation, write_results
-from lightly_distill.evaluation.stored import stored_bytes
 from lightly_distill.evaluation.tasks import count_among_real
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target
@@ -178,7 +177,7 @@ def _try(attempt: Attempt, result: Evaluation) -> None:
     if name not in result.arms:
         of_bytes = name.startswith(RANDOM_OF_BYTES)
         every = of_bytes and len(made or ()) == len(attempt.bench.inputs.real.source)
-        size = stored_bytes(made) if made is not None else 0
+        size = attempt.bench.inputs.bytes_of(made) if made is not None else 0
         result.arms[name] = ArmResult(len(made or ()), size, all_images=every)
     found = result.arms[name]
     found.seconds.append(cost.seconds)

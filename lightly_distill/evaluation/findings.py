@@ -216,9 +216,9 @@ def sentence(result: Evaluation, measure: str) -> str:
         parts.append(comparison.sentence())
     worth = result.worth(measure)
     if worth is not None:
-        seeds = _span(result.worth_by_seed(measure)) if len(result.seeds) > 1 else "one run"
+        spread = _span(result.worth_by_seed(measure)) if len(result.seeds) > 1 else "one run"
         parts.append(
-            f"worth {worth} ({seeds}): random real images need {_times(worth)} its bytes for the same accuracy"
+            f"worth {worth} ({spread}): random real images need {_times(worth)} its bytes for the same accuracy"
         )
     said = "; ".join(parts)
     return f"{said[0].upper()}{said[1:]}." if said else ""

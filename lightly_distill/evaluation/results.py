@@ -35,7 +35,7 @@ class ArmResult:
 
     Attributes:
         images: Number of images that the student was pre-trained on.
-        bytes: Of the files of the set that they and their targets make, see `artifact.stored_bytes`.
+        bytes: Of the set that they and their targets make, see `stored.stored_bytes`.
         seconds: Of pre-training, one for each seed.
         values: Accuracy in [0, 1] by `task/probe`, one for each seed.
         peak_memory: Bytes that pre-training held at most, its images and representations counted, one for each seed;

@@ -24,10 +24,10 @@ class Footprint:
     each: float
 
     @classmethod
-    def of(cls, some: SyntheticSet) -> "Footprint":
-        """Measures a set, of at least 2 images, and a quarter of it."""
+    def of(cls, some: SyntheticSet, own: SyntheticSet) -> "Footprint":
+        """Measures a set, of at least 2 images, and a quarter of it; `own` is as for `stored_bytes`."""
         whole, few = len(some), max(1, len(some) // 4)
-        large, small = (artifact.stored_bytes(some.part(torch.arange(count))) for count in (whole, few))
+        large, small = (_first(some, count, own) for count in (whole, few))
         each = (large - small) / (whole - few)
         return cls(large - each * whole, each)
 
@@ -39,13 +39,25 @@ class Footprint:
         """Returns how many images fit into so many bytes, about; 0 or below where none do."""
         return int((budget - self.fixed) / self.each)
 
-    def corrected(self, made: SyntheticSet, budget: float) -> int:
-        """Returns how many images fit, given what a set of about as many takes."""
-        return len(made) + round((budget - stored_bytes(made)) / self.each)
+    def corrected(self, count: int, size: int, budget: float) -> int:
+        """Returns how many images fit, given the bytes that about as many take."""
+        return count + round((budget - size) / self.each)
 
 
-def stored_bytes(made: SyntheticSet) -> int:
-    """Returns the bytes of the files of a set, without the record of how it was made, which not every set has."""
-    if len(made) <= _WRITTEN:
-        return artifact.stored_bytes(made.part(torch.arange(len(made))))
-    return Footprint.of(made.part(torch.arange(_SAMPLE))).bytes(len(made))
+def stored_bytes(made: SyntheticSet, own: SyntheticSet) -> int:
+    """Returns the bytes of a set, as `inspect` tells them of one in a folder.
+
+    Args:
+        made: The set. A large one that is not `own` is not written whole.
+        own: The distilled set that it is compared with, whose record it is given where it has none: the same for both.
+    """
+    if made is own or len(made) <= _WRITTEN:
+        return _first(made, len(made), own)
+    return Footprint.of(made.part(torch.arange(_SAMPLE)), own).bytes(len(made))
+
+
+def _first(made: SyntheticSet, count: int, own: SyntheticSet) -> int:
+    """Returns the bytes of the first images of a set."""
+    some, recorded = made.part(torch.arange(count)), made if made.provenance else own
+    some.provenance, some.metrics = recorded.provenance, recorded.metrics
+    return artifact.stored_bytes(some)

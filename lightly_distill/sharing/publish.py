@@ -104,13 +104,12 @@ def _written(
 ) -> dict[str, int]:
     """Writes the set and its card as they are sent, over what a dry run wrote before; returns bytes of each file."""
     synthetic.save(place, overwrite=True)
-    size = sum(bytes for name, bytes in _files(place).items() if name != set_facts.CARD)
     text = card.text(
         synthetic,
         repo_id=repo_id,
         license=options.license,
         source_license=options.source_license,
-        size=size,
+        size=set_facts.bytes_on_disk(place),
         before=card_there,
     )
     (place / set_facts.CARD).write_text(text, encoding="utf-8")

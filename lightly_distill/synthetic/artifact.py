@@ -33,6 +33,7 @@ from lightly_distill.synthetic.set_facts import (
     FACTS,
     MAX_SHAPE,
     PROJECTION,
+    bytes_on_disk,
     check_contents,
     check_file,
     hashed,
@@ -93,11 +94,11 @@ def write(synthetic: Contents, folder: Path, *, overwrite: bool) -> Path:
 
 
 def stored_bytes(synthetic: Contents) -> int:
-    """Returns how many bytes the files of a set take on disk."""
+    """Returns how many bytes a set takes on disk; see `set_facts.bytes_on_disk`."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "set")
         _write_files(synthetic, place, None)
-        return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        return bytes_on_disk(place)
 
 
 def find(folder: Path) -> Path:
@@ -208,7 +209,6 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
     )
 
     (folder / "data").mkdir(parents=True)
-    (folder / CARD).write_text(card.text(synthetic, before=before), encoding="utf-8", errors="surrogateescape")
     if synthetic.pixels is not None and synthetic.scales is not None:
         codes = (synthetic.targets / synthetic.layout.by_number(synthetic.scales)).round().to(torch.int8)
         files = synthetic.files or eight_bits.encoded(synthetic.pixels)
@@ -229,5 +229,7 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
         )
         make_ordinary(folder / PROJECTION)
     (folder / FACTS).write_text(written(synthetic, folder), encoding="utf-8")
+    text = card.text(synthetic, size=bytes_on_disk(folder), before=before)
+    (folder / CARD).write_text(text, encoding="utf-8", errors="surrogateescape")
     for path in [*folder.rglob("*"), folder]:
         sync(path)

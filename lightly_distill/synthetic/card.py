@@ -42,7 +42,7 @@ def text(
         repo_id: Its name on the Hub.
         license: Identifier that the Hub knows, such as `cc-by-4.0`. Default: that of the card before.
         source_license: Of the real images, in words.
-        size: Bytes of its files.
+        size: Its bytes; see `set_facts.bytes_on_disk`.
         before: The card that there is, whose own text and header are kept.
 
     Raises:
@@ -133,21 +133,16 @@ def _header(count: int, before: Mapping[str, Any], license: str | None) -> dict[
 
 
 def _sizes(synthetic: Contents, size: int | None) -> dict[str, str]:
-    """Tells how large the set is, and its source at the same image size."""
+    """Tells how large the set is, and its source, like with like: pixels of the same size, without compression."""
     from lightly_distill.runtime.words import size_text  # here: the card is imported with the package
 
-    targets = synthetic.targets.numel()
-    eight_bits = synthetic.pixels is not None
-    numbers = synthetic.images.numel() + targets if eight_bits else 4 * (synthetic.images.numel() + targets)
-    files = f"{size_text(size)} in files, " if size else ""
-    lines = {"size": f"{files}{size_text(numbers)} of images and targets"}
+    lines = {} if size is None else {"size": f"{size_text(size)} on disk, without this card"}
     source = _part(synthetic.provenance, "source")
     images, side = source.get("images"), source.get("image_size")
     if isinstance(images, int) and isinstance(side, int):
         real = images * 3 * side * side
-        lines["size of the source"] = (
-            f"{size_text(real)} as 8-bit pixels of {side}x{side}: {real / (size or numbers):.3g} times the set"
-        )
+        times = f"{real / synthetic.images.numel():.3g} times as many as the set's"
+        lines["size of the source"] = f"{size_text(real)} as 8-bit pixels of {side}x{side}, not compressed: {times}"
     return lines
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightly_distill.runtime.words import size_text
 from lightly_distill.synthetic import address, artifact, set_facts
 from lightly_distill.synthetic.conditions import RECORDED, conditions
 from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW
@@ -63,8 +64,8 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
     if synthetic.origin:
         lines["on the Hub"] = synthetic.origin
     if folder is not None:
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        lines["on disk"] = f"{size / 1e6:.2f} MB ({size} bytes) in {folder}"
+        size = set_facts.bytes_on_disk(folder)
+        lines["on disk"] = f"{size_text(size)} ({size} bytes), without its card, in {folder}"
         lines["picture"] = str(folder / (PREVIEW if synthetic.pixels is None else EIGHT_BIT_PREVIEW))
     known = {name: fact for name, fact in synthetic.provenance.items() if name not in RECORDED}
     in_words = conditions(synthetic.provenance, count)

@@ -24,6 +24,7 @@ FACTS = "lightly_distill.json"
 DATA = "data/train-00000-of-00001.parquet"
 CARD = "README.md"
 PROJECTION = "projection.safetensors"
+_HASHED = (DATA, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION)  # those of them that a set has
 MAX_FACTS = 16 * 2**20  # bytes of JSON
 MAX_SHAPE = {"m": 10**6, "C": 3, "H": 4096, "W": 4096, "d": 2**17}
 MAX_NUMBERS = 2**31 - 1  # of all images, and of all representations: 8 GiB each, and what Arrow's lists can count
@@ -74,6 +75,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def hashed(facts: dict[str, Any]) -> dict[str, Any]:
     """Returns the files that must be those that were written, name to `bytes` and `sha256`; the card is not one."""
     return {name: expected for name, expected in facts["files"].items() if name != CARD}
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Returns the bytes of a set wherever they are told: of what is fetched to use it, all files but the card."""
+    return sum((folder / name).stat().st_size for name in (FACTS, *_HASHED) if (folder / name).exists())
 
 
 def check_facts_size(size: int, owner: str) -> None:
@@ -236,7 +242,7 @@ def written(synthetic: Contents, folder: Path) -> str:
         "metrics": synthetic.metrics,
         "files": {
             name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-            for name in (DATA, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION)
+            for name in _HASHED
             if (folder / name).exists()
         },
     }

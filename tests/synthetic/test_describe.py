@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightly_distill import SyntheticSet, UsageError
+from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.describe import describe, describe_set
 from synthetic_sets import MEAN, STD, make_set
 
@@ -11,12 +12,12 @@ from synthetic_sets import MEAN, STD, make_set
 def test_sizes_statistics_origin_and_pictures_are_told(tmp_path: Path) -> None:
     make_set().save(tmp_path / "run" / "set")
     told = describe(tmp_path / "run")
-    size = sum(path.stat().st_size for path in (tmp_path / "run" / "set").rglob("*") if path.is_file())
+    size = set_facts.bytes_on_disk(tmp_path / "run" / "set")
     for part in (
         "6 of 3x8x8",
         "6 of 5 numbers, mean ",
         "5 real images, 1 of noise",
-        f"({size} bytes) in {tmp_path / 'run' / 'set'}",
+        f"({size} bytes), without its card, in {tmp_path / 'run' / 'set'}",
         "Café#train, 60 images, fingerprint abababababab\n",
         "measured linear  distilled (0.5, 0.25)",
         "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)",

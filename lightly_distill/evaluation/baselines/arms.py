@@ -52,7 +52,11 @@ class Inputs:
     @cached_property
     def own_bytes(self) -> int:
         """Bytes on disk of the synthetic set."""
-        return stored_bytes(self.own)
+        return stored_bytes(self.own, self.own)
+
+    def bytes_of(self, made: SyntheticSet) -> int:
+        """Returns the bytes of what an arm made."""
+        return self.own_bytes if made is self.own else stored_bytes(made, self.own)
 
     @property
     def real(self) -> RealSide:
@@ -111,9 +115,11 @@ def _random_of_bytes(times: int) -> Callable[[Inputs, int], Made]:
         def chosen(count: int) -> SyntheticSet:
             return inputs.real.chosen(order[: max(2, count)])
 
-        budget, footprint = times * inputs.own_bytes, Footprint.of(chosen(_SAMPLE))
+        budget, footprint = times * inputs.own_bytes, Footprint.of(chosen(_SAMPLE), inputs.own)
         about = chosen(footprint.count(budget))
-        return chosen(footprint.corrected(about, budget))  # exactly: small sets have smaller previews
+        return chosen(
+            footprint.corrected(len(about), inputs.bytes_of(about), budget)
+        )  # exactly: small sets have smaller previews
 
     return make
 

@@ -32,11 +32,13 @@ class SizeResult:
         seconds: Of distilling.
         heldout_loss: Of the run, `initial` and `final`.
         results: Of each student.
+        budget: Bytes into which the set was to fit; None where images were asked for.
     """
 
     seconds: float
     heldout_loss: dict[str, Any]
     results: list[Evaluation]
+    budget: int | None = None
 
 
 @dataclass
@@ -140,7 +142,7 @@ def _size_result(fields: Mapping[str, Any]) -> SizeResult:
         Evaluation(**{**result, "arms": {name: ArmResult(**arm) for name, arm in result["arms"].items()}})
         for result in fields["results"]
     ]
-    return SizeResult(fields["seconds"], fields["heldout_loss"], results)
+    return SizeResult(fields["seconds"], fields["heldout_loss"], results, fields.get("budget"))
 
 
 def go_on(begun: Sweep, settings: dict[str, Any], folder: Path) -> Sweep:

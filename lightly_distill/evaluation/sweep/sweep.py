@@ -129,6 +129,7 @@ def sweep(
     if bytes:
         transfer = replace(transfer, baselines=(*transfer.baselines, *OF_BYTES))  # which keeps each once
     folder, wanted = Path(out), _increasing(bytes or sizes)
+    budgets: dict[int, int] = {}
     plan = None if bytes else plan_search(search, trials, search_size, wanted, stage.config)
     students = student_names(student or stage.config.students)
     task_names = [find_task(task)[0] for task in tasks]
@@ -137,7 +138,8 @@ def sweep(
     stage.check(data, representations=representations)
     source = _open(data, stage, students)
     if bytes:
-        wanted = _fitting(wanted, stage, source)
+        budgets = _fitting(wanted, stage, source)
+        wanted = list(budgets)
         plan = plan_search(search, trials, search_size, wanted, stage.config)
     _require_enough(source, stage.config, wanted[-1], plan)
     settings = _settings(stage, source, plan, students, task_names, transfer)
@@ -157,25 +159,27 @@ def sweep(
         _logger.info("%s: distilling and evaluating.", which)
         place = folder / f"size-{size}"
         state.sizes[size] = _one_size(state, stage, source, representations, opened, transfer, size, place)
+        state.sizes[size].budget = budgets.get(size)
         state.sizes = dict(sorted(state.sizes.items()))
         write_record(state, folder)
     sweep_report.write(state, SyntheticSet.load(folder / f"size-{state.recommended}" / "run"), folder)
     return state
 
 
-def _fitting(budgets: Sequence[int], stage: DistillationStage, source: Source) -> list[int]:
-    """Returns how many learned images should fit into each budget of bytes."""
+def _fitting(budgets: Sequence[int], stage: DistillationStage, source: Source) -> dict[int, int]:
+    """Returns each budget of bytes by how many learned images should fit into it."""
     config = stage.config
     count = min(len(source), max(_OF, 2 * config.target_dims if isinstance(config.target_dims, int) else 0))
     some = source.read(torch.arange(len(source))[:: len(source) // count])
     few = replace(config, steps=0, num_images=min(_SAMPLE, len(some)), holdout=0)
-    real = Footprint.of(DistillationStage(stage.target, config=few).run(some))
+    selected = DistillationStage(stage.target, config=few).run(some)
+    real = Footprint.of(selected, selected)
     footprint = Footprint(real.fixed, _LEARNED * real.each)
     wanted = [footprint.count(budget) for budget in budgets]
     if wanted[0] < 2:
         raise UsageError(f"{budgets[0]:,} bytes are too few for a set: two images take about {footprint.bytes(2):,}.")
     _logger.info("Into %s bytes fit %s images.", *(", ".join(f"{n:,}" for n in each) for each in (budgets, wanted)))
-    return list(dict.fromkeys(wanted))
+    return dict(zip(wanted, budgets, strict=True))
 
 
 def _increasing(sizes: Sequence[int]) -> list[int]:

@@ -103,6 +103,10 @@ def lead(sweep: "Sweep") -> list[str]:
     if sweep.found:
         sentences.append(_search_sentence(sweep.found))
     for each, done in sweep.sizes.items():
+        made = done.results[0].arms[DISTILLED].bytes
+        if done.budget is not None and made > done.budget:
+            over, asked = words.size_text(made - done.budget), words.size_text(done.budget)
+            sentences.append(f"The set of {each:,} images takes {over} more than the {asked} that were asked for.")
         sentences += [f"{each:,} images, {what}: {why}" for what, why in left_out(done.results)]
     return sentences
 

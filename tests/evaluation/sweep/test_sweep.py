@@ -409,7 +409,7 @@ def test_bytes_instead_of_sizes_say_what_to_take(tmp_path: Path) -> None:
     assert small < large
     for budget, size in ((20_000, small), (30_000, large)):
         (result,) = done.sizes[size].results
-        assert result.arms["distilled"].bytes == pytest.approx(budget, rel=0.25)
+        assert 0.8 * budget < result.arms["distilled"].bytes <= budget == done.sizes[size].budget
         assert result.arms["random@bytes"].bytes == pytest.approx(result.arms["distilled"].bytes, rel=0.25)
         assert result.worth("shapes/knn") is not None
     page = (tmp_path / "sweep.html").read_text()

@@ -155,6 +155,14 @@ def test_a_set_that_gains_nothing_is_not_recommended_and_pays_for_nothing(tmp_pa
     assert made_up().to_dict()["cost"][100]["pays_after_students"] == 7
 
 
+def test_a_set_that_is_larger_than_was_asked_for_is_told() -> None:
+    swept = made_up()
+    for size, budget in ((50, 50_000), (100, 98_000)):  # they take 1,000 bytes an image
+        swept.sizes[size].budget = budget
+    told = [line for line in sweep_report.lead(swept) if "asked for" in line]
+    assert told == ["The set of 100 images takes 2 kB more than the 98 kB that were asked for."]
+
+
 def test_without_full_or_without_savings_no_payback_is_claimed(tmp_path: Path) -> None:
     _, text = written(tmp_path, made_up(full=False))
     assert "What it saves is open: it needs the arm full" in text and "paid for itself after 7" not in text
