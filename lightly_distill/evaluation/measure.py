@@ -130,8 +130,7 @@ class Attempt:
             self.bench.config.finetune_steps,
         )
         if isinstance(backbone, TargetBackbone) and task.sources is not None:
-            train, test = backbone.features(task)
-            trial.features = trial.pooled = train[chosen.numpy()], test
+            trial.features = trial.pooled = backbone.features(task, chosen)
         return trial
 
 

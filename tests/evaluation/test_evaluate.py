@@ -426,6 +426,17 @@ def test_the_target_is_not_fine_tuned_and_may_be_a_function() -> None:
     assert set(result.arms["distilled"].values) == {"TensorDataset/knn", "TensorDataset/finetune"}
 
 
+def test_the_target_sees_only_the_labelled_images_that_are_drawn_and_each_once(synthetic: SyntheticSet) -> None:
+    target, shown = as_target(tiny.encoder()), []
+    target.register_forward_pre_hook(lambda module, inputs: shown.append(len(inputs[0])))
+    options = {"data": tiny.images(40), "target": target, "probes": ["knn"], **QUICK}
+    (result,) = evaluate(synthetic, STUDENT, [task()], baselines=["target"], labels=(6, 3), **options)
+    assert 12 + 6 <= sum(shown) <= 12 + 2 * 6  # those for testing, and six for each of two seeds, some of them the same
+    (whole,) = evaluate(synthetic, STUDENT, [task()], baselines=["target"], labels=(6, 3, 30), **options)
+    values = result.arms["target"].values
+    assert values == {name: whole.arms["target"].values[name] for name in values} and len(values) == 2
+
+
 def test_a_strangers_configuration_runs_no_code(
     synthetic: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,11 @@ class Inputs:
         """Returns the bytes of what an arm made."""
         return self.own_bytes if made is self.own else stored_bytes(made, self.own)
 
+    @cached_property
+    def target(self) -> "TargetBackbone":
+        """The target as a backbone, one for all seeds: it keeps what it has seen of the tasks."""
+        return TargetBackbone(self.real)
+
     @property
     def real(self) -> RealSide:
         """The real images and the target, of arms that need "real"."""
@@ -162,7 +167,8 @@ class TargetBackbone(nn.Module):
     def __init__(self, real: RealSide) -> None:
         super().__init__()
         self.target, self._real = real.target, real
-        self._known: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._tests: dict[str, Tensor] = {}
+        self._train: dict[str, dict[int, Tensor]] = {}  # by task and index
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps normalised images (B, 3, S, S) to representations (B, d)."""
@@ -173,23 +179,28 @@ class TargetBackbone(nn.Module):
         representation: Tensor = target(shown)
         return representation
 
-    def features(self, task: Task) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Returns representations of all images of a task, seen as the target sees real images, (n, d) and (k, d).
+    def features(self, task: Task, chosen: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Returns representations of images of a task, seen as the target sees real images, (n, d) and (k, d).
 
         Args:
             task: With its sources; their images are decoded again at the target's size, a few at a time.
+            chosen: Indices of the n images for training that are wanted; all k for testing are.
         """
-        if task.name not in self._known:
-            assert task.sources is not None
-            train, test = (self._of(source) for source in task.sources)
-            self._known[task.name] = train, test
-        return self._known[task.name]
+        assert task.sources is not None
+        train, test = task.sources
+        if task.name not in self._tests:
+            self._tests[task.name] = self._of(test, torch.arange(len(test)))
+        known, wanted = self._train.setdefault(task.name, {}), chosen.tolist()
+        missing = [index for index in wanted if index not in known]
+        if missing:
+            known |= dict(zip(missing, self._of(train, torch.tensor(missing)), strict=True))
+        return torch.stack([known[index] for index in wanted]).numpy(), self._tests[task.name].numpy()
 
-    def _of(self, source: Source) -> NDArray[Any]:
+    def _of(self, source: Source, indices: Tensor) -> Tensor:
         sight = Sight(source, self._real.frame or source.frame)
-        found = sight.represented(self.target, torch.arange(len(source)), self._real.device)
+        found = sight.represented(self.target, indices, self._real.device)
         sight.report()
-        return found.numpy()
+        return found
 
 
 _TABLE = (
@@ -255,7 +266,7 @@ _TABLE = (
         ("real",),
         is_ceiling=True,
         size_matters=False,
-        make=lambda inputs, _seed: TargetBackbone(inputs.real),
+        make=lambda inputs, _seed: inputs.target,
     ),
 )
 ARMS = {arm.name: arm for arm in _TABLE}  # in the order of the tables
