@@ -20,12 +20,13 @@ from lightly_distill.cli.options import (
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
-from lightly_distill.evaluation.evaluate import evaluate
+from lightly_distill.evaluation.evaluate import check_folder, evaluate
 from lightly_distill.evaluation.plan import TransferConfig
 from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.synthetic.pretrain import PretrainConfig, find_recipe
 
 ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
+INTERRUPTED = "; the same command with --resume goes on with the evaluation, where an arm was finished"
 _AS_TEXT = {"baselines", "probes", "labels", "seeds"}  # fields whose options take one text, or a checked number
 _OF_RECIPE = {field.name for field in fields(PretrainConfig)} - {"lr"}  # in a sweep --steps are of the distillation
 
@@ -36,6 +37,12 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--set", type=str, required=True, metavar="DIR_OR_HUB", help=SET_HELP)
     parser.add_argument("--student", type=str, required=True, metavar="NAME[,NAME]", help="timm names of backbones.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="New folder for results and report.")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on with the evaluation in --out; there may be more arms, students and seeds than before.",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace the evaluation in --out.")
     transfer_options(parser, TransferConfig(), BASELINES)
     parser.add_argument(
         "--arm",
@@ -134,6 +141,8 @@ def run(options: Namespace) -> None:
     if len(others) < len(pairs):
         raise UsageError(f"Two --arm have one name: {', '.join(name for name, _ in pairs)}.")
     config = transfer_config(options)  # before the target, which may be a download
+    flags = {name: options[name] for name in ("resume", "overwrite")}
+    check_folder(options.out, **flags)
     target = given_target(options)
     with config_written(options, options.out):
         results = evaluate(
@@ -146,6 +155,7 @@ def run(options: Namespace) -> None:
             others=others,
             out=options.out,
             config=config,
+            **flags,
         )
     for line in findings.lead(results):
         print(line)

@@ -62,7 +62,8 @@ def config_written(options: Namespace, folder: Path) -> Iterator[None]:
 
 
 def _write_config(options: Namespace, folder: Path) -> None:
-    given = {name: value for name, value in options.as_dict().items() if name not in ("config", "debug", "out")}
+    apart = ("config", "debug", "out", "resume", "overwrite")
+    given = {name: value for name, value in options.as_dict().items() if name not in apart}
     plain = json.loads(json.dumps(given, default=str))  # without the types of the parser
     with replacing(folder / "config.yaml") as partial:
         partial.write_text(yaml.safe_dump(plain, sort_keys=False))

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from lightly_distill.errors import DistillError
-from lightly_distill.evaluation.baselines.arms import Arm, Made, given_arm, open_inputs
+from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.evaluation.baselines.arms import ARMS, Arm, Made, given_arm, open_inputs
+from lightly_distill.evaluation.going_on import WRITTEN, go_on
 from lightly_distill.evaluation.measure import Attempt, Bench
 from lightly_distill.evaluation.plan import (
     TransferConfig,
@@ -19,11 +20,18 @@ from lightly_distill.evaluation.plan import (
     student_names,
 )
 from lightly_distill.evaluation.report import evaluation_report
-from lightly_distill.evaluation.results import RANDOM_OF_BYTES, ArmResult, Evaluation, write_results
+from lightly_distill.evaluation.results import (
+    RANDOM_OF_BYTES,
+    RESULTS,
+    ArmResult,
+    Evaluation,
+    read_results,
+    write_results,
+)
 from lightly_distill.evaluation.tasks import count_among_real
 from lightly_distill.models.students import student_builder
 from lightly_distill.models.targets import Target
-from lightly_distill.runs.run_folder import run_metrics
+from lightly_distill.runs.run_folder import RunFolder, run_metrics
 from lightly_distill.runtime.console import speaking
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import new_folder
@@ -47,6 +55,8 @@ def evaluate(
     representations: Any = None,
     others: Mapping[str, "SyntheticSet | str | Path"] | None = None,
     out: "str | Path | None" = None,
+    resume: bool = False,
+    overwrite: bool = False,
     verbose: bool = True,
     config: TransferConfig | None = None,
     **options: Unpack[TransferOptions],
@@ -67,6 +77,9 @@ def evaluate(
             in, or what there is of them already. Default: those of the run, or they are computed.
         others: More arms, name to a set or its folder.
         out: New or empty folder for `results.json`, tables, charts and the report. None writes nothing.
+        resume: Go on with the evaluation in `out`: what an arm has measured with a seed is not measured again. There
+            may be more arms, students and seeds than before.
+        overwrite: Replace the evaluation in `out`.
         verbose: Shows progress, and what is found and written.
         config: All settings at once, instead of options.
         options: Fields of `TransferConfig`, such as `baselines=["random"]`, `probes=["linear"]`, `steps=1000`.
@@ -75,16 +88,24 @@ def evaluate(
         The results of each student. An arm whose pre-training diverges is left out, and named in `failed`.
 
     Raises:
-        UsageError: If set, tasks, students, arms or folder do not fit together; before any long work.
+        UsageError: If set, tasks, students, arms or folder do not fit together, or the evaluation to go on with had
+            other settings; before any long work.
     """
+    out = None if out is None else Path(out)
+    check_folder(out, resume=resume, overwrite=overwrite)
     config = choose(config, TransferConfig(), options)
     check_other_names(others or {})
-    with new_folder(None if out is None else Path(out)) as folder:
+    with new_folder(out, occupied=resume or overwrite) as folder:
         bench = _open(synthetic, student, tasks, data, target, representations, others or {}, config)
         notes = _notes(bench)
         for note in notes:
             _logger.warning("%s", note)
         results = [Evaluation(name, _setting(bench), config.seed_list, {}, notes=notes) for name in bench.students]
+        if resume and folder is not None:
+            go_on(results, read_results(folder), [arm.name for arm in bench.arms], folder)
+        elif folder is not None:
+            for name in WRITTEN:
+                (folder / name).unlink(missing_ok=True)
         bench.warm_up()
         _measure(bench, results, folder)
         if folder is not None:
@@ -92,6 +113,19 @@ def evaluate(
             evaluation_report.write(results, bench.inputs.own, folder, rows)
             _logger.info("Wrote %s", folder)
     return results
+
+
+def check_folder(out: Path | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that `evaluate` cannot write to, before any work.
+
+    Raises:
+        UsageError: If there is something in it and neither flag is given, both are, or there is nothing to resume.
+    """
+    going_on = resume and not overwrite and out is not None
+    if out is not None and going_on and not (out / RESULTS).is_file():
+        raise UsageError(f"Nothing to resume: there is no {RESULTS} in {out}. Start without --resume.")
+    # a run goes on from other files than an evaluation
+    RunFolder.check(out, resume=resume and not going_on, overwrite=overwrite or going_on)
 
 
 def _open(
@@ -117,12 +151,15 @@ def _open(
 def _setting(bench: Bench) -> dict[str, Any]:
     """Returns all that decides the numbers of an arm, but for its seed."""
     own = bench.inputs.own
+    given = {arm.name: arm.make(bench.inputs, 0) for arm in bench.arms if arm.name not in ARMS}
     return {
         "tasks": [task.name for task in bench.tasks],
         **bench.config.recorded(),
         "device": str(bench.device),
         "images": len(own),
         "set": own.provenance,
+        "others": {name: made.provenance for name, made in given.items() if isinstance(made, SyntheticSet)},
+        "fingerprints": {task.name: task.fingerprint() for task in bench.tasks},
     }
 
 
@@ -143,17 +180,19 @@ def _measure(bench: Bench, results: Sequence[Evaluation], folder: Path | None) -
     """Measures every arm with every seed; writes what there is after each, so that it is not lost, whatever comes."""
     seeds = bench.config.seed_list
     with Progress("Evaluating", len(seeds) * len(bench.arms) * len(results), "arm") as bar:
-        for seed in seeds:
+        for number, seed in enumerate(seeds):
             teachers: dict[Any, nn.Module] = {}
             for arm in bench.arms:
-                wanted = [result for result in results if arm.name not in result.failed]
+                wanted = [result for result in results if result.lacks(arm.name, number)]
                 made = _made(bench, arm, wanted, seed)
                 for result in results:
-                    if arm.name not in result.failed:
+                    if result.lacks(arm.name, number):
                         _try(Attempt(bench, arm, made, seed, teachers), result)
                     bar.add(note=f"{result.student}, arm {arm.name}, seed {seed}")
                 if folder is not None:
                     write_results(results, folder)
+    for result in results:  # an arm that is new since an evaluation was begun came last
+        result.arms = {arm.name: result.arms[arm.name] for arm in bench.arms if arm.name in result.arms}
 
 
 def _made(bench: Bench, arm: Arm, wanted: Sequence[Evaluation], seed: int) -> Made:

@@ -7,7 +7,7 @@ import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from scipy import stats
 
-from lightly_distill.errors import UsageError
+from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime.files import replacing
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -25,6 +25,7 @@ DISTILLED, RANDOM, SCRATCH, FULL = "distilled", "random", "scratch", "full"
 RANDOM_OF_BYTES = "random@bytes"  # begins the names of arms of random real images that take so many times the bytes
 TIMES = (1, 2, 5, 10)
 
+RESULTS = "results.json"
 LEVEL = 0.05  # of p, below which a difference counts as more than noise
 ENOUGH = 3  # seeds: the spread of two says next to nothing
 
@@ -109,6 +110,21 @@ class Evaluation:
     arms: dict[str, ArmResult]
     failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Evaluation":
+        """Returns what `to_dict` was made of."""
+        setting, every = dict(told["setting"]), told.get("all_images", [])
+        costs = [told[name] for name in ("images", "bytes", "seconds", "peak_memory")]
+        arms = {}
+        for name, values in told["arms"].items():
+            images, size, seconds, peak_memory = (cost[name] for cost in costs)
+            arms[name] = ArmResult(images, size, seconds, values, peak_memory, name in every)
+        return cls(setting.pop("student"), setting, told["seeds"], arms, told.get("failed", {}), told.get("notes", []))
+
+    def lacks(self, arm: str, number: int) -> bool:
+        """Returns whether an arm that is not left out is still to be measured with the seed of this number."""
+        return arm not in self.failed and (arm not in self.arms or len(self.arms[arm].seconds) <= number)
 
     def recovered_gap(self, measure: str) -> float | None:
         """Returns (distilled - scratch) / (full - scratch) of the means.
@@ -208,10 +224,25 @@ def _machine(device: str) -> str:
 
 
 def write_results(results: Sequence[Evaluation], folder: Path) -> None:
-    """Writes `results.json`."""
+    """Writes `results.json`, aside and renamed."""
     written = [result.to_dict() for result in results]
-    with replacing(folder / "results.json") as partial:
+    with replacing(folder / RESULTS) as partial:
         partial.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def read_results(folder: Path) -> list[Evaluation]:
+    """Reads what `write_results` wrote.
+
+    Raises:
+        DistillError: If it is damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return [Evaluation.from_dict(told) for told in json.loads(path.read_text())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DistillError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): start again with --overwrite."
+        ) from error
 
 
 def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any]]:
@@ -223,7 +254,7 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any
     Raises:
         UsageError: If there are no results, or those of another set.
     """
-    path = folder / "results.json"
+    path = folder / RESULTS
     try:
         results = json.loads(path.read_text())
         summary = [

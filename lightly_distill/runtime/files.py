@@ -87,11 +87,12 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path | None) -> Iterator[Path | None]:
+def new_folder(folder: Path | None, *, occupied: bool = False) -> Iterator[Path | None]:
     """Gives a new folder, made before the long work, so that a place that cannot be written to is refused now.
 
     Args:
         folder: New or empty; removed if the block fails and leaves it empty. None: no folder.
+        occupied: Whether there may be something in it.
 
     Raises:
         UsageError: If it cannot be made, or there is something in it.
@@ -100,7 +101,7 @@ def new_folder(folder: Path | None) -> Iterator[Path | None]:
         yield None
         return
     new = not folder.exists()
-    _make_empty(folder)
+    _make(folder, occupied)
     try:
         yield folder
     except BaseException:  # an interrupt too
@@ -110,8 +111,8 @@ def new_folder(folder: Path | None) -> Iterator[Path | None]:
         raise
 
 
-def _make_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _make(folder: Path, occupied: bool) -> None:
+    if not occupied and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"The output folder '{folder}' exists and is not empty. Give another, or remove it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -380,6 +380,10 @@ def test_evaluate_tries_a_run_on_a_task_and_writes_a_report(place: Path, capsys:
     assert published["student"] == "convnet_4_4" and published["arms"] == results["arms"]
     assert main(["evaluate", "--config", "results/config.yaml", "--out", "again"]) == 0
     assert json.loads(Path("again/results.json").read_text())[0]["arms"] == results["arms"]
+    again = ["evaluate", "--config", "results/config.yaml", "--out", "again", "--target", "pkg.not_there:model"]
+    assert main(again) == 2  # before the target, which may be a download
+    assert "is not empty: go on with --resume, replace its run with --overwrite" in capsys.readouterr().err
+    assert main([*again[:-2], "--resume"]) == 0
 
 
 def test_tasks_are_read_by_the_column_and_range_that_the_real_images_are(

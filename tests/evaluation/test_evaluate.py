@@ -437,6 +437,91 @@ def test_the_target_sees_only_the_labelled_images_that_are_drawn_and_each_once(s
     assert values == {name: whole.arms["target"].values[name] for name in values} and len(values) == 2
 
 
+RESUMED: dict[str, Any] = {"baselines": ["scratch", "random"], "probes": ["knn", "data-free"], "data": tiny.images(40)}
+
+
+def interrupted(
+    synthetic: SyntheticSet, target: Any, out: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> list[tuple[str, int]]:
+    """Stops an evaluation after so many arms; returns what was measured."""
+    made: list[tuple[str, int]] = []
+    real = measure.Attempt.pretrained
+
+    def counted(self: measure.Attempt, student: str) -> Any:
+        if len(made) == after:
+            raise KeyboardInterrupt
+        made.append((self.arm.name, self.seed))
+        return real(self, student)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure.Attempt, "pretrained", counted)
+        try:
+            evaluate(synthetic, STUDENT, [task()], target=target, out=out, resume=out.exists(), **RESUMED, **QUICK)
+        except KeyboardInterrupt:
+            return made
+    return made
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped_to_the_same_numbers(
+    synthetic: SyntheticSet, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, arms_in_order = tmp_path / "out", ["scratch", "random", "distilled"]
+    first = interrupted(synthetic, target, out, monkeypatch, after=4)
+    rest = interrupted(synthetic, target, out, monkeypatch, after=99)
+    assert [*first, *rest] == [(name, seed) for seed in (0, 1) for name in arms_in_order]
+    (straight,) = evaluate(synthetic, STUDENT, [task()], target=target, **RESUMED, **QUICK)
+    (told,) = json.loads((out / "results.json").read_text())
+    assert told["arms"] == {name: arm.values for name, arm in straight.arms.items()}
+    assert (out / "report.html").exists() and not interrupted(synthetic, target, out, monkeypatch, after=0)
+    # another arm and another seed are added to what is there
+    more = {**RESUMED, "baselines": ["scratch", "kmeans", "random"], **QUICK, "seeds": 3}
+    (result,) = evaluate(synthetic, STUDENT, [task()], target=target, out=out, resume=True, **more)
+    assert list(result.arms) == ["scratch", "random", "kmeans", "distilled"]
+    assert all(len(values) == 3 for arm in result.arms.values() for values in arm.values.values())
+    assert result.arms["random"].values["TensorDataset/knn"][:2] == straight.arms["random"].values["TensorDataset/knn"]
+
+
+def test_an_evaluation_that_is_there_is_neither_lost_nor_mixed_up(
+    synthetic: SyntheticSet, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"target": target, "out": out, **RESUMED, **QUICK}
+    evaluate(synthetic, STUDENT, [task()], others={"huge": synthetic}, **options)
+    before = (out / "results.json").read_bytes()
+    monkeypatch.setattr(measure, "pretrain", lambda *_, **__: pytest.fail("pre-trained"))
+    train, test = task()
+    other = TensorDataset(255 - train.tensors[0], train.tensors[1]), test
+    for changes, message in (
+        ({}, "is not empty: go on with --resume, replace its run with --overwrite"),
+        ({"resume": True, "overwrite": True}, "--resume and --overwrite contradict each other"),
+        ({"resume": True, "out": tmp_path / "new"}, "Nothing to resume: there is no results.json in"),
+        ({"resume": True}, "has the arm huge: name them too, or give another --out"),
+        ({"resume": True, "seeds": 1}, r"has the arm huge, the seeds \[0, 1\]: name them too"),
+        ({"resume": True, "others": {"huge": synthetic.part(torch.arange(4))}}, r"had other settings \(others\.huge"),
+        ({"resume": True, "others": {"huge": synthetic}, "steps": 4}, r"had other settings \(steps: 3 -> 4\)"),
+        (
+            {
+                "resume": True,
+                "others": {"huge": synthetic},
+                "tasks": [other],
+            },
+            r"had other settings \(fingerprints\.TensorDataset: \w+ -> \w+\)",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            evaluate(synthetic, STUDENT, **{"tasks": [task()], **options, **changes})
+        assert (out / "results.json").read_bytes() == before and not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="has the student convnet_4_4: name them too"):
+        evaluate(synthetic, "convnet_8_8", [task()], others={"huge": synthetic}, resume=True, **options)
+    monkeypatch.undo()
+    (result,) = evaluate(synthetic, STUDENT, [task()], overwrite=True, **{**options, "seeds": 1})
+    (told,) = json.loads((out / "results.json").read_text())
+    assert told["seeds"] == [0] and list(told["arms"]) == list(result.arms) == ["scratch", "random", "distilled"]
+    (out / "results.json").write_text("[")
+    with pytest.raises(DistillError, match=r"results\.json cannot be read \(.*\): start again with --overwrite"):
+        evaluate(synthetic, STUDENT, [task()], resume=True, **options)
+
+
 def test_a_strangers_configuration_runs_no_code(
     synthetic: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,8 @@ def _sizes(values: Sequence[int]) -> str:
 def _settings(results: "Sequence[Evaluation]") -> Table:
     facts = results[0].to_dict()
     known = {**facts["setting"], "student": [result.student for result in results]}
-    known.pop("set", None)  # its provenance has its own place
+    for name in ("set", "others", "fingerprints"):  # the provenance of the set has its own place
+        known.pop(name, None)
     if "labels" in known:
         known["labels"] = ["all" if count is None else count for count in known["labels"]]
     known |= {name: facts[name] for name in ("seeds", "command", "machine", "date")}

@@ -25,7 +25,7 @@ from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.baselines.arms import ARMS
 from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.report import evaluation_report
-from lightly_distill.evaluation.results import ArmResult, Evaluation
+from lightly_distill.evaluation.results import Evaluation
 from lightly_distill.evaluation.tasks import Task, open_task
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime.files import replacing
@@ -183,7 +183,7 @@ def try_out(
 ) -> list[Evaluation]:
     """Evaluates the set of one run and the arms that its file has no results of yet; returns all there are."""
     file = run / "results.json"
-    known = [from_dict(each) for each in json.loads(file.read_text())] if file.exists() else []
+    known = [Evaluation.from_dict(each) for each in json.loads(file.read_text())] if file.exists() else []
     settings = {"tasks": TASKS, **setting.evaluation, **options}
     asked = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     if known and any(known[0].setting[name] != value for name, value in asked.items()):
@@ -225,18 +225,6 @@ def run_setting(setting: Setting, out: Path, model: nn.Module, seeds: Sequence[i
         (out / "results.json").write_text(json.dumps([each.to_dict() for each in merged], indent=2) + "\n")
         evaluation_report.write(merged, SyntheticSet.load(run), out, run_metrics(run))
         print("\n".join(findings.lead(merged)), flush=True)
-
-
-def from_dict(told: dict[str, Any]) -> Evaluation:
-    """Returns what `Evaluation.to_dict` was made of."""
-    setting = dict(told["setting"])
-    arms = {
-        name: ArmResult(
-            told["images"][name], told["bytes"][name], told["seconds"][name], values, told["peak_memory"][name]
-        )
-        for name, values in told["arms"].items()
-    }
-    return Evaluation(setting.pop("student"), setting, told["seeds"], arms)
 
 
 def joined(first: Evaluation, second: Evaluation) -> Evaluation:

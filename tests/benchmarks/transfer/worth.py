@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cpu import CPU
-from settings import Evaluation, from_dict, of_all_seeds, real_images, task, train_target
+from settings import Evaluation, of_all_seeds, real_images, task, train_target
 
 from lightly_distill import DistillationStage, evaluate
 from lightly_distill.evaluation import findings
@@ -58,7 +58,7 @@ def run_seed(target: Target, size: int, seed: int, options: argparse.Namespace) 
         (told,) = (result.to_dict() for result in results)
         del told["command"], told["setting"]["set"]  # they name paths of this machine
         file.write_text(json.dumps(told, indent=1) + "\n")
-    return from_dict(json.loads(file.read_text()))
+    return Evaluation.from_dict(json.loads(file.read_text()))
 
 
 def main() -> None:
