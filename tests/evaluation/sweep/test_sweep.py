@@ -14,6 +14,7 @@ from lightly_distill import DistillationStage, DistillError, SyntheticSet, Usage
 from lightly_distill.evaluation import measure
 from lightly_distill.evaluation.sweep import sweep as size_sweep
 from lightly_distill.evaluation.sweep.record import Sweep
+from lightly_distill.method import distill
 from lightly_distill.method.pool import StudentPool
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs.run_folder import RunFolder
@@ -83,7 +84,8 @@ def test_a_sweep_leaves_what_is_documented(straight: tuple[Path, Sweep]) -> None
 
 def test_each_size_is_what_distill_and_evaluate_give(straight: tuple[Path, Sweep]) -> None:
     _, done = straight
-    alone = stage(num_images=8).run(IMAGES)
+    precision = SyntheticSet.load(straight[0] / "size-4" / "run").provenance["precision"]
+    alone = stage(num_images=8, precision=precision).run(IMAGES)
     assert torch.equal(alone.images, sets(straight[0])[1])
     arms = ["scratch", "random", "full"]
     (expected,) = evaluate(alone, STUDENT, [task()], data=IMAGES, target=tiny.encoder(), baselines=arms, **QUICK)
@@ -106,6 +108,23 @@ def test_a_sweep_computes_the_representations_once_and_has_the_same_coordinates_
     assert not list((tmp_path / "out").rglob("representations"))
     projection = SyntheticSet.load(tmp_path / "out" / "size-4" / "run").projection
     assert projection is not None and projection.basis.shape[1] == 3
+
+
+@pytest.mark.parametrize("found", ["fp32", "bf16"])
+def test_all_sizes_are_made_with_the_precision_that_the_first_one_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    tried: list[int] = []
+
+    def settle(state: DistillState, *_: Any) -> None:
+        tried.append(len(state.images))
+        state.precision = found if len(tried) == 1 else "fp32"
+
+    monkeypatch.setattr(distill, "_settle_precision", settle)
+    run(tmp_path / "out", baselines=["scratch"], probes=("knn",), seeds=1)
+    assert tried == [4]
+    made = [SyntheticSet.load(tmp_path / "out" / f"size-{size}" / "run").provenance for size in (4, 8)]
+    assert [each["precision"] for each in made] == [found, found] and made[0]["config"]["precision"] == "auto"
 
 
 def test_what_is_finished_is_not_made_again(
