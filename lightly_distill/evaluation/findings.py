@@ -232,7 +232,7 @@ def worth_line(results: Sequence[Evaluation]) -> str:
         return ""
     by_seed = [worth for result, measure in pairs for worth in result.worth_by_seed(measure)]
     said = (
-        f"Worth: about {_span(found)}. So many times the bytes of the set do random real images need, with the same "
+        f"Worth: {_about(_span(found))}. So many times the bytes of the set do random real images need, with the same "
         "kinds of targets, for the same accuracy."
     )
     seeds = len(results[0].seeds)
@@ -250,12 +250,18 @@ def worth_cell(result: Evaluation, measure: str) -> str:
     worth, by_seed = result.worth(measure), result.worth_by_seed(measure)
     if worth is None:
         return "-"
-    return f"{worth} ({_span(by_seed)})" if len(by_seed) > 1 else str(worth)
+    spread = _span(by_seed)
+    return str(worth) if spread == str(worth) else f"{worth} ({spread})"
 
 
 def _span(worths: Sequence[Worth]) -> str:
+    """Returns the least and the most, or the only one."""
     ordered = sorted(worths, key=Worth.order)
     return " to ".join(dict.fromkeys(str(worth) for worth in (ordered[0], ordered[-1])))
+
+
+def _about(worth: str) -> str:
+    return worth if worth.startswith(("<", ">")) else f"about {worth}"
 
 
 def label(name: str, arm: ArmResult) -> str:

@@ -4,9 +4,7 @@ import datetime
 import json
 import math
 import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -18,6 +16,7 @@ from scipy import stats
 
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime.files import replacing
+from lightly_distill.runtime.words import command_line
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 # The arms that conclusions are drawn from; of all others only the numbers are shown.
@@ -182,7 +181,7 @@ class Evaluation:
         """Returns the results as plain values, as they are written."""
         return {
             "setting": {"student": self.student, **self.setting},
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command_line(),
             "machine": _machine(str(self.setting.get("device", "cpu"))),
             "date": datetime.date.today().isoformat(),
             "seeds": self.seeds,

@@ -55,10 +55,11 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path, width: float = 7.2
     if len(losses):
         dots = "." if len(losses) < 3 else ""  # so few make no line that one sees
         axis.plot(*losses.T, marker=dots, color=COLOURS[1], alpha=0.4, linewidth=0.8, label="real batches")
-        window = max(1, len(losses) // 20)
-        mean = _running_mean(losses[:, 1], window)
-        label = f"running mean (end: {mean[-1]:.3g})"
-        axis.plot(losses[:, 0], mean, marker=dots, color=COLOURS[4], linewidth=2, label=label)
+        window = len(losses) // 20
+        if window > 1:  # else it would be the same line, and hide it
+            mean = _running_mean(losses[:, 1], window)
+            label = f"running mean (end: {mean[-1]:.3g})"
+            axis.plot(losses[:, 0], mean, color=COLOURS[4], linewidth=2, label=label)
     if len(held):
         label = f"held-out images (end: {held[-1, 1]:.3g})"
         axis.plot(*held.T, "o-", color=OURS, linewidth=1.5, markersize=5, markeredgecolor="white", label=label)

@@ -53,5 +53,5 @@ def _environment(language: str) -> "Environment":
 def _markdown(text: str) -> str:
     """Returns one line of text that ends no cell, and is neither HTML nor a link nor code."""
     text = re.sub(r"&(?=[#\w])", "&amp;", one_line(text))
-    text = re.sub(r"<(?=\S)", "&lt;", text)  # "p < 0.001" stays as it is
+    text = re.sub(r"<(?=[^\s\d])", "&lt;", text)  # "p < 0.001" and "<1" begin no tag, and stay as they are
     return re.sub(r"([\\|`*\[\]])", r"\\\1", text)

@@ -1,7 +1,10 @@
 """Numbers and names as text for people."""
 
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def size_text(size: float) -> str:
@@ -31,3 +34,10 @@ def mean_spread(values: Sequence[float], scale: float = 1.0) -> str:
         return "-"
     mean = f"{scale * statistics.fmean(values):.1f}"
     return f"{mean} ± {scale * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def command_line() -> str:
+    """Returns the command of this process, as one would type it again."""
+    program = Path(sys.argv[0])
+    by_module = program.name == "__main__.py" and program.parent.name == "lightly_distill"
+    return shlex.join(["lightly-distill" if by_module else program.name, *sys.argv[1:]])

@@ -34,3 +34,16 @@ def test_worth_needs_the_set_and_two_sizes_of_random_images() -> None:
     assert str(whole.worth("t/knn")) == "2" and whole.worth("t/linear") is None
     # by what they take on disk, not by their names
     assert str(evaluation(**{DISTILLED: (100, 0.5), twice: (50, 0.4), once: (200, 0.6)}).worth("t/knn")) == "1"
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("/x/lightly_distill/__main__.py", "lightly-distill evaluate --task 'my photos'"),
+        ("/x/bin/lightly-distill", "lightly-distill evaluate --task 'my photos'"),
+        ("/x/mine.py", "mine.py evaluate --task 'my photos'"),
+    ],
+)
+def test_the_command_is_one_that_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, program: str, told: str) -> None:
+    monkeypatch.setattr("sys.argv", [program, "evaluate", "--task", "my photos"])
+    assert Evaluation("s", {}, [0], {}).to_dict()["command"] == told

@@ -12,6 +12,7 @@ REPORT = {"lead": [], "found": [], "note": "n", "students": [], "settings": TABL
     [
         ("<b>x</b>", "&lt;b>x&lt;/b>"),
         ("p < 0.001", "p < 0.001"),
+        ("Worth: <1 to >10", "Worth: <1 to >10"),
         ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
         ("[a](b) *c* `d` \\|", "\\[a\\](b) \\*c\\* \\`d\\` \\\\\\|"),
         ("two\nlines\x1b[0m", "two lines?\\[0m"),

@@ -2,8 +2,6 @@
 
 import datetime
 import json
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from lightly_distill.method.config import as_recorded
 from lightly_distill.runs.run_folder import FREE_TO_CHANGE, RunFolder
 from lightly_distill.runtime.files import replacing
 from lightly_distill.runtime.settings import differences
+from lightly_distill.runtime.words import command_line
 
 RECORD = "sweep.json"
 
@@ -96,7 +95,7 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the results as plain values, as they are written."""
-        record = {**asdict(self), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+        record = {**asdict(self), "command": command_line()}
         record |= {"date": datetime.date.today().isoformat()}
         if self.sizes:
             costs = {size: self.cost(size) for size in self.sizes}

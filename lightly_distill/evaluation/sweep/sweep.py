@@ -293,7 +293,7 @@ def _one_size(
     config = replace(with_settings(stage.config, state.found.settings if state.found else {}), num_images=size)
     if config.precision == "auto" and state.sizes:  # what the first size has found it to be: all are made alike
         made = SyntheticSet.load(place.with_name(f"size-{next(iter(state.sizes))}") / "run")
-        config = replace(config, precision=made.provenance["precision"])
+        config = replace(config, precision=made.provenance.get("precision", "auto"))
     synthetic = _distilled(DistillationStage(stage.target, config=config), source, place / "run", representations)
     known = next(iter(state.sizes.values())).results if state.sizes else []
     missing = [arm.name for arm in transfer.arms if arm.size_matters or not known]

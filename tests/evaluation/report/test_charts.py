@@ -88,6 +88,13 @@ def test_the_loss_curve_tells_first_and_last_numbers(tmp_path: Path, axes: list[
     assert axis.get_yscale() == "log" and "log scale" in axis.get_ylabel()
 
 
+def test_a_mean_of_single_batches_is_not_drawn_over_them(tmp_path: Path, axes: list[Axes]) -> None:
+    for count in (39, 40):
+        curves.loss_curve([{"step": step, "loss": 1 / (step + 1)} for step in range(count)], tmp_path / "loss.png")
+    few, many = ([str(line.get_label()) for line in axis.lines] for axis in axes)
+    assert few == ["real batches"] and many == ["real batches", "running mean (end: 0.0253)"]
+
+
 def test_each_student_of_a_mixed_pool_has_a_line(tmp_path: Path, axes: list[Axes]) -> None:
     rows = [
         {"step": 0, "heldout_loss": 0.3, "heldout_loss_by_student": {"a": 0.2, "b": 0.4}},

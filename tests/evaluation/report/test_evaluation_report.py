@@ -315,6 +315,11 @@ def test_worth_comes_with_what_single_seeds_say(tmp_path: Path) -> None:
     assert "Worth: about 2. So many times" in text and "By single seeds: 1.4 to 2.8." in text
     assert ["worth (by seed)", "2 (1.4 to 2.8)"] in [row[:2] for row in markdown_rows(text)]
     assert "orth 2 (1.4 to 2.8): random real images need about 2 times its bytes" in text and "otherwise" not in text
+    below = of_bytes()
+    below.arms["distilled"].values["a/knn"] = [0.4, 0.4, 0.4]
+    seen, text = written(tmp_path, below)
+    assert ["worth (by seed)", "<1"] in [row[:2] for row in seen.rows]
+    assert "| <1 |" in text and "Worth: <1. So" in text
     _, text = written(tmp_path, of_bytes(seeds=1))
     assert "This is of one seed: more may say otherwise." in text and "orth 2 (one run)" in text
 
