@@ -274,7 +274,8 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any
         raise UsageError(f"{path} holds no results of `evaluate`: {type(error).__name__}: {error}") from error
     if not whole:
         raise UsageError(
-            f"The evaluation in {folder} is not whole: it lacks the set or some of its seeds. Run it again."
+            f"The evaluation in {folder} is not whole: it lacks the set or some of its seeds. Go on with it: evaluate "
+            "--resume."
         )
     own = json.loads(json.dumps(synthetic.provenance))
     if any(other != own for other in measured):

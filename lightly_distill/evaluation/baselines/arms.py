@@ -122,9 +122,8 @@ def _random_of_bytes(times: int) -> Callable[[Inputs, int], Made]:
 
         budget, footprint = times * inputs.own_bytes, Footprint.of(chosen(_SAMPLE), inputs.own)
         about = chosen(footprint.count(budget))
-        return chosen(
-            footprint.corrected(len(about), inputs.bytes_of(about), budget)
-        )  # exactly: small sets have smaller previews
+        size = inputs.bytes_of(about)  # exactly: small sets have smaller previews
+        return chosen(footprint.corrected(len(about), size, budget))
 
     return make
 
