@@ -67,16 +67,17 @@ def run(options: Namespace) -> None:
     published = publish(options.set, options.repo_id, chosen)
     for name, size in published.files.items():
         print(f"{size:>12} bytes  {name}")
-    total = size_text(sum(size for name, size in published.files.items() if name != set_facts.CARD))
+    fetched = size_text(sum(size for name, size in published.files.items() if name != set_facts.CARD))
+    total = f"{fetched}, with what was measured, and the card"
     if options.dry_run is not None:
-        print(f"{total} and the card, written to {published.url}; nothing was sent.")
+        print(f"{total}: written to {published.url}; nothing was sent.")
         near = (published.near_copies or {}).get("near", 0)
         if near and not options.yes:
             print(f"To send it, say --yes: near copies of real images are {near} of its images.")
     elif not published.changed:
-        print(f"{total} and the card: all of it was there already: {published.url}")
+        print(f"{total}: all of it was there already: {published.url}")
     else:
-        print(f'Sent {total} and the card: {published.url}\nTo use it: SyntheticSet.load("{options.repo_id}")')
+        print(f'Sent {total}: {published.url}\nTo use it: SyntheticSet.load("{options.repo_id}")')
 
 
 def _pairs(folder: Path) -> Path:

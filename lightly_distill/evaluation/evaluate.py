@@ -170,7 +170,7 @@ def _notes(bench: Bench) -> list[str]:
         return []
     return [
         f"{count:,} of the {len(task.test_images):,} test images of {task.name} are among the real images, pixel for "
-        "pixel: what is measured there is not of images never seen."
+        "pixel: accuracies on them say less than on images that were never seen."
         for task in bench.tasks
         if (count := count_among_real(task, side.source))
     ]

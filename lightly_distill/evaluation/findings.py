@@ -113,10 +113,11 @@ def verdict(results: Sequence[Arms]) -> str:
     return " ".join([*said, f"Next: {_next(found)}."])
 
 
-def not_shown_better(results: Sequence[Arms]) -> list[str]:
+def not_shown_better(results: Sequence[Arms]) -> str:
     """Returns what distilled was compared with and is not shown better than, in words; empty where it gains."""
     found = {what: overall(results, name) for name, what in _TO_BEAT.items()}
-    return [what for what, each in found.items() if each is not None and each.verdict != "better"]
+    equals = [what for what, each in found.items() if each is not None and each.verdict != "better"]
+    return " or ".join([", ".join(equals[:-1]), *equals[-1:]] if len(equals) > 1 else equals)
 
 
 def _next(found: Mapping[str, Comparison]) -> str:
@@ -240,7 +241,7 @@ def worth_line(results: Sequence[Evaluation]) -> str:
         said += f" By single seeds: {_span(by_seed)}."
     if seeds < ENOUGH:
         said += f" This is of {how_many(seeds)}: more may say otherwise."
-    if max(found, key=Worth.order).times <= 1:
+    if max([*found, *by_seed], key=Worth.order) <= (1, ""):
         said += " Real images are worth more here: `distill --steps 0` selects them."
     return said
 

@@ -85,8 +85,8 @@ def _accuracies(result: "Evaluation") -> Table:
     """Makes the table of one student: a row for each arm, then what follows from them."""
     measures = findings.measures(result)
     table = Table(
-        f"Accuracy in %, {of_seeds(result)}. Bold: the best, the ceilings full and target left out. Last row: points "
-        "of accuracy ± standard error.",
+        f"Accuracy in %, {of_seeds(result)}. Bold: the best, the ceilings full and target left out. distilled - "
+        "random: points of accuracy ± standard error.",
         ["arm", *measures, "images", "size", "pre-training in s", "peak memory"],
         [],
         foot=2,

@@ -76,10 +76,10 @@ class Sweep:
         """Why that size is not recommended after all, in words; empty where it is."""
         beaten = self.not_shown_better(self.recommended)
         if beaten:
-            return f"it is not shown better than {' or '.join(beaten)}"
+            return f"it is not shown better than {beaten}"
         return tradeoff.noise(self.accuracies(), self.recommended)
 
-    def not_shown_better(self, size: int) -> list[str]:
+    def not_shown_better(self, size: int) -> str:
         """Returns what the set of this size is not shown better than; see `findings.not_shown_better`."""
         return findings.not_shown_better([findings.arms_of(result) for result in self.sizes[size].results])
 

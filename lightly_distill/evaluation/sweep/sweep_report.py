@@ -28,9 +28,8 @@ _TEMPLATE = "evaluation/sweep/templates/sweep_report"
 _TITLE = "How small may the synthetic set be?"
 _COST_NOTE = (
     "Pre-training is of one student, the mean over students and seeds, as below: on a set for so many steps, on "
-    "the whole source for full_epochs. Sizes are of the files that images and targets make. A set has paid for itself "
-    "after as many students as save the time that it took, unless it gains nothing: it is not shown better than no "
-    "pre-training and real images."
+    "the whole source for full_epochs. Sizes are of what is fetched to use a set. A set has paid for itself after as many "
+    "students as save the time that it took, unless no gain is shown over no pre-training and real images."
 )
 
 
@@ -94,9 +93,9 @@ def lead(sweep: "Sweep") -> list[str]:
         makes += f" {duration(cost.small)} on it and {duration(cost.full)} on the whole source; "
         makes += f"it has {words.size_text(cost.small_bytes)} instead of {words.size_text(cost.full_bytes)}. "
         paid = "It never pays for itself in time, as pre-training on it is not faster."
-        beaten, students = sweep.not_shown_better(size), sweep.pays_after(size)
-        if beaten:
-            paid = f"That pays for nothing as long as the set is not shown better than {' or '.join(beaten)}."
+        students = sweep.pays_after(size)
+        if sweep.not_shown_better(size):
+            paid = "That pays for nothing, as no gain is shown."
         elif students is not None:
             paid = f"It has paid for itself after {students:,} student{'s' if students > 1 else ''}."
         sentences.append(makes + paid)
@@ -233,7 +232,7 @@ def _costs(sweep: "Sweep") -> Table:
         else:
             students = sweep.pays_after(size)
             paid = "never" if students is None else f"{students:,} student{'s' * (students > 1)}"
-            paid = "gains nothing" if sweep.not_shown_better(size) else paid
+            paid = "no gain shown" if sweep.not_shown_better(size) else paid
             saved = f"{'-' * (cost.saved < 0)}{duration(abs(cost.saved))}"
             cells += [duration(cost.small), duration(cost.full), saved, words.size_text(cost.saved_bytes), paid]
         table.rows.append(cells)

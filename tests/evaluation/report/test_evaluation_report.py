@@ -290,6 +290,14 @@ def test_the_verdict_is_one_line_with_what_to_do_next(
     assert expected in said and "\n" not in said
 
 
+def test_what_nothing_is_gained_over_is_a_list_in_words() -> None:
+    arms = {name: {"a": [0.5, 0.51, 0.52]} for name in ("scratch", "random", "random@bytes", "distilled")}
+    three = "no pre-training at all, as many random real images or random real images of as many bytes"
+    assert findings.not_shown_better([arms]) == three
+    assert findings.not_shown_better([{**arms, "scratch": {"a": [0.1, 0.12, 0.11]}}]).startswith("as many random real")
+    assert findings.not_shown_better([{"scratch": {"a": [0.1, 0.12, 0.11]}, "distilled": arms["distilled"]}]) == ""
+
+
 def test_the_verdict_is_one_test_over_all_measures() -> None:
     """Two measures that differ each way by the same are no proof of anything."""
     up, down = [0.6, 0.61, 0.62], [0.4, 0.39, 0.38]

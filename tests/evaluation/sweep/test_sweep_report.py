@@ -146,10 +146,10 @@ def test_a_set_that_gains_nothing_is_not_recommended_and_pays_for_nothing(tmp_pa
     for told in (seen.text, text):
         assert "Not shown better than as many random real images: +0.0" in told
         assert "No recommendation: it is not shown better than as many random real images." in told
-        assert "That pays for nothing as long as the set is not shown better than as many random real images." in told
+        assert "That pays for nothing, as no gain is shown." in told
         assert "It has paid for itself" not in told and "ecommended set" not in told and "recommended: " not in told
     for rows in (seen.rows, markdown_rows(text)):
-        assert ["500", "61.0 ± 1.0", "0.0", "50 min", "3 s", "90 s", "87 s", "4.5 MB", "gains nothing"] in rows
+        assert ["500", "61.0 ± 1.0", "0.0", "50 min", "3 s", "90 s", "87 s", "4.5 MB", "no gain shown"] in rows
     record = as_good.to_dict()
     assert record["cost"][100]["pays_after_students"] is None and record["recommendation"]["doubt"]
     assert made_up().to_dict()["cost"][100]["pays_after_students"] == 7
