@@ -270,7 +270,7 @@ def test_the_whole_source_is_refused_before_any_training_where_it_does_not_fit(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "pretrain", lambda *_, **__: pytest.fail("pre-trained"))
-    monkeypatch.setattr(arms, "free_memory", lambda _device: 40 * (2 * 3 * 8 * 8 + 7 * 4 * synthetic.layout.width) - 1)
+    monkeypatch.setattr(arms, "free_memory", lambda _device: 40 * (3 * 8 * 8 + 7 * 4 * synthetic.layout.width) - 1)
     message = r"The arm full needs 0\.0 GiB of memory \(cpu\) for all 40 real images, .* leave it out"
     with pytest.raises(UsageError, match=message):
         evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=target, baselines=["full"], **QUICK)
