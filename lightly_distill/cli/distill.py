@@ -1,6 +1,7 @@
 """`lightly-distill distill`."""
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,10 +20,10 @@ from lightly_distill.cli.options import (
 )
 from lightly_distill.data.locate import locate
 from lightly_distill.data.reading import Reading, as_range
-from lightly_distill.data.source import count_and_size
-from lightly_distill.method.config import AUTO, PRESETS, DistillConfig, auto_settings, make_config
+from lightly_distill.errors import UsageError
+from lightly_distill.method.config import AUTO, PRESETS, DistillConfig, make_config
 from lightly_distill.runs.run_folder import RunFolder
-from lightly_distill.runs.stage import DistillationStage
+from lightly_distill.runs.stage import DistillationStage, suited_settings
 from lightly_distill.runs.trackers import Trackers
 from lightly_distill.runtime.processes import is_main
 
@@ -34,6 +35,7 @@ EPILOG = (
 )
 Preset = Literal["auto", "cifar", "tinyimagenet", "imagenet64"]
 
+_logger = logging.getLogger(__name__)
 
 PRESET_HELP = "Defaults. auto: what suits number and size of the images. cifar, tinyimagenet, imagenet64: the paper's."
 
@@ -42,12 +44,25 @@ def preset_defaults(options: Namespace) -> dict[str, Any]:
     """Returns the settings that a preset makes the defaults.
 
     Raises:
-        UsageError: If it is `auto`, and the images cannot be found.
+        UsageError: If it is `auto`, and the images are not given or cannot be found.
     """
     if options.preset != AUTO:
         return PRESETS[options.preset]
+    if options.data is None:
+        raise UsageError("--preset auto looks at the images: give --data.")
     reading = Reading(options.num_workers, options.column, options.value_range and as_range(options.value_range))
-    return auto_settings(*count_and_size(options.data, options.image_size, reading))
+    return suited_settings(options.data, options.image_size, reading)
+
+
+def config_of_run(options: Namespace) -> list[str]:
+    """Returns the options that take what a run was started with, where it is to go on and they do not say."""
+    if not options.resume or options.out is None or options.config or (options.data and options.target):
+        return []
+    config = options.out / "config.yaml"
+    if not config.is_file():
+        return []
+    _logger.info("Going on with the settings in %s; other options have the last word.", config)
+    return ["--config", str(config)]
 
 
 def arguments(parser: ArgumentParser) -> None:

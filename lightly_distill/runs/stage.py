@@ -13,6 +13,7 @@ import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.shared import open_together
 from lightly_distill.data.source import Source, count_and_size, first_items
 from lightly_distill.errors import UsageError
@@ -41,7 +42,7 @@ from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
-from lightly_distill.runtime.settings import update
+from lightly_distill.runtime.settings import flat, update
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.runtime.together import failing_together
 from lightly_distill.synthetic import set_facts
@@ -206,10 +207,8 @@ class DistillationStage:
         if self._open_options is None:
             return
         given = update(DistillConfig(), self._open_options)
-        suits = auto_settings(*count_and_size(dataset, given.image_size, given.reading))
+        suits = suited_settings(dataset, given.image_size, given.reading)
         self.config = update(update(DistillConfig(), suits), self._open_options)
-        told = ", ".join(f"{name}={value}" for name, value in suits.items())
-        _logger.info("Settings that suit the images: %s.", told)
 
     def _run(
         self,
@@ -318,6 +317,18 @@ class DistillationStage:
             # saving it would, at the end
             set_facts.check_contents(shape, targets, "The synthetic set asked for", UsageError)
         return images, students, config
+
+
+def suited_settings(dataset: Any, image_size: int | None, reading: Reading) -> dict[str, Any]:
+    """Returns what the preset `auto` takes for these images, as `auto_settings` does, and tells it."""
+    count, size = count_and_size(dataset, image_size, reading)
+    suits = auto_settings(count, size)
+    how_many = "a stream" if count is None else f"{count:,} images"
+    told = ", ".join(f"{name}={value}" for name, value in flat(suits).items())
+    _logger.info(
+        "For %s at %d pixels the preset auto takes %s; other options have the last word.", how_many, size, told
+    )
+    return suits
 
 
 @contextmanager
