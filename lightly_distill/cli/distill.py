@@ -30,8 +30,9 @@ from lightly_distill.runtime.processes import is_main
 ABOUT = "Distils real images and a self-supervised model into a synthetic set."
 EPILOG = (
     "SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end a run after the step in hand, with a checkpoint for --resume; a second "
-    "one ends it at once. Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended "
-    "it: 130 SIGINT, 138 SIGUSR1, 143 SIGTERM."
+    "one ends it at once. During the warm-up of the pool, before the first step, there is none yet. Exit status: 0 "
+    "done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended it: 130 SIGINT, 138 SIGUSR1, 143 "
+    "SIGTERM."
 )
 Preset = Literal["auto", "cifar", "tinyimagenet", "imagenet64"]
 
@@ -125,4 +126,5 @@ def run(options: Namespace) -> None:
         print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
     for name, loss in losses.get("by_student", {}).items():
         print(f"    of {name}: {loss['initial']:.4g}, now {loss['final']:.4g}")
-    print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
+    print(f"Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
+    print(f"Before you share it: {PROGRAM} publish {options.out} OWNER/NAME --dry-run DIR looks for near copies.")

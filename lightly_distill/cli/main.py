@@ -15,6 +15,7 @@ from lightly_distill.cli import demo, distill, evaluate, inspect, pretrain, publ
 from lightly_distill.cli.options import PROGRAM
 from lightly_distill.cli.wording import commands_of, in_plain_words
 from lightly_distill.errors import UsageError
+from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.processes import is_main
 from lightly_distill.runtime.settings import flat
 from lightly_distill.synthetic.pretrain import RECIPES
@@ -76,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logging.INFO if is_main() else logging.ERROR
     logging.getLogger("lightly_distill").setLevel(level)
     logging.getLogger("lightly_distill_integrations").setLevel(level)
+    with aloud():  # one block, in which nothing is told twice
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     try:
         parsed = _parse(argv)
     except SystemExit as end:

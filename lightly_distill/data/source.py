@@ -29,8 +29,10 @@ from lightly_distill.data.spool import Spool
 from lightly_distill.data.streams import is_stream, steady_stream
 from lightly_distill.data.values import ValueRange
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.runtime.console import tell_once
 from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.progress import Progress
+from lightly_distill.runtime.words import called
 
 CHUNK = 64  # images at a time
 
@@ -315,7 +317,8 @@ def _own_size(items: Items) -> int:
             size = items.decode(key, None).pixels.shape[-1]
         except UnusableImage:
             continue
-        _logger.info("Image size: %d, as %s of %s.", size, items.label(items.number(key)), items.name)
+        label = items.label(items.number(key))
+        tell_once(_logger, logging.INFO, "Image size: %d, as %s of %s.", size, label, called(items.name))
         return size
     return LARGEST_DEFAULT_SIZE  # no usable image; the first pass says why
 

@@ -245,8 +245,17 @@ def _comma_separated(students: str | Sequence[str]) -> str:
     if isinstance(students, str):
         return students
     if not isinstance(students, Sequence) or not all(isinstance(name, str) for name in students):
-        raise UsageError(f"student must be a name or a sequence of names; got {students!r}.")
+        raise UsageError(
+            f"student is a name, such as 'resnet18', or a sequence of names, from which fresh students are made; got "
+            f"{_in_short(students)}."
+        )
     return ",".join(students)
+
+
+def _in_short(value: Any) -> str:
+    """Returns a value as text; of what is no plain value, such as a model, its type."""
+    plain = isinstance(value, int | float | str | list | tuple) and len(repr(value)) < 80
+    return repr(value) if plain else f"a {type(value).__name__}"
 
 
 class DistillOptions(TypedDict, total=False):

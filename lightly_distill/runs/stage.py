@@ -45,6 +45,7 @@ from lightly_distill.runtime.processes import Processes, launched
 from lightly_distill.runtime.settings import flat, update
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.runtime.together import failing_together
+from lightly_distill.runtime.words import called, duration
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -125,18 +126,19 @@ class DistillationStage:
             UsageError: As `run`.
             DistillError: As `run`.
         """
-        self.check(dataset)
-        config = replace(
-            self.config,
-            num_images=min(self.config.num_images, _REHEARSED // 4),
-            batch_size=min(self.config.batch_size, _REHEARSED // 4),
-            steps=min(self.config.steps, 2),
-            target_dims=None,  # so few images do not have as many
-            target_whiten=False,
-            holdout=0,
-            pool=replace(self.config.pool, max_age=min(self.config.pool.max_age, 2)),
-        )
-        DistillationStage(self.target, config=config, verbose=self.verbose).run(first_items(dataset, _REHEARSED))
+        with aloud(self.verbose):
+            self.check(dataset)
+            config = replace(
+                self.config,
+                num_images=min(self.config.num_images, _REHEARSED // 4),
+                batch_size=min(self.config.batch_size, _REHEARSED // 4),
+                steps=min(self.config.steps, 2),
+                target_dims=None,  # so few images do not have as many
+                target_whiten=False,
+                holdout=0,
+                pool=replace(self.config.pool, max_age=min(self.config.pool.max_age, 2)),
+            )
+            DistillationStage(self.target, config=config, verbose=self.verbose).run(first_items(dataset, _REHEARSED))
 
     @on_own_terms()
     def run(
@@ -233,7 +235,7 @@ class DistillationStage:
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
         _require_batch(len(source) - require_enough(source, config), config, processes)
-        _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
+        _logger.info("Distilling %d images of %s into %d", len(source), called(source.name), config.num_images)
 
         started = time.perf_counter()
         if device.type == "cuda":
@@ -394,7 +396,8 @@ def _require_batch(most: int, config: DistillConfig, processes: Processes) -> No
 
 def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:
     memory = synthetic.provenance["peak_memory_bytes"] / 2**30
-    return f"{memory:.2g} GiB at the peak, {run.last('seconds_per_step') or 0:.2g} s a step"
+    seconds = run.last("seconds_per_step")
+    return f"{memory:.2g} GiB at the peak" + ("" if seconds is None else f", {duration(seconds)} a step")
 
 
 def _draw(folder: Path, initial: torch.Tensor, synthetic: SyntheticSet, run: RunFolder) -> None:

@@ -154,9 +154,11 @@ def _trained(
     # channels last: a third faster on a CPU; as the students of the pool
     training = Training(rows.to(memory_format=torch.channels_last), head, settings, seed, transform)
     with Progress(f"Pre-training {student}", settings.steps, "step", shown=shown) as bar:
+        first: float | None = None
         while training.step < settings.steps:
             before = training.step
             loss = training.pass_over(images, targets)
+            first = loss if first is None else first
             if not loss < float("inf"):
                 raise DistillError(
                     f"The loss of student '{student}' is {loss} after step {training.step} of {settings.steps}. "
@@ -164,7 +166,13 @@ def _trained(
                 )
             bar.add(training.step - before, f"loss {loss:.4g}")
     if shown:
-        _logger.info("Pre-trained %s for %s steps: loss %.4g", student, f"{training.step:,}", loss)
+        _logger.info(
+            "Pre-trained %s for %s steps: loss %.4g in the first pass, %.4g in the last.",
+            student,
+            f"{training.step:,}",
+            first,
+            loss,
+        )
     return backbone.eval()
 
 

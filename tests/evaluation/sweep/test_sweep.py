@@ -293,7 +293,10 @@ def test_several_students_and_tasks_are_averaged(tmp_path: Path) -> None:
         ({"sizes": ()}, r"Sizes increase .*got none"),
         ({"sizes": (1, 4)}, r"Sizes are whole numbers of images, at least 2, such as 50,100,200; got 1"),
         ({"sizes": (4, 8.5)}, r"Sizes are whole numbers .*got 8\.5"),
-        ({"sizes": (4, 55)}, r"has 60 usable images \(6 of them held out\), fewer than num_images=55"),
+        (
+            {"sizes": (4, 55)},
+            r"has 60 usable images \(6 of them held out to measure the loss\), fewer than num_images=55",
+        ),
         ({"search": ["lr"]}, r"--search needs --trials"),
         ({"search": ["lr"], "trials": 2, "data": tiny.images(9)}, r"judged on held-out .*has fewer than 10 images"),
         ({"tasks": []}, r"Name a task to try the students on"),
