@@ -21,9 +21,10 @@ from lightly_distill.cli.options import (
 from lightly_distill.data.locate import locate
 from lightly_distill.data.reading import Reading, as_range
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import AUTO, PRESETS, DistillConfig, make_config
+from lightly_distill.method.auto import AUTO, suited_settings
+from lightly_distill.method.config import PRESETS, DistillConfig, make_config
 from lightly_distill.runs.run_folder import RunFolder
-from lightly_distill.runs.stage import DistillationStage, suited_settings
+from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import Trackers
 from lightly_distill.runtime.processes import is_main
 

@@ -13,12 +13,12 @@ import torch
 from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
-from lightly_distill.data.reading import Reading
 from lightly_distill.data.shared import open_together
-from lightly_distill.data.source import Source, count_and_size, first_items
+from lightly_distill.data.source import Source, first_items
 from lightly_distill.errors import UsageError
+from lightly_distill.method.auto import AUTO, suited_settings
 from lightly_distill.method.brought import Brought
-from lightly_distill.method.config import AUTO, DistillConfig, DistillOptions, auto_settings, make_config
+from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.projection import MOST, check_dims
@@ -42,7 +42,7 @@ from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
-from lightly_distill.runtime.settings import flat, update
+from lightly_distill.runtime.settings import update
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.runtime.together import failing_together
 from lightly_distill.runtime.words import called, duration
@@ -90,6 +90,14 @@ class DistillationStage:
         verbose: bool = True,
         **options: Unpack[DistillOptions],
     ) -> None:
+        """Loads or wraps the target, and checks the settings.
+
+        The options, each explained by `lightly-distill distill --help`, are student, num_images, steps, batch_size,
+        image_size, target_size, num_workers, column, value_range, source_views, init, target_dims, target_whiten,
+        target_map, map_dims, eight_bits, image_bits, target_bits, holdout, seed, device, precision, compile, parallel,
+        chunk_size, log_every, checkpoint_every and checkpoint_minutes; and of the parts outer, pool and ridge, as
+        mappings, the fields of `OuterConfig`, `PoolConfig` and `RidgeConfig`.
+        """
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
         self.config = config or make_config(None if preset == AUTO else preset, **options)
@@ -319,18 +327,6 @@ class DistillationStage:
             # saving it would, at the end
             set_facts.check_contents(shape, targets, "The synthetic set asked for", UsageError)
         return images, students, config
-
-
-def suited_settings(dataset: Any, image_size: int | None, reading: Reading) -> dict[str, Any]:
-    """Returns what the preset `auto` takes for these images, as `auto_settings` does, and tells it."""
-    count, size = count_and_size(dataset, image_size, reading)
-    suits = auto_settings(count, size)
-    how_many = "a stream" if count is None else f"{count:,} images"
-    told = ", ".join(f"{name}={value}" for name, value in flat(suits).items())
-    _logger.info(
-        "For %s at %d pixels the preset auto takes %s; other options have the last word.", how_many, size, told
-    )
-    return suits
 
 
 @contextmanager

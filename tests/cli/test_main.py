@@ -222,7 +222,16 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
             "pretrain",
             ["--set", "Training steps, whatever the number of images", "--recipe", "--weight-decay", "--push"],
         ),
-        ("evaluate", ["random: as many real images", "linear: logistic regression", "--config", "--representations"]),
+        (
+            "evaluate",
+            [
+                "random: as many real images",
+                "birds/train/CLASS/",
+                "linear: logistic regression",
+                "--config",
+                "--representations",
+            ],
+        ),
         ("publish", ["REPO_ID", "--private", "--dry-run", "near copies", "--yes", "--pull-request"]),
         ("inspect", ["Synthetic set"]),
         ("demo", ["--seed"]),

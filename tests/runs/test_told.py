@@ -3,7 +3,7 @@
 import logging
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import timm
@@ -12,6 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, pretrain
 from lightly_distill.cli.main import main
+from lightly_distill.method.config import DistillOptions
 from lightly_distill.method.pool import StudentPool
 from lightly_distill.models.targets import load_target
 from lightly_distill.runs import checkpoint
@@ -104,3 +105,8 @@ def test_the_end_of_distill_says_what_comes_next_and_what_to_look_for_before_sha
     told = capsys.readouterr().out
     assert "publish run OWNER/NAME --dry-run DIR looks for near copies" in told
     assert [*caplog.messages, *told.splitlines()].count("Wrote run") == 1 and "Wrote" not in told
+
+
+def test_help_lists_every_option_of_the_stage() -> None:
+    told = DistillationStage.__init__.__doc__ or ""
+    assert all(name in told for name in get_type_hints(DistillOptions))

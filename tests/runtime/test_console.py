@@ -26,7 +26,7 @@ pool = {{"size": 2, "max_age": 3}}
 options = dict(student="convnet_4_4", num_images=8, steps=3, batch_size=16, pool=pool, device="cpu")
 stage = DistillationStage(Model(), verbose=verbose, **options)
 synthetic = stage.run(tiny.images(40), out="run")
-pretrain("convnet_4_4", synthetic, steps=2, device="cpu", progress=verbose)
+pretrain("convnet_4_4", synthetic, steps=2, device="cpu", verbose=verbose)
 ours = logging.getLogger("lightly_distill")
 assert not ours.handlers and ours.level == logging.NOTSET, "logging was seized"
 """

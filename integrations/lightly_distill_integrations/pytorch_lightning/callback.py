@@ -15,7 +15,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import AUTO, DistillOptions, make_config
+from lightly_distill.method.auto import AUTO
+from lightly_distill.method.config import DistillOptions, make_config
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import numbers
