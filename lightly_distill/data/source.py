@@ -389,7 +389,7 @@ def _report_outside(items: Items, whole: ValueRange, outside: dict[int, int]) ->
             "%d values of %d images of %s lie outside of %g to %g and were clipped (first: %s).",
             sum(outside.values()),
             len(outside),
-            items.name,
+            called(items.name),
             whole.low,
             whole.high,
             items.label(min(outside)),
@@ -402,7 +402,7 @@ def _report_warned(items: Items, warned: dict[int, str]) -> None:
         _logger.warning(
             "There are warnings of %d images of %s, which are kept (first: %s: %s).",
             len(warned),
-            items.name,
+            called(items.name),
             items.label(first),
             warned[first],
         )
@@ -416,5 +416,5 @@ def _report(items: Items, count: int, skipped: dict[int, str]) -> dict[str, int]
     if len(skipped) == count:
         raise UsageError(f"{items.name} holds no usable image: {reasons or 'it is empty'}.")
     if skipped:
-        _logger.warning("Skipped %d of %d images of %s: %s.", len(skipped), count, items.name, reasons)
+        _logger.warning("Skipped %d of %d images of %s: %s.", len(skipped), count, called(items.name), reasons)
     return counts

@@ -140,7 +140,9 @@ def find_for_target(
     images = find_images(data, image_size=image_size, reading=reading)
     size = _target_size(images, target, target_size)
     if size != images.image_size:
-        _logger.info("The target sees images of %d pixels, the students of %d.", size, images.image_size)
+        tell_once(
+            _logger, logging.INFO, "The target sees images of %d pixels, the students of %d.", size, images.image_size
+        )
         if at_random and not images.in_any_order:
             raise UsageError(
                 f"A stream cannot be read again in any order, as source_views=random with target_size={size} needs it: "

@@ -99,7 +99,7 @@ class DistillationCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the fit before."""
-        self._started, self._distilled_at, self._out = False, None, None
+        self._started, self._distilled_at, self._out, self._told = False, None, None, set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what cannot work before the training, which is long."""

@@ -66,6 +66,17 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, S
     yield out, run(out)
 
 
+def test_what_each_size_would_say_of_the_same_images_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="lightly_distill")
+    own = DistillationStage(tiny.encoder(), target_size=16, **{**OPTIONS, "steps": 0})
+    run(tmp_path / "out", stage=own, data=list(IMAGES), seeds=1, probes=["knn"], baselines=["scratch"])
+    assert sum(line.startswith("Distilling") for line in caplog.messages) == 2
+    for once in ("The target sees images of 16 pixels", "Image size: 8, as item 0 of a list.", "and were enlarged."):
+        assert sum(once in line for line in caplog.messages) == 1, once
+
+
 def test_a_sweep_leaves_what_is_documented(straight: tuple[Path, Sweep]) -> None:
     out, done = straight
     assert {path.name for path in out.iterdir()} == {"sweep.html", "sweep.md", "sweep.json", "size-4", "size-8"}
