@@ -31,7 +31,7 @@ from lightly_distill.method.step import (
 )
 from lightly_distill.runtime.device import computes_bf16
 from lightly_distill.runtime.progress import Progress
-from lightly_distill.runtime.signals import StopOnSignal
+from lightly_distill.runtime.signals import EndOnSignal
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         DistillError: If a loss, gradient or student is not finite, naming step and student; before the update, and on
             CUDA, where no step waits for a look, before anything of it is kept.
         KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`;
-            during the warm-up without.
+            during the warm-up at once.
     """
     if not config.steps:  # a selection of real images: there is nothing to learn
         return
@@ -145,11 +145,9 @@ def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> 
 
 def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder) -> None:
     """Trains the pool to staggered ages, and measures and saves what the first step starts from."""
-    with _precision(state), StopOnSignal() as signals:
+    with _precision(state), EndOnSignal(partial(recorder.leave, state)):
         first = RealBatch(state.images[:0], state.representations[:0])
-        _in_memory(state, first, partial(state.pool.warm_up, *state.learned(), lambda: signals.received is not None))
-    if signals.received is not None:
-        recorder.leave(state, signals.received)
+        _in_memory(state, first, partial(state.pool.warm_up, *state.learned()))
     state.initial = held_out_loss(state, held_out, config)
     try:
         recorder.log({"step": 0, **state.initial})

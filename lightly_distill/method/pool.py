@@ -164,19 +164,13 @@ class StudentPool:
         draw = torch.randint(len(self.slots), (1,), generator=seeding.generator(self.seed, "draw", number))
         return self.slots[int(draw)]
 
-    def warm_up(self, images: Tensor, representations: Tensor, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread.
-
-        Args:
-            images: Synthetic images, shape (M, C, H, W).
-            representations: Rows of targets, shape (M, D).
-            stopped: Asked before each training step; once it says so, no more are taken.
-        """
+    def warm_up(self, images: Tensor, representations: Tensor) -> None:
+        """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread."""
         ages = self._first_ages()
         with Progress("Warming up the pool", sum(ages), "step", shown=self.team.all.main) as progress:
             for slot, age in zip(self.slots, ages, strict=True):
                 progress.add(slot.age)  # of a warm-up that is tried again
-                while slot.age < age and not stopped():
+                while slot.age < age:
                     self._train(slot, images, representations)
                     progress.add()
         self.watch.settle()

@@ -188,14 +188,16 @@ class RunFolder:
         Raises:
             DistillError: If the state could not be written.
         """
-        self._processes.in_main(self._writing.finish)
         name = signal.Signals(number).name
-        if not state.initial:
+        if not state.initial:  # at any moment of the warm-up: no process waits for another
             again = "--resume (resume=True in Python) starts from the beginning"
             computed = "" if self._kept is None else ", but for the target's representations"
-            kept = "nothing is kept" if self.path is None else f"there is no checkpoint yet; {again}{computed}"
+            kept = (
+                "nothing of the run is kept" if self.path is None else f"there is no checkpoint yet; {again}{computed}"
+            )
             _logger.warning("Stopped by %s while the pool was warmed up: %s.", name, kept)
             signals.leave(number)
+        self._processes.in_main(self._writing.finish)
         where = f"saved in {self.path}; go on with --resume (resume=True in Python)"
         kept = where if self.path is not None else "not saved, since the run has no output folder"
         _logger.warning("Stopped by %s: step %d is %s.", name, state.step, kept)

@@ -24,7 +24,9 @@ def heard(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="lightly_distill")
 
 
-@pytest.mark.parametrize(("out", "said"), [("run", "there is no checkpoint yet; --resume"), (None, "nothing is kept.")])
+@pytest.mark.parametrize(
+    ("out", "said"), [("run", "there is no checkpoint yet; --resume"), (None, "nothing of the run is kept.")]
+)
 def test_a_stop_during_the_warm_up_says_what_is_kept(
     out: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
