@@ -94,9 +94,9 @@ class DistillationStage:
 
         The options, each explained by `lightly-distill distill --help`, are student, num_images, steps, batch_size,
         image_size, target_size, num_workers, column, value_range, source_views, init, target_dims, target_whiten,
-        target_map, map_dims, eight_bits, image_bits, target_bits, holdout, seed, device, precision, compile, parallel,
-        chunk_size, log_every, checkpoint_every and checkpoint_minutes; and of the parts outer, pool and ridge, as
-        mappings, the fields of `OuterConfig`, `PoolConfig` and `RidgeConfig`.
+        target_map, map_dims, eight_bits, image_quality, target_bits, holdout, seed, device, precision, compile,
+        parallel, chunk_size, log_every, checkpoint_every and checkpoint_minutes; and of the parts outer, pool and
+        ridge, as mappings, the fields of `OuterConfig`, `PoolConfig` and `RidgeConfig`.
         """
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
