@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -133,7 +133,8 @@ def _parse(argv: Sequence[str]) -> Namespace:
 def _parse_roughly(argv: Sequence[str]) -> Namespace:
     """Reads the options without missing any; what --print-config prints is not yet known."""
     parser = build_parser()  # a parser of its own: jsonargparse's are used once
-    with _nothing_required(parser, *commands_of(parser).values()):
+    helped = {"-h", "--help"} & set(argv)  # which says what is required
+    with nullcontext() if helped else _nothing_required(parser, *commands_of(parser).values()):
         parsed = parser.parse_args([word for word in argv if word.partition("=")[0] != "--print-config"])
     if not parsed.command:
         parser.print_help()

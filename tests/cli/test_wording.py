@@ -41,7 +41,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*EVALUATE, "--seeds", "0,1"], "--seeds takes a whole number above 0; got '0,1'."),
         ([*EVALUATE, "--pretrain-steps", "0"], "--pretrain-steps takes a whole number above 0; got '0'."),
         ([*EVALUATE, "--steps", "5"], "Unknown option --steps. Did you mean '--pretrain-steps'"),
-        (["distill", "--lr-images", "5"], "Did you mean '--outer.lr-images'?"),
+        (["distill", "--size", "5"], "Did you mean '--pool.size', '--image-size' or '--chunk-size'?"),
         (["distil", "--data", "photos"], "Unknown command 'distil'. Did you mean 'distill'?"),
         (["distill", "--target", "t"], "Missing: --data SRC, --out DIR."),
         (["publish", "run"], "Missing: REPO_ID."),
@@ -88,3 +88,9 @@ def test_a_run_goes_on_with_its_own_settings_where_its_folder_alone_is_given(
     assert "seed: 5 -> 6" in capsys.readouterr().err
     assert main(["distill", "--resume", "--out", "nowhere"]) == 2
     assert "Missing: --data SRC, --target SPEC." in capsys.readouterr().err
+
+
+def test_help_says_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "[--target-class" in told and "[--target SPEC" not in told and told.count("(required, type:") == 3
