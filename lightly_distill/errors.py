@@ -20,6 +20,8 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(name: str, known: Iterable[str], *, form: str = "{}", most: int = 1, list_up_to: int = 40) -> str:
     """Returns the end of a message about an unknown name: the nearest known names, or else all of them.
 
+    A known name that ends in the one that was written is near: `--pretrain-steps` is, to `--steps`.
+
     Args:
         name: What the user wrote.
         known: What it could have been.
@@ -32,7 +34,11 @@ def did_you_mean(name: str, known: Iterable[str], *, form: str = "{}", most: int
     """
     names = sorted(known)
     spelling = {each.lower(): each for each in names}  # of names that differ in case only, one is enough
-    near = [spelling[each] for each in difflib.get_close_matches(name.lower(), spelling, n=most)]
+    wanted = name.lower()
+    ends = tuple(f"{mark}{wanted.lstrip('-')}" for mark in "-._")
+    longer = [each for each in spelling if each.endswith(ends)] if ends[0] != "-" else []
+    matches = difflib.get_close_matches
+    near = [spelling[each] for each in matches(wanted, longer, n=3, cutoff=0) or matches(wanted, spelling, n=most)]
     if near:
         *others, last = (f"'{form.format(each)}'" for each in near)
         first = f"{', '.join(others)} or " if others else ""

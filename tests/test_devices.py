@@ -210,7 +210,7 @@ def test_a_compiled_run_stays_near_to_one_that_is_not(device: str, images: Tenso
 def test_a_student_is_pretrained_as_on_the_cpu(device: str, synthetic: SyntheticSet) -> None:
     shown = synthetic.images
     ours, truth = (
-        pretrain("convnet_8_8", synthetic, steps=4, batch_size=5, device=each, progress=False).cpu()(shown)
+        pretrain("convnet_8_8", synthetic, steps=4, batch_size=5, device=each, verbose=False).cpu()(shown)
         for each in (device, "cpu")
     )
     close(ours, truth, device)

@@ -120,8 +120,17 @@ def test_what_is_no_model_yet_is_refused(model: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda made: pretrain(made, "convnet_4_4"), "There is no synthetic set at convnet_4_4|A student is named"),
+        (lambda made: pretrain(made, "convnet_4_4"), "The student comes first, then the set"),
         (lambda made: pretrain(nn.Conv2d(3, 3, 3), made), "A student is named, such as 'resnet18'; got Conv2d"),
+        (lambda made: pretrain(str(Path(__file__).parent), "resnet18"), "The student comes first, then the set"),
+        (
+            lambda made: pretrain("resnet10t,resnet18", made),
+            "One student is pre-trained at a time, .*'resnet10t,resnet18'",
+        ),
+        (
+            lambda made: evaluate(made, "convnet_4_4", [torch.rand(3)]),
+            "A task is a source or a pair of datasets.*; got Tensor",
+        ),
         (lambda made: pretrain("convnet_4_4", "nowhere", device="cpu"), "There is no synthetic set at nowhere"),
         (lambda made: pretrain("convnet_4_4", 3), "A student is trained on a synthetic set; got int"),
         (lambda made: SyntheticSet.load(None), "A set is a folder or OWNER/NAME .*; got NoneType"),

@@ -61,7 +61,7 @@ def test_a_run_and_one_that_goes_on_give_the_set_of_the_cpu(
 
 
 def test_a_student_is_pre_trained_as_on_the_cpu(seen: pretended.Seen, on_cpu: SyntheticSet) -> None:
-    settings: dict[str, Any] = {"steps": 4, "batch_size": 4, "progress": False}
+    settings: dict[str, Any] = {"steps": 4, "batch_size": 4, "verbose": False}
     ours, theirs = (pretrain("convnet_4_4", on_cpu, device=device, **settings) for device in ("cuda", "cpu"))
     assert seen.launches
     for name, value in theirs.state_dict().items():

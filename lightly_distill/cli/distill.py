@@ -1,6 +1,7 @@
 """`lightly-distill distill`."""
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,8 +20,9 @@ from lightly_distill.cli.options import (
 )
 from lightly_distill.data.locate import locate
 from lightly_distill.data.reading import Reading, as_range
-from lightly_distill.data.source import count_and_size
-from lightly_distill.method.config import AUTO, PRESETS, DistillConfig, auto_settings, make_config
+from lightly_distill.errors import UsageError
+from lightly_distill.method.auto import AUTO, suited_settings
+from lightly_distill.method.config import PRESETS, DistillConfig, make_config
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import Trackers
@@ -29,11 +31,13 @@ from lightly_distill.runtime.processes import is_main
 ABOUT = "Distils real images and a self-supervised model into a synthetic set."
 EPILOG = (
     "SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end a run after the step in hand, with a checkpoint for --resume; a second "
-    "one ends it at once. Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended "
-    "it: 130 SIGINT, 138 SIGUSR1, 143 SIGTERM."
+    "one ends it at once. During the warm-up of the pool, before the first step, there is none yet. Exit status: 0 "
+    "done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended it: 130 SIGINT, 138 SIGUSR1, 143 "
+    "SIGTERM."
 )
 Preset = Literal["auto", "cifar", "tinyimagenet", "imagenet64"]
 
+_logger = logging.getLogger(__name__)
 
 PRESET_HELP = "Defaults. auto: what suits number and size of the images. cifar, tinyimagenet, imagenet64: the paper's."
 
@@ -42,12 +46,25 @@ def preset_defaults(options: Namespace) -> dict[str, Any]:
     """Returns the settings that a preset makes the defaults.
 
     Raises:
-        UsageError: If it is `auto`, and the images cannot be found.
+        UsageError: If it is `auto`, and the images are not given or cannot be found.
     """
     if options.preset != AUTO:
         return PRESETS[options.preset]
+    if options.data is None:
+        raise UsageError("--preset auto looks at the images: give --data.")
     reading = Reading(options.num_workers, options.column, options.value_range and as_range(options.value_range))
-    return auto_settings(*count_and_size(options.data, options.image_size, reading))
+    return suited_settings(options.data, options.image_size, reading)
+
+
+def config_of_run(options: Namespace) -> list[str]:
+    """Returns the options that take what a run was started with, where it is to go on and they do not say."""
+    if not options.resume or options.out is None or options.config or (options.data and options.target):
+        return []
+    config = options.out / "config.yaml"
+    if not config.is_file():
+        return []
+    _logger.info("Going on with the settings in %s; other options have the last word.", config)
+    return ["--config", str(config)]
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -110,4 +127,5 @@ def run(options: Namespace) -> None:
         print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
     for name, loss in losses.get("by_student", {}).items():
         print(f"    of {name}: {loss['initial']:.4g}, now {loss['final']:.4g}")
-    print(f"Wrote {options.out}. Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
+    print(f"Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
+    print(f"Before you share it: {PROGRAM} publish {options.out} OWNER/NAME --dry-run DIR looks for near copies.")

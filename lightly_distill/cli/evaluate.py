@@ -78,7 +78,8 @@ def transfer_options(
         required=True,
         metavar="SRC",
         help="Labelled images as for --data, with a split to learn from (train) and one to test on (test, validation, "
-        "valid or val); class folders are labels. Read with --column and --value-range, as --data is. May be "
+        "valid or val). Folders: birds/train/CLASS/ and birds/test/CLASS/, or birds/CLASS/, of which a fifth is for "
+        "testing; --task birds. Read with --column and --value-range, as --data is. May be "
         "repeated.",
     )
     parser.add_argument(

@@ -3,7 +3,8 @@
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -12,8 +13,11 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from lightly_distill.cli import demo, distill, evaluate, inspect, pretrain, publish, students, sweep
 from lightly_distill.cli.options import PROGRAM
-from lightly_distill.errors import UsageError, did_you_mean
+from lightly_distill.cli.wording import commands_of, in_plain_words
+from lightly_distill.errors import UsageError
+from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.processes import is_main
+from lightly_distill.runtime.settings import flat
 from lightly_distill.synthetic.pretrain import RECIPES
 
 # in the order of --help
@@ -40,17 +44,13 @@ class _Parser(ArgumentParser):
         return super().add_argument(*(a.replace("_", "-") if a.startswith("--") else a for a in args), **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = " ".join(message.split())
-        unknown = [word for word in message.split() if word.startswith("--")]
-        if "nrecognized arguments" in message and unknown:
-            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            message = f"Unknown option {unknown[0]}.{did_you_mean(unknown[0].split('=')[0], known)}"
+        message = in_plain_words(" ".join(message.split()), self)
         print(f"{self.prog.replace(' [options]', '')}: error: {message} (see --help)", file=sys.stderr)
         sys.exit(2)
 
 
-def build_parser(defaults: Mapping[str, Any] | None = None, of: str = "") -> ArgumentParser:
-    """Builds the parser of all commands; the options of one may be given other defaults."""
+def build_parser() -> ArgumentParser:
+    """Builds the parser of all commands."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=PROGRAM, description="Distils a large unlabelled image set into a small synthetic one.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('lightly-distill')}")
@@ -58,9 +58,6 @@ def build_parser(defaults: Mapping[str, Any] | None = None, of: str = "") -> Arg
     for name, module in COMMANDS.items():
         command = _Parser(description=module.ABOUT, epilog=getattr(module, "EPILOG", None))
         module.arguments(command)
-        known = {action.dest for action in command._actions}
-        if defaults is not None and name == of:
-            command.set_defaults({key: value for key, value in defaults.items() if key in known})
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
         commands.add_subcommand(name, command, help=module.ABOUT)
     return parser
@@ -76,15 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 a failure, 2 wrong usage, 128 + the number of the signal that ended it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    level = logging.INFO if is_main() else logging.ERROR
+    logging.getLogger("lightly_distill").setLevel(level)
+    logging.getLogger("lightly_distill_integrations").setLevel(level)
+    with aloud():  # one block, in which nothing is told twice
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     try:
         parsed = _parse(argv)
     except SystemExit as end:
         return int(end.code or 0)
     options = parsed[parsed.command]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    level = logging.INFO if is_main() else logging.ERROR
-    logging.getLogger("lightly_distill").setLevel(level)
-    logging.getLogger("lightly_distill_integrations").setLevel(level)
     if not options.debug:
         warnings.filterwarnings("ignore")
     try:
@@ -110,28 +112,43 @@ def _told(error: Exception, *, debug: bool) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
-    parser = build_parser()
-    parsed = parser.parse_args(argv)
+    """Reads the options, and again over the preset, recipe or run that they name, so that they have the last word."""
+    first = _parse_roughly(argv)
+    options, parser = first[first.command], build_parser()
+    own = commands_of(parser)[first.command]
+    if options.get("preset") is not None:
+        try:
+            defaults = flat(distill.preset_defaults(options))
+        except Exception as error:  # of the images, at which `auto` looks
+            sys.exit(_told(error, debug=options.debug))
+        known = {action.dest for action in own._actions}
+        own.set_defaults({name: value for name, value in defaults.items() if name in known})
+    elif first.command == "pretrain" and options.recipe != "default":
+        own.set_defaults(asdict(RECIPES[options.recipe]))
+    if first.command == "distill":
+        argv = [argv[0], *distill.config_of_run(options), *argv[1:]]
+    return parser.parse_args(argv)
+
+
+def _parse_roughly(argv: Sequence[str]) -> Namespace:
+    """Reads the options without missing any; what --print-config prints is not yet known."""
+    parser = build_parser()  # a parser of its own: jsonargparse's are used once
+    helped = {"-h", "--help"} & set(argv)  # which says what is required
+    with nullcontext() if helped else _nothing_required(parser, *commands_of(parser).values()):
+        parsed = parser.parse_args([word for word in argv if word.partition("=")[0] != "--print-config"])
     if not parsed.command:
         parser.print_help()
         sys.exit(2)
-    options = parsed[parsed.command]
-    preset, recipe = options.get("preset"), options.get("recipe", "default")
-    if preset is not None:
-        try:
-            defaults = _flat(distill.preset_defaults(options))
-        except Exception as error:  # of the images, at which `auto` looks
-            sys.exit(_told(error, debug=options.debug))
-    elif parsed.command == "pretrain" and recipe != "default":
-        defaults = asdict(RECIPES[recipe])
-    else:
-        return parsed
-    # read again over the preset or recipe, so that options and files have the last word
-    return build_parser(defaults, parsed.command).parse_args(argv)
+    return parsed
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+@contextmanager
+def _nothing_required(*parsers: ArgumentParser) -> Iterator[None]:
+    required = [action for parser in parsers for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
+    try:
+        yield
+    finally:
+        for action in required:
+            action.required = True

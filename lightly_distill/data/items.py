@@ -33,6 +33,8 @@ from lightly_distill.data.reading import Reading
 from lightly_distill.data.shards import TarShards
 from lightly_distill.data.values import Scale, find_range, seen_poorly
 from lightly_distill.errors import UsageError
+from lightly_distill.runtime.console import tell_once
+from lightly_distill.runtime.words import called
 
 TRANSFORMS = ("transform", "transforms", "_transform", "_transforms", "aug", "augment", "augmentation")  # attributes
 _PROBED = 8  # first items that are read twice; a flip at random is missed once in 256 datasets
@@ -123,12 +125,15 @@ class Items:
             return
         how = "" if given else f", found from {len(samples)} of {len(looked_at)} images"
         how = ", as of the images for training" if of_training else how
-        _logger.info("Values of %s: %g is black, %g is white%s.", self.name, whole.low, whole.high, how)
+        name = called(self.name)
+        tell_once(_logger, logging.INFO, "Values of %s: %g is black, %g is white%s.", name, whole.low, whole.high, how)
         if seen_poorly(samples, whole):
-            _logger.warning(
+            tell_once(
+                _logger,
+                logging.WARNING,
                 "Most images of %s use a sliver of the values from %g to %g only, and will be seen poorly: give the "
                 "range that matters with --value-range LOW,HIGH (value_range=(low, high) in Python).",
-                self.name,
+                name,
                 whole.low,
                 whole.high,
             )

@@ -29,8 +29,10 @@ from lightly_distill.data.spool import Spool
 from lightly_distill.data.streams import is_stream, steady_stream
 from lightly_distill.data.values import ValueRange
 from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.runtime.console import tell_once
 from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.progress import Progress
+from lightly_distill.runtime.words import called
 
 CHUNK = 64  # images at a time
 
@@ -315,7 +317,8 @@ def _own_size(items: Items) -> int:
             size = items.decode(key, None).pixels.shape[-1]
         except UnusableImage:
             continue
-        _logger.info("Image size: %d, as %s of %s.", size, items.label(items.number(key)), items.name)
+        label = items.label(items.number(key))
+        tell_once(_logger, logging.INFO, "Image size: %d, as %s of %s.", size, label, called(items.name))
         return size
     return LARGEST_DEFAULT_SIZE  # no usable image; the first pass says why
 
@@ -386,7 +389,7 @@ def _report_outside(items: Items, whole: ValueRange, outside: dict[int, int]) ->
             "%d values of %d images of %s lie outside of %g to %g and were clipped (first: %s).",
             sum(outside.values()),
             len(outside),
-            items.name,
+            called(items.name),
             whole.low,
             whole.high,
             items.label(min(outside)),
@@ -399,7 +402,7 @@ def _report_warned(items: Items, warned: dict[int, str]) -> None:
         _logger.warning(
             "There are warnings of %d images of %s, which are kept (first: %s: %s).",
             len(warned),
-            items.name,
+            called(items.name),
             items.label(first),
             warned[first],
         )
@@ -413,5 +416,5 @@ def _report(items: Items, count: int, skipped: dict[int, str]) -> dict[str, int]
     if len(skipped) == count:
         raise UsageError(f"{items.name} holds no usable image: {reasons or 'it is empty'}.")
     if skipped:
-        _logger.warning("Skipped %d of %d images of %s: %s.", len(skipped), count, items.name, reasons)
+        _logger.warning("Skipped %d of %d images of %s: %s.", len(skipped), count, called(items.name), reasons)
     return counts

@@ -44,7 +44,7 @@ class Bench:
         """Trains each student a little: the first training loads libraries, which no arm is to pay for."""
         two = self.inputs.own.part(torch.arange(2))
         for name in self.students:
-            pretrain(name, two, steps=1, batch_size=2, lr=1e-6, device=str(self.device), progress=False)
+            pretrain(name, two, steps=1, batch_size=2, lr=1e-6, device=str(self.device), verbose=False)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Attempt:
                     backbone = self.bench.students[student]().to(device)
             else:
                 recipe = self.bench.config.recipe(self.arm, len(made))
-                backbone = pretrain(student, made, config=recipe, seed=self.seed, device=str(device), progress=False)
+                backbone = pretrain(student, made, config=recipe, seed=self.seed, device=str(device), verbose=False)
         if made is not None and device.type == "cpu":  # a GPU was given a copy of it inside
             cost.bytes += made.normalised.nbytes + made.targets.nbytes
         return backbone, cost

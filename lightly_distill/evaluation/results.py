@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from lightly_distill.errors import DistillError, UsageError
-from lightly_distill.runtime.files import replacing
+from lightly_distill.runtime.files import below, replacing
 from lightly_distill.runtime.words import command_line
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -271,7 +271,8 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any
             for result in results
         )
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{path} holds no results of `evaluate`: {type(error).__name__}: {error}") from error
+        why = f"{type(error).__name__}: {error}.{below(folder, path.name)}"
+        raise UsageError(f"{path} holds no results of `evaluate`: {why}") from error
     if not whole:
         raise UsageError(
             f"The evaluation in {folder} is not whole: it lacks the set or some of its seeds. Go on with it: evaluate "

@@ -156,7 +156,7 @@ def find_task(data: Any) -> tuple[str, Any, Any]:
     if isinstance(data, Sequence) and len(data) in (2, 3):
         *named, train, test = data
         return str(named[0]) if named else type(train).__name__, train, test
-    raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {data!r}.")
+    raise UsageError(f"A task is a source or a pair of datasets, for training and testing; got {type(data).__name__}.")
 
 
 def _splits(spec: str) -> tuple[Any, Any]:

@@ -1,6 +1,5 @@
 """The settings of a distillation: small frozen dataclasses, checked when they are made, saved with every result."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
@@ -245,8 +244,17 @@ def _comma_separated(students: str | Sequence[str]) -> str:
     if isinstance(students, str):
         return students
     if not isinstance(students, Sequence) or not all(isinstance(name, str) for name in students):
-        raise UsageError(f"student must be a name or a sequence of names; got {students!r}.")
+        raise UsageError(
+            f"student is a name, such as 'resnet18', or a sequence of names, from which fresh students are made; got "
+            f"{_in_short(students)}."
+        )
     return ",".join(students)
+
+
+def _in_short(value: Any) -> str:
+    """Returns a value as text; of what is no plain value, such as a model, its type."""
+    plain = isinstance(value, int | float | str | list | tuple) and len(repr(value)) < 80
+    return repr(value) if plain else f"a {type(value).__name__}"
 
 
 class DistillOptions(TypedDict, total=False):
@@ -322,29 +330,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tinyimagenet": _paper(2000, 64, "convnet_64_128_256_512", 1e-5),
     "imagenet64": _paper(1000, 64, "convnet_64_128_256_512", 1e-5),
 }
-
-
-AUTO = "auto"  # the preset that looks at the images
-# Images of a source, at most, and what suits so many; the last row is for any number. See examples/options.md.
-_BY_COUNT: tuple[tuple[float, dict[str, Any]], ...] = (
-    (2_000, {"num_images": 50, "steps": 300, "batch_size": 256, "pool": {"size": 8}}),
-    (20_000, {"num_images": 100, "steps": 600, "batch_size": 256, "pool": {"size": 8}}),
-    (200_000, {"num_images": 300, "steps": 1000, "batch_size": 512, "pool": {"size": 12}}),
-    (math.inf, {"num_images": 1000, "steps": 2000, "batch_size": 1024, "pool": {"size": 20}}),
-)
-
-
-def auto_settings(count: int | None, image_size: int) -> dict[str, Any]:
-    """Returns the settings of the preset `auto`.
-
-    Args:
-        count: Images of the source; None, of a stream, is many.
-        image_size: S, in pixels.
-    """
-    own = next(own for most, own in _BY_COUNT if (count or math.inf) <= most)
-    blocks = 3 if image_size < 48 else 4  # down to maps of 4 cells a side
-    widths = (32, 64, 128, 256)[:blocks]
-    return {**own, "student": "_".join(["convnet", *map(str, widths)]), "image_size": image_size}
 
 
 def as_recorded(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from lightly_distill.method.step import (
 )
 from lightly_distill.runtime.device import computes_bf16
 from lightly_distill.runtime.progress import Progress
+from lightly_distill.runtime.signals import EndOnSignal
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class Recorder(Protocol):
         ...
 
     def leave(self, state: "DistillState", number: int) -> NoReturn:
-        """Ends the program as a signal asks; `checkpoint` has been given the state."""
+        """Ends the program as a signal asks; `checkpoint` has been given the state, if the pool was warmed up."""
         ...
 
 
@@ -67,7 +68,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     Raises:
         DistillError: If a loss, gradient or student is not finite, naming step and student; before the update, and on
             CUDA, where no step waits for a look, before anything of it is kept.
-        KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`.
+        KeyboardInterrupt, SystemExit: After a signal, with the step in hand done and its state given to `recorder`;
+            during the warm-up at once.
     """
     if not config.steps:  # a selection of real images: there is nothing to learn
         return
@@ -78,6 +80,8 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     if not state.initial and config.precision == "auto":
         _settle_precision(state, held_out or real.plain(real.split.train[: config.batch_size]), config)
     state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=steps, warm=bool(state.initial))
+    if not steps:
+        _logger.info("All %s steps were done before.", f"{config.steps:,}")
     if not state.initial:  # not a resumed run
         _warm_up(state, held_out, config, recorder)
 
@@ -141,7 +145,7 @@ def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> 
 
 def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder) -> None:
     """Trains the pool to staggered ages, and measures and saves what the first step starts from."""
-    with _precision(state):
+    with _precision(state), EndOnSignal(partial(recorder.leave, state)):
         first = RealBatch(state.images[:0], state.representations[:0])
         _in_memory(state, first, partial(state.pool.warm_up, *state.learned()))
     state.initial = held_out_loss(state, held_out, config)

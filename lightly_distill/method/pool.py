@@ -141,6 +141,8 @@ class StudentPool:
         # the least of all processes, which must agree
         sizes = [size for size in self.team.all.gather(plan.chunk_size) if size is not None]
         self.chunk_size = min(sizes, default=None)
+        if not steps:
+            return
         training = 0 if warm else sum(self._first_ages())
         warming, stepping = training * plan.training_seconds, steps * plan.seconds
         _logger.info(

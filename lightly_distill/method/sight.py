@@ -17,6 +17,8 @@ from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, find_images, first_images
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.models.targets import Target, represent, sizes_taken
+from lightly_distill.runtime.console import tell_once
+from lightly_distill.runtime.words import called
 
 CHUNK = 512  # images to the target at a time, where it sees what students see
 _PIXELS = 2**21  # of the images to the target at a time, else; 41 images of 224x224
@@ -97,11 +99,13 @@ class Sight:
     def report(self) -> None:
         """Logs how many images had to be enlarged, if any; once."""
         if self._enlarged and not self._said:
-            _logger.warning(
+            tell_once(
+                _logger,
+                logging.WARNING,
                 "%d of %d images of %s are smaller than the %d pixels that the target sees, and were enlarged.",
                 self._enlarged,
                 self._seen,
-                self._source.name,
+                called(self._source.name),
                 self.frame.size,
             )
             self._said = True
@@ -136,7 +140,9 @@ def find_for_target(
     images = find_images(data, image_size=image_size, reading=reading)
     size = _target_size(images, target, target_size)
     if size != images.image_size:
-        _logger.info("The target sees images of %d pixels, the students of %d.", size, images.image_size)
+        tell_once(
+            _logger, logging.INFO, "The target sees images of %d pixels, the students of %d.", size, images.image_size
+        )
         if at_random and not images.in_any_order:
             raise UsageError(
                 f"A stream cannot be read again in any order, as source_views=random with target_size={size} needs it: "

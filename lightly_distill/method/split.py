@@ -9,6 +9,7 @@ from lightly_distill.data.source import Source
 from lightly_distill.errors import UsageError
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.words import called
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def require_enough(source: Source, config: DistillConfig) -> int:
     """
     held = min(config.holdout, len(source) // 10)
     if len(source) - held < config.num_images:
+        aside = "" if len(source) < config.num_images else ", keep none aside with holdout=0 (--holdout 0),"
         raise UsageError(
-            f"{source.name} has {len(source)} usable images ({held} of them held out), fewer than "
-            f"num_images={config.num_images}: ask for fewer synthetic images or give a larger source."
+            f"{called(source.name)} has {len(source)} usable images ({held} of them held out to measure the loss), "
+            f"fewer than num_images={config.num_images}: ask for at most {len(source) - held}{aside} or give a larger "
+            "source."
         )
     return held

@@ -21,6 +21,7 @@ from lightly_distill.method.sight import Sight
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.targets import Target
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.console import tell_once
 from lightly_distill.runtime.processes import ALONE, Processes
 
 GRIDS = (4, 3, 2)  # of which the first that a target has is taken, if the user does not say
@@ -98,7 +99,7 @@ def find_grid(target: Target, size: int, wanted: int | Literal["auto"], device: 
             reason = str(error)
         else:
             return grid
-    _logger.info("Representations alone are predicted, no map. %s", reason)
+    tell_once(_logger, logging.INFO, "Representations alone are predicted, no map. %s", reason)
     return 0
 
 

@@ -97,9 +97,10 @@ def to_grid(last: Tensor, grid: int) -> Tensor:
     """
     height, width = last.shape[-2:]
     if min(height, width) < grid:
+        fewer = " or fewer cells (--target-map, target_map)" if grid > 2 else ""  # a map has at least 2 a side
         raise NoMapError(
-            f"its last map is {height}x{width}, smaller than the grid of {grid}x{grid}; take larger images or a "
-            "smaller grid"
+            f"its last map is {height}x{width}, smaller than {grid}x{grid} cells; take larger images (--target-size, "
+            f"target_size){fewer}"
         )
     return F.adaptive_avg_pool2d(last, grid)
 

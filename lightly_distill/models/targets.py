@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.models.encoders import candidates, encoder_name, find_encoder, is_checkpoint, load_model
 from lightly_distill.models.maps import NoMapError, to_grid, with_map
+from lightly_distill.runtime.console import tell_once
 from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.terms import on_own_terms
 
@@ -274,7 +275,7 @@ def as_target(
             raise UsageError(
                 f"The encoder {where} cannot be copied: {first_line(error)} Name a part of it with encoder=."
             ) from error
-    _logger.info("Target: %s (%s).", where, choice.reason)
+    tell_once(_logger, logging.INFO, "Target: %s (%s).", where, choice.reason)
     return Target(
         found,
         name=name or where,

@@ -183,15 +183,24 @@ class RunFolder:
                 self._writing.start(lambda: checkpoint.save(folder, snapshot))
 
     def leave(self, state: DistillState, number: int) -> NoReturn:
-        """Tells where the state is, now that it is there, and ends the program as the signal of this number asks.
+        """Tells what is kept, now that it is there, and ends the program as the signal of this number asks.
 
         Raises:
             DistillError: If the state could not be written.
         """
+        name = signal.Signals(number).name
+        if not state.initial:  # at any moment of the warm-up: no process waits for another
+            again = "--resume (resume=True in Python) starts from the beginning"
+            computed = "" if self._kept is None else ", but for the target's representations"
+            kept = (
+                "nothing of the run is kept" if self.path is None else f"there is no checkpoint yet; {again}{computed}"
+            )
+            _logger.warning("Stopped by %s while the pool was warmed up: %s.", name, kept)
+            signals.leave(number)
         self._processes.in_main(self._writing.finish)
         where = f"saved in {self.path}; go on with --resume (resume=True in Python)"
         kept = where if self.path is not None else "not saved, since the run has no output folder"
-        _logger.warning("Stopped by %s: step %d is %s.", signal.Signals(number).name, state.step, kept)
+        _logger.warning("Stopped by %s: step %d is %s.", name, state.step, kept)
         signals.leave(number)
 
     def load_checkpoint(self, *, strict: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

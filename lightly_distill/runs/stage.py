@@ -14,10 +14,11 @@ from typing_extensions import Unpack
 
 from lightly_distill.data.loader import Decoder
 from lightly_distill.data.shared import open_together
-from lightly_distill.data.source import Source, count_and_size, first_items
+from lightly_distill.data.source import Source, first_items
 from lightly_distill.errors import UsageError
+from lightly_distill.method.auto import AUTO, suited_settings
 from lightly_distill.method.brought import Brought
-from lightly_distill.method.config import AUTO, DistillConfig, DistillOptions, auto_settings, make_config
+from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.method.distill import distill
 from lightly_distill.method.pool import StudentBuilder
 from lightly_distill.method.projection import MOST, check_dims
@@ -44,6 +45,7 @@ from lightly_distill.runtime.processes import Processes, launched
 from lightly_distill.runtime.settings import update
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.runtime.together import failing_together
+from lightly_distill.runtime.words import called, duration
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -88,6 +90,14 @@ class DistillationStage:
         verbose: bool = True,
         **options: Unpack[DistillOptions],
     ) -> None:
+        """Loads or wraps the target, and checks the settings.
+
+        The options, each explained by `lightly-distill distill --help`, are student, num_images, steps, batch_size,
+        image_size, target_size, num_workers, column, value_range, source_views, init, target_dims, target_whiten,
+        target_map, map_dims, eight_bits, image_quality, target_bits, holdout, seed, device, precision, compile,
+        parallel, chunk_size, log_every, checkpoint_every and checkpoint_minutes; and of the parts outer, pool and
+        ridge, as mappings, the fields of `OuterConfig`, `PoolConfig` and `RidgeConfig`.
+        """
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
         self.config = config or make_config(None if preset == AUTO else preset, **options)
@@ -124,18 +134,19 @@ class DistillationStage:
             UsageError: As `run`.
             DistillError: As `run`.
         """
-        self.check(dataset)
-        config = replace(
-            self.config,
-            num_images=min(self.config.num_images, _REHEARSED // 4),
-            batch_size=min(self.config.batch_size, _REHEARSED // 4),
-            steps=min(self.config.steps, 2),
-            target_dims=None,  # so few images do not have as many
-            target_whiten=False,
-            holdout=0,
-            pool=replace(self.config.pool, max_age=min(self.config.pool.max_age, 2)),
-        )
-        DistillationStage(self.target, config=config, verbose=self.verbose).run(first_items(dataset, _REHEARSED))
+        with aloud(self.verbose):
+            self.check(dataset)
+            config = replace(
+                self.config,
+                num_images=min(self.config.num_images, _REHEARSED // 4),
+                batch_size=min(self.config.batch_size, _REHEARSED // 4),
+                steps=min(self.config.steps, 2),
+                target_dims=None,  # so few images do not have as many
+                target_whiten=False,
+                holdout=0,
+                pool=replace(self.config.pool, max_age=min(self.config.pool.max_age, 2)),
+            )
+            DistillationStage(self.target, config=config, verbose=self.verbose).run(first_items(dataset, _REHEARSED))
 
     @on_own_terms()
     def run(
@@ -206,10 +217,8 @@ class DistillationStage:
         if self._open_options is None:
             return
         given = update(DistillConfig(), self._open_options)
-        suits = auto_settings(*count_and_size(dataset, given.image_size, given.reading))
+        suits = suited_settings(dataset, given.image_size, given.reading)
         self.config = update(update(DistillConfig(), suits), self._open_options)
-        told = ", ".join(f"{name}={value}" for name, value in suits.items())
-        _logger.info("Settings that suit the images: %s.", told)
 
     def _run(
         self,
@@ -234,7 +243,7 @@ class DistillationStage:
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
         _require_batch(len(source) - require_enough(source, config), config, processes)
-        _logger.info("Distilling %d images of %s into %d", len(source), source.name, config.num_images)
+        _logger.info("Distilling %d images of %s into %d", len(source), called(source.name), config.num_images)
 
         started = time.perf_counter()
         if device.type == "cuda":
@@ -383,7 +392,8 @@ def _require_batch(most: int, config: DistillConfig, processes: Processes) -> No
 
 def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:
     memory = synthetic.provenance["peak_memory_bytes"] / 2**30
-    return f"{memory:.2g} GiB at the peak, {run.last('seconds_per_step') or 0:.2g} s a step"
+    seconds = run.last("seconds_per_step")
+    return f"{memory:.2g} GiB at the peak" + ("" if seconds is None else f", {duration(seconds)} a step")
 
 
 def _draw(folder: Path, initial: torch.Tensor, synthetic: SyntheticSet, run: RunFolder) -> None:

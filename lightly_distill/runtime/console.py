@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _LOGGERS = ("lightly_distill", "lightly_distill_integrations")
 _shown: ContextVar[bool] = ContextVar("shown", default=True)
+_told: ContextVar[set[str] | None] = ContextVar("told", default=None)
 
 
 def shown() -> bool:
@@ -25,14 +26,27 @@ def shown() -> bool:
     return _shown.get()
 
 
+def tell_once(logger: logging.Logger, level: int, message: str, *args: object) -> None:
+    """Logs a line, unless it was told in the block of the outermost `aloud` already, as each part of a sweep would."""
+    told = _told.get()
+    if told is not None and message % args in told:
+        return
+    if told is not None:
+        told.add(message % args)
+    logger.log(level, message, *args)
+
+
 @contextmanager
-def aloud(verbose: bool = True) -> Iterator[None]:
+def aloud(verbose: bool = True, told: set[str] | None = None) -> Iterator[None]:
     """Shows lines and progress, or neither.
 
     Args:
         verbose: False: no bars, and nothing below a warning on the console. Handlers of the script's own get all lines.
+        told: What `tell_once` has told in blocks before that belong together with this one.
     """
     token = _shown.set(verbose and shown())
+    before = _told.get()
+    told_token = _told.set(before if before is not None else set() if told is None else told)
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     silent = [logger for logger in loggers if not logger.hasHandlers()] if shown() and is_main() else []
     handler, levels = logging.StreamHandler(), [logger.level for logger in silent]
@@ -45,6 +59,7 @@ def aloud(verbose: bool = True) -> Iterator[None]:
         for logger, level in zip(silent, levels, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)
+        _told.reset(told_token)
         _shown.reset(token)
 
 

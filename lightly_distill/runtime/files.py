@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,6 +24,13 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise DistillError(f"{path} cannot be written: {first_line(error)}") from error
+
+
+def below(folder: Path, name: str) -> str:
+    """Returns the end of a message about a folder without a file: where below it there are such, as in a sweep's."""
+    found = (path.parent for depth in range(1, 4) for path in folder.glob("*/" * depth + name))
+    nearest = sorted(str(path) for path in islice(found, 3))
+    return f" Below it there are some: {', '.join(nearest)}." if nearest else ""
 
 
 @contextlib.contextmanager

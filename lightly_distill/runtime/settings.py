@@ -68,6 +68,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by their path, such as `pool.size`."""
+    leaves: dict[str, Any] = {}
+    for name, value in nested.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
+
+
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Lists the leaves in which two nested mappings differ, as `path: saved -> current`."""
     lines = []

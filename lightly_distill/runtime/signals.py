@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -43,6 +44,22 @@ class StopOnSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class EndOnSignal(StopOnSignal):
+    """Inside the block, the first signal ends the program at once, by a function that says what is left of the work.
+
+    Args:
+        end: Is given the number of the signal, and raises what `leave` does.
+    """
+
+    def __init__(self, end: Callable[[int], NoReturn]) -> None:
+        super().__init__()
+        self._end = end
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        super()._set(number, frame)
+        self._end(number)
 
 
 def leave(number: int) -> NoReturn:

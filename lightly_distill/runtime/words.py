@@ -16,6 +16,11 @@ def size_text(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def called(name: str) -> str:
+    """Returns how a source is called in a message: one that nobody has named is recorded by its type."""
+    return {"Tensor": "a tensor", "ndarray": "an array", "list": "a list"}.get(name, name)
+
+
 def one_line(text: str) -> str:
     """Returns the text on one line, without what steers a terminal, hides, or is no XML."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

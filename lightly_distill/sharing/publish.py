@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Unpack
 
 from lightly_distill.adapters import HubAdapter, Repository
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, did_you_mean
 from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.results import read_evaluation
 from lightly_distill.runtime.console import aloud
@@ -25,6 +25,17 @@ from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 if TYPE_CHECKING:
     from lightly_distill.runs.origin import RealSide
+
+# Identifiers that the Hub takes in the header of a card, the usual ones:
+# https://huggingface.co/docs/hub/repositories-licenses
+_LICENSES = """
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+    bsl-1.0 c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+    cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0
+    cc-by-sa-4.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m ecl-2.0 epl-1.0 epl-2.0
+    etalab-2.0 eupl-1.1 eupl-1.2 gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl odc-by
+    ofl-1.1 openrail osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
+"""
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +63,7 @@ def publish(
         DistillError: If the Hub refuses or fails.
     """
     chosen = choose(options, PublishOptions(), keywords)
+    _check_license(chosen.license)
     client, repository = address.find_hub(repo_id)
     out = None if chosen.dry_run is None else Path(chosen.dry_run)
     if out is not None:
@@ -90,6 +102,18 @@ def publish(
             message=chosen.commit_message or f"A synthetic set of {len(own)} images",
         )
     return Published(sent.url, files, sent.changed, metrics.get("near_copies"))
+
+
+def _check_license(name: str | None) -> None:
+    """Warns of a license that is probably mistyped: the Hub, which has the last word, refuses it after long work."""
+    known = _LICENSES.split()
+    if name is not None and name not in known:
+        _logger.warning(
+            "The Hugging Face Hub may refuse '%s', which is no license that we know there.%s 'other' stands for one of "
+            "your own.",
+            name,
+            did_you_mean(name, known, list_up_to=0),
+        )
 
 
 def _opened(synthetic: "SyntheticSet | str | Path") -> tuple[Path | None, SyntheticSet]:

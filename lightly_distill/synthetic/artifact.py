@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from lightly_distill.errors import DistillError, UsageError, first_line
 from lightly_distill.models.projection import Projection
-from lightly_distill.runtime.files import make_ordinary, sync
+from lightly_distill.runtime.files import below, make_ordinary, sync
 from lightly_distill.synthetic import eight_bits, parquet
 from lightly_distill.synthetic.contents import EIGHT_BIT_PREVIEW, PREVIEW, Contents
 from lightly_distill.synthetic.set_facts import (
@@ -114,7 +114,9 @@ def find(folder: Path) -> Path:
         raise UsageError(
             f"There is no synthetic set at {folder}: no such folder. (A set on the Hugging Face Hub is OWNER/NAME.)"
         )
-    raise UsageError(f"{folder} holds no synthetic set: there is no {FACTS} in it, nor in its folder 'set'.")
+    raise UsageError(
+        f"{folder} holds no synthetic set: there is no {FACTS} in it, nor in its folder 'set'.{below(folder, FACTS)}"
+    )
 
 
 def read(folder: Path) -> dict[str, Any]:

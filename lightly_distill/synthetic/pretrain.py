@@ -18,7 +18,7 @@ from lightly_distill.errors import DistillError, UsageError, did_you_mean
 from lightly_distill.models.recipe import Recipe, RecipeOptions, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
 from lightly_distill.models.students import find_adapter, student_builder
-from lightly_distill.runtime.console import aloud
+from lightly_distill.runtime.console import speaking
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import new_folder
 from lightly_distill.runtime.progress import Progress
@@ -70,7 +70,7 @@ RECIPES: dict[str, PretrainConfig] = {
 
 
 @on_own_terms()
-@aloud()
+@speaking
 def pretrain(
     student: str,
     synthetic: "SyntheticSet | str | Path",
@@ -81,7 +81,7 @@ def pretrain(
     device: str = "auto",
     out: "str | Path | None" = None,
     transform: "Callable[[Tensor], Tensor] | None" = None,
-    progress: bool = True,
+    verbose: bool = True,
     **options: Unpack[PretrainOptions],
 ) -> nn.Module:
     """Trains a fresh student to predict the representations and maps of a synthetic set.
@@ -101,7 +101,7 @@ def pretrain(
         transform: Of each image, float32 in [0, 1], shape (3, S, S), to one of the same shape, anew in each step and
             before the recipe's own augmentation: such as a transform of `torchvision.transforms.v2` that changes
             colours. The targets stay as they are, so it should change nothing that the target model sees.
-        progress: Shows a bar where there is a terminal, a line now and then elsewhere.
+        verbose: Shows a bar where there is a terminal, a line now and then elsewhere, and the losses at the end.
         options: Fields of `PretrainConfig`, such as `steps=1000`.
 
     Returns:
@@ -112,6 +112,7 @@ def pretrain(
         UsageError: If a number is out of range, the student is unknown or does not fit, or `out` is not empty.
         DistillError: If the loss is no longer a finite number.
     """
+    _check_student(student, synthetic)
     settings = choose(config, find_recipe(recipe), options)
     if transform is not None and not callable(transform):
         raise UsageError(f"transform is a function of an image (3, S, S); got {transform!r}.")
@@ -124,7 +125,7 @@ def pretrain(
     _check(synthetic.normalised)
     with new_folder(None if out is None else Path(out)) as folder:
         changed = None if transform is None else _InUnits(transform, synthetic.mean, synthetic.std)
-        backbone = _trained(student, synthetic, settings, seed, device, transform=changed, shown=progress)
+        backbone = _trained(student, synthetic, settings, seed, device, transform=changed, shown=verbose)
         adapter, _ = find_adapter(student)
         metadata = _metadata(student, synthetic, settings, seed)
         if hasattr(adapter, "configure"):
@@ -154,9 +155,11 @@ def _trained(
     # channels last: a third faster on a CPU; as the students of the pool
     training = Training(rows.to(memory_format=torch.channels_last), head, settings, seed, transform)
     with Progress(f"Pre-training {student}", settings.steps, "step", shown=shown) as bar:
+        first: float | None = None
         while training.step < settings.steps:
             before = training.step
             loss = training.pass_over(images, targets)
+            first = loss if first is None else first
             if not loss < float("inf"):
                 raise DistillError(
                     f"The loss of student '{student}' is {loss} after step {training.step} of {settings.steps}. "
@@ -164,7 +167,13 @@ def _trained(
                 )
             bar.add(training.step - before, f"loss {loss:.4g}")
     if shown:
-        _logger.info("Pre-trained %s for %s steps: loss %.4g", student, f"{training.step:,}", loss)
+        _logger.info(
+            "Pre-trained %s for %s steps: loss %.4g in the first pass, %.4g in the last.",
+            student,
+            f"{training.step:,}",
+            first,
+            loss,
+        )
     return backbone.eval()
 
 
@@ -282,6 +291,15 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]
     # all of about one size: batch norm learns statistics of a few images that are left over as it does of a whole batch
     parts = max(1, min(-(-count // batch_size), count // 2))
     return list(torch.tensor_split(order, parts))
+
+
+def _check_student(student: Any, synthetic: Any) -> None:
+    """Refuses a set in the place of the student, and several students."""
+    folders = isinstance(student, str) and isinstance(synthetic, str) and not Path(synthetic).exists()
+    if hasattr(student, "normalised") or isinstance(student, Path) or (folders and Path(student).is_dir()):
+        raise UsageError("The student comes first, then the set: pretrain('resnet18', synthetic).")
+    if isinstance(student, str) and "," in student:
+        raise UsageError(f"One student is pre-trained at a time, such as 'resnet18'; got '{student}'.")
 
 
 def _check(images: Normalised) -> None:

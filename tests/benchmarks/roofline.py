@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from lightly_distill.method.config import PRESETS, DistillConfig, auto_settings, make_config
+from lightly_distill.method.auto import auto_settings
+from lightly_distill.method.config import PRESETS, DistillConfig, make_config
 from lightly_distill.method.step import kernel_pass
 from lightly_distill.models.recipe import make_optimizer
 from lightly_distill.models.rows import Layout, RowHead, row_loss, with_rows

@@ -267,7 +267,7 @@ def test_a_range_that_is_given_is_used_recorded_and_part_of_the_fingerprint(
     with caplog.at_level(logging.WARNING):
         clipped = source(0, 4_000)
     assert clipped.read(torch.tensor([0])).max() == 255
-    assert f"values of {N} images of list lie outside of 0 to 4000 and were clipped (first: item 0)." in caplog.text
+    assert f"values of {N} images of a list lie outside of 0 to 4000 and were clipped (first: item 0)." in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         source(0, 1_000_000)

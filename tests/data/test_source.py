@@ -175,7 +175,7 @@ def test_unusable_images_are_skipped_counted_and_logged(
     assert opened.skipped == {"smaller than 4 pixels": 1, "transparent": 2}
     assert torch.equal(opened.read(torch.arange(N - 3)), images[[1, 2, 3, 5, 6, 8, 9, 10, 11]])
     assert caplog.messages == [
-        "Skipped 3 of 12 images of list: 1 smaller than 4 pixels (first: item 0), 2 transparent (first: item 4)."
+        "Skipped 3 of 12 images of a list: 1 smaller than 4 pixels (first: item 0), 2 transparent (first: item 4)."
     ]
     with pytest.raises(UsageError, match="list holds no usable image: 2 transparent"):
         open_source([items[4], items[7]])
@@ -185,7 +185,7 @@ def test_the_size_is_that_of_the_first_good_image_and_is_logged(caplog: pytest.L
     data = [Image.new("RGB", (1, 1)), Image.new("RGB", (30, 20)), Image.new("RGB", (50, 50))]
     with caplog.at_level(logging.INFO):
         assert open_source(data).image_size == 20
-    assert "Image size: 20, as item 1 of list." in caplog.messages
+    assert "Image size: 20, as item 1 of a list." in caplog.messages
     assert open_source(data, image_size=16).read(torch.tensor([1])).shape == (1, 3, 16, 16)
     with pytest.raises(UsageError, match="image_size is a number of pixels above 0; got 0"):
         open_source(data, image_size=0)

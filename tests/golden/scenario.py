@@ -101,7 +101,7 @@ def play(folder: Path) -> dict[str, Any]:
         assert left.code == 128 + signal.SIGTERM
     shutil.copytree(run, folder / "interrupted")
     synthetic = stage.run(source, out=run, resume=True)
-    pretrain(STUDENT, synthetic, recipe="paper", steps=10, device="cpu", out=folder / "student", progress=False)
+    pretrain(STUDENT, synthetic, recipe="paper", steps=10, device="cpu", out=folder / "student", verbose=False)
     task = ("digits", source, [(image, label) for image, label in zip(images[500:], labels[500:], strict=True)])
     results = evaluate(run, STUDENT, [task], data=source, target=model(), **EVALUATION, out=folder / "evaluation")
     synthetic.push_to_hub(

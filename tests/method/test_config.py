@@ -2,10 +2,12 @@ from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 import pytest
+from torch import nn
 from typing_extensions import Unpack
 
 from lightly_distill import DistillationCallback, DistillationStage
 from lightly_distill.errors import UsageError
+from lightly_distill.method.auto import auto_settings
 from lightly_distill.method.config import (
     PRESETS,
     DistillConfig,
@@ -16,7 +18,6 @@ from lightly_distill.method.config import (
     PoolOptions,
     RidgeConfig,
     RidgeOptions,
-    auto_settings,
     make_config,
 )
 from lightly_distill.runtime.settings import differences, to_dict, update
@@ -43,8 +44,12 @@ from lightly_distill.runtime.settings import differences, to_dict, update
         ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16; got 'fp16'."),
         ({"source_views": -1}, "source_views must be a number of views or 'random'; got -1."),
         ({"source_views": True}, "source_views must be a number of views or 'random'; got True."),
-        ({"student": ["a", 3]}, "student must be a name or a sequence of names; got ['a', 3]."),
-        ({"student": 3}, "student must be a name or a sequence of names; got 3."),
+        ({"student": nn.Linear(2, 2)}, "from which fresh students are made; got a Linear."),
+        ({"student": ["a", 3]}, "from which fresh students are made; got ['a', 3]."),
+        (
+            {"student": 3},
+            "student is a name, such as 'resnet18', or a sequence of names, from which fresh students are made; got 3.",
+        ),
         ({"student": []}, "student must be a timm name or several, comma separated; got ''."),
         ({"device": 3}, "device must be a name; got 3."),
         ({"seed": "x"}, "seed must be at least 0, a whole number; got 'x'."),

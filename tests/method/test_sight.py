@@ -129,7 +129,7 @@ def test_small_originals_are_enlarged_and_that_is_said_once(caplog: pytest.LogCa
         real.held_out()
         real.plain(torch.arange(4))
     assert [record.getMessage() for record in caplog.records] == [
-        "3 of 12 images of list are smaller than the 64 pixels that the target sees, and were enlarged."
+        "3 of 12 images of a list are smaller than the 64 pixels that the target sees, and were enlarged."
     ]
 
 
@@ -140,7 +140,7 @@ def test_small_tensors_work_as_before_and_are_enlarged_on_request(caplog: pytest
     of(images, target, image_size=None, holdout=0)
     of(images, target, image_size=None, holdout=0, target_size=24)
     assert set(given[:1]) == {(8, 8)} and set(given[1:]) == {(24, 24)}
-    assert "20 of 20 images of Tensor are smaller than the 24 pixels" in caplog.text
+    assert "20 of 20 images of a tensor are smaller than the 24 pixels" in caplog.text
 
 
 def test_a_size_that_a_fixed_target_does_not_take_is_refused_with_the_one_that_it_takes() -> None:

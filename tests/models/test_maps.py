@@ -153,8 +153,8 @@ def test_tokens_of_registers_are_left_out_by_their_number_or_else_by_what_fills_
 def test_a_map_smaller_than_the_grid_is_refused_in_one_line() -> None:
     with pytest.raises(
         UsageError,
-        match=r"^The target Conv2d has no map of images of shape \(3, 16, 16\): its last map is 4x4, smaller than the "
-        r"grid of 5x5; take larger images or a smaller grid\.$",
+        match=r"^The target Conv2d has no map of images of shape \(3, 16, 16\): its last map is 4x4, "
+        r"smaller than 5x5 cells; take larger images .* or fewer cells \(--target-map, target_map\)\.$",
     ):
         plain(patches()).maps(bright(), 5)
 

@@ -78,7 +78,7 @@ def test_the_set_brings_the_original_space_back_from_disk_bit_for_bit(run: Path,
     raw.save(tmp_path / "copy", overwrite=True)
     assert not (tmp_path / "copy" / set_facts.PROJECTION).exists()
     assert json.loads((tmp_path / "copy" / set_facts.FACTS).read_text())["format_version"] == "1.0"
-    assert pretrain(STUDENT, synthetic, steps=1, device="cpu", progress=False) is not None
+    assert pretrain(STUDENT, synthetic, steps=1, device="cpu", verbose=False) is not None
 
 
 def test_card_and_inspect_say_how_many_of_how_many_and_what_is_kept(run: Path) -> None:

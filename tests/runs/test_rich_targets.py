@@ -182,4 +182,4 @@ def test_the_paper_preset_is_krr_st_as_published() -> None:
     assert not config.pool.mixup and not config.pool.crop_and_flip and config.pool.optimizer == "sgd"
     synthetic = published.run(tiny.images(COUNT))
     assert synthetic.pixels is None and synthetic.dim == 96
-    assert pretrain(STUDENT, synthetic, recipe="paper", steps=2, device="cpu", progress=False) is not None
+    assert pretrain(STUDENT, synthetic, recipe="paper", steps=2, device="cpu", verbose=False) is not None

@@ -515,7 +515,7 @@ def test_the_preset_auto_is_decided_by_the_images_and_options_have_the_last_word
 
 def test_what_is_written_has_the_modes_of_any_file(folder: Path, tmp_path: Path) -> None:
     synthetic = DistillationStage(SSLModel(), **{**OPTIONS, "target_dims": 3}).run(folder, out=tmp_path / "run")
-    pretrain("convnet_4_4", synthetic, steps=2, device="cpu", progress=False, out=tmp_path / "student")
+    pretrain("convnet_4_4", synthetic, steps=2, device="cpu", verbose=False, out=tmp_path / "student")
     (tmp_path / "any").touch()
     expected = (tmp_path / "any").stat().st_mode
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

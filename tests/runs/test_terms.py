@@ -56,7 +56,7 @@ def encoder() -> nn.Module:
 
 
 def student(synthetic: SyntheticSet) -> list[Tensor]:
-    trained = pretrain("convnet_4_4", synthetic, steps=3, progress=False, device="cpu")
+    trained = pretrain("convnet_4_4", synthetic, steps=3, verbose=False, device="cpu")
     return list(trained.state_dict().values())
 
 
@@ -149,7 +149,7 @@ def test_an_encoder_of_four_channels_says_so(images: Tensor) -> None:
 
 def test_a_student_that_was_saved_is_a_target_by_its_folder(images: Tensor, encoder: nn.Module, tmp_path: Path) -> None:
     made = DistillationStage(encoder, **tiny.QUICK).run(images)
-    trained = pretrain("convnet_4_4", made, steps=3, progress=False, device="cpu", out=tmp_path / "student")
+    trained = pretrain("convnet_4_4", made, steps=3, verbose=False, device="cpu", out=tmp_path / "student")
     stage = DistillationStage(f"timm:local-dir:{tmp_path / 'student'}", **tiny.QUICK)
     assert stage.target.mean == made.mean
     assert torch.allclose(stage.target(images / 255), as_target(trained, mean=made.mean, std=made.std)(images / 255))

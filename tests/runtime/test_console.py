@@ -26,7 +26,7 @@ pool = {{"size": 2, "max_age": 3}}
 options = dict(student="convnet_4_4", num_images=8, steps=3, batch_size=16, pool=pool, device="cpu")
 stage = DistillationStage(Model(), verbose=verbose, **options)
 synthetic = stage.run(tiny.images(40), out="run")
-pretrain("convnet_4_4", synthetic, steps=2, device="cpu", progress=verbose)
+pretrain("convnet_4_4", synthetic, steps=2, device="cpu", verbose=verbose)
 ours = logging.getLogger("lightly_distill")
 assert not ours.handlers and ours.level == logging.NOTSET, "logging was seized"
 """
@@ -49,7 +49,7 @@ def run(folder: Path, *, verbose: bool = True, setup: str = "", **environment: s
 def test_a_script_is_told_what_was_taken_how_far_it_is_and_where_it_was_written(tmp_path: Path) -> None:
     told = run(tmp_path)
     assert "Target: Model.backbone (its 'backbone', as Lightly evaluates it)." in told
-    assert "Distilling 40 images of Tensor into 8" in told
+    assert "Distilling 40 images of a tensor into 8" in told
     assert "for 3 outer steps, and before them" in told and "training steps of the pool" in told
     assert "Wrote run" in told and "Pre-trained convnet_4_4 for 2 steps: loss" in told
 

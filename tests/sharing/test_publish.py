@@ -48,6 +48,29 @@ def test_what_is_no_evaluation_is_told(tmp_path: Path, content: str | None) -> N
         read_evaluation(tmp_path, make_set())
 
 
+def test_the_folder_of_a_sweep_names_the_evaluations_and_sets_below_it(tmp_path: Path) -> None:
+    ours = make_set()
+    ours.save(tmp_path / "size-6" / "run" / "set")
+    (tmp_path / "size-6" / "evaluation").mkdir()
+    (tmp_path / "size-6" / "evaluation" / "results.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"Below it there are some: .*size-6/evaluation\.$"):
+        read_evaluation(tmp_path, ours)
+    with pytest.raises(UsageError, match=r"nor in its folder 'set'\. Below it there are some: .*size-6/run/set\.$"):
+        SyntheticSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("license", "told"),
+    [("cc-by-4", "Did you mean 'cc-by-4.0'? 'other' stands"), ("foo", "there. 'other' stands"), ("mit", "")],
+)
+def test_a_license_that_the_hub_may_refuse_is_told_before_the_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, license: str, told: str
+) -> None:
+    with pytest.raises(UsageError, match="holds no results"):
+        publish(make_set(), "me/set", license=license, dry_run=tmp_path / "sent", evaluation=tmp_path)
+    assert told in caplog.text and bool(told) == ("may refuse" in caplog.text)
+
+
 @pytest.mark.parametrize("arms", [{"distilled": {"t/knn": [0.5]}}, {"random": {"t/knn": [0.5, 0.25]}}])
 def test_an_evaluation_that_was_interrupted_is_refused(tmp_path: Path, arms: dict[str, Any]) -> None:
     ours = make_set()

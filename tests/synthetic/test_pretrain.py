@@ -33,7 +33,7 @@ def synthetic(count: int = 6, size: int = 8) -> SyntheticSet:
 
 
 def run(**settings: Any) -> nn.Module:
-    settings = {"synthetic": synthetic(), "steps": 3, "batch_size": 4, "device": "cpu", "progress": False} | settings
+    settings = {"synthetic": synthetic(), "steps": 3, "batch_size": 4, "device": "cpu", "verbose": False} | settings
     return pretrain(settings.pop("student", STUDENT), **settings)
 
 
@@ -316,7 +316,7 @@ FAMILIES = [
 def test_a_student_carries_size_and_normalisation_of_the_set_however_it_is_loaded(name: str, tmp_path: Path) -> None:
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     made = SyntheticSet(images, torch.rand(4, 5), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    options: dict[str, Any] = {"steps": 1, "device": "cpu", "progress": False}
+    options: dict[str, Any] = {"steps": 1, "device": "cpu", "verbose": False}
     returned = pretrain(name, made, **options)
     pretrain(name, made, out=tmp_path / "student", **options)
     adapter = adapters.get("students", "timm")
@@ -339,6 +339,6 @@ def test_a_student_carries_size_and_normalisation_of_the_set_however_it_is_loade
 def test_a_transformer_of_few_patches_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     made = SyntheticSet(torch.rand(4, 3, 32, 32), torch.rand(4, 5), mean=(0.5,) * 3, std=(0.5,) * 3)
     for _ in range(2):
-        pretrain("deit_tiny_patch16_224", made, steps=1, device="cpu", progress=False)
+        pretrain("deit_tiny_patch16_224", made, steps=1, device="cpu", verbose=False)
     (line,) = [text for text in caplog.messages if "patches" in text]
     assert line.startswith("'deit_tiny_patch16_224' sees images of 32 pixels as 2x2 patches: one with smaller patches")

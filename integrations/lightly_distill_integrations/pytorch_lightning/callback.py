@@ -15,10 +15,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError
-from lightly_distill.method.config import AUTO, DistillOptions, make_config
+from lightly_distill.method.auto import AUTO
+from lightly_distill.method.config import DistillOptions, make_config
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import numbers
+from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.processes import launched
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
@@ -91,12 +93,13 @@ class DistillationCallback(Callback):
         self._flags = {"resume": resume, "overwrite": overwrite}
         self._representations = representations
         self._options = options
+        self._told: set[str] = set()  # lines, by the stages before
         self._started = False
         self._distilled_at: int | None = None  # epochs
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the fit before."""
-        self._started, self._distilled_at, self._out = False, None, None
+        self._started, self._distilled_at, self._out, self._told = False, None, None, set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what cannot work before the training, which is long."""
@@ -108,7 +111,7 @@ class DistillationCallback(Callback):
         self._out = self._given or _next(Path(log_dir, "distilled"), self._written)
         self._started = True
 
-        with _apart():
+        with _apart(), aloud(told=self._told):
             stage = self._stage(trainer, pl_module)
             processes, _ = launched("cpu")
             for folder in [] if _trial(trainer) else map(self._folder, self._times(trainer)):
@@ -136,7 +139,7 @@ class DistillationCallback(Callback):
         self._distilled_at = epochs
         trial = _trial(trainer)
         if trial:
-            with _apart():
+            with _apart(), aloud(told=self._told):
                 self._stage(trainer, pl_module).rehearse(self._images(trainer))
             _logger.info("%s: two steps of the distillation were tried, and nothing was kept.", trial)
             return
@@ -144,7 +147,7 @@ class DistillationCallback(Callback):
         self._written.add(self._out)
         # each run counts its own steps
         log = _ToLoggers(trainer, f"distill/epoch-{epochs}" if self._every_n_epochs else "distill")
-        with _apart():
+        with _apart(), aloud(told=self._told):
             stage = self._stage(trainer, pl_module)
             folder = self._folder(epochs)
             self.synthetic = stage.run(

@@ -163,14 +163,16 @@ def load(spec: str) -> nn.Module:
         name = _resolve(name.removesuffix(_RANDOM))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            return timm.create_model(name, pretrained=False, num_classes=0)
+            model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+        model.random_weights = True  # type: ignore[assignment]
+        return model
     name = _resolve(name)
     if separator:
         return _load_file(name, Path(file))
     if not timm.is_model_pretrained(name):
         raise UsageError(f"timm publishes no weights for '{name}'. Give a file: timm:{name}@weights.safetensors")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the kinds of failure of a download are without number
         raise DistillError(
             f"The weights of '{name}' cannot be fetched ({first_line(error)}). "
@@ -197,7 +199,8 @@ def find_encoder(model: nn.Module) -> FoundEncoder | None:
     encoder.input_size, encoder.own_size = (size, None) if fixed else (None, size)
     encoder.crop = min(1.0, float(known.get("crop_pct") or 1.0))
     encoder.interpolation = known.get("interpolation")
-    return FoundEncoder(encoder, "", "a model of timm, without head")
+    random = "; random weights: for trying out only" if getattr(model, "random_weights", False) else ""
+    return FoundEncoder(encoder, "", f"a model of timm, without head{random}")
 
 
 def find_map(model: nn.Module) -> MapReader | None:

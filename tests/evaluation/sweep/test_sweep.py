@@ -67,6 +67,17 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, S
     yield out, run(out)
 
 
+def test_what_each_size_would_say_of_the_same_images_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="lightly_distill")
+    own = DistillationStage(tiny.encoder(), target_size=16, **{**OPTIONS, "steps": 0})
+    run(tmp_path / "out", stage=own, data=list(IMAGES), seeds=1, probes=["knn"], baselines=["scratch"])
+    assert sum(line.startswith("Distilling") for line in caplog.messages) == 2
+    for once in ("The target sees images of 16 pixels", "Image size: 8, as item 0 of a list.", "and were enlarged."):
+        assert sum(once in line for line in caplog.messages) == 1, once
+
+
 def test_a_sweep_leaves_what_is_documented(straight: tuple[Path, Sweep]) -> None:
     out, done = straight
     assert {path.name for path in out.iterdir()} == {"sweep.html", "sweep.md", "sweep.json", "size-4", "size-8"}
@@ -312,7 +323,10 @@ def test_several_students_and_tasks_are_averaged(tmp_path: Path) -> None:
         ({"sizes": ()}, r"Sizes increase .*got none"),
         ({"sizes": (1, 4)}, r"Sizes are whole numbers of images, at least 2, such as 50,100,200; got 1"),
         ({"sizes": (4, 8.5)}, r"Sizes are whole numbers .*got 8\.5"),
-        ({"sizes": (4, 55)}, r"has 60 usable images \(6 of them held out\), fewer than num_images=55"),
+        (
+            {"sizes": (4, 55)},
+            r"has 60 usable images \(6 of them held out to measure the loss\), fewer than num_images=55",
+        ),
         ({"search": ["lr"]}, r"--search needs --trials"),
         ({"search": ["lr"], "trials": 2, "data": tiny.images(9)}, r"judged on held-out .*has fewer than 10 images"),
         ({"tasks": []}, r"Name a task to try the students on"),

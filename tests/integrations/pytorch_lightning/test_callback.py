@@ -122,6 +122,16 @@ def test_it_runs_each_k_epochs_and_once_more_after_fit_only_if_the_last_did_not(
     assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["epoch-2", "epoch-4"]
 
 
+def test_what_each_stage_of_a_fit_would_say_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="lightly_distill")
+    callback = DistillationCallback(every_n_epochs=2, **OPTIONS)
+    for _ in range(2):  # the next fit says it anew
+        caplog.clear()
+        fit(tmp_path, callback)
+        assert caplog.text.count("Target: SimCLR.backbone") == 1 and caplog.text.count("Image size: 8") == 1
+        assert sum(line.startswith("Distilling") for line in caplog.messages) == 2
+
+
 def test_losses_go_to_the_trainers_loggers_and_the_set_beside_their_files(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     fit(tmp_path, DistillationCallback(**{**OPTIONS, "student": "convnet_4_4,convnet_8_8"}), logger=logger)
