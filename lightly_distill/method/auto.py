@@ -14,7 +14,7 @@ AUTO = "auto"  # the preset that looks at the images
 # Images of a source, at most, and what suits so many; the last row is for any number. See examples/options.md.
 _BY_COUNT: tuple[tuple[float, dict[str, Any]], ...] = (
     (2_000, {"num_images": 50, "steps": 300, "batch_size": 256, "pool": {"size": 8}}),
-    (20_000, {"num_images": 100, "steps": 600, "batch_size": 256, "pool": {"size": 8}}),
+    (20_000, {"num_images": 300, "steps": 600, "batch_size": 256, "pool": {"size": 8}}),
     (200_000, {"num_images": 300, "steps": 1000, "batch_size": 512, "pool": {"size": 12}}),
     (math.inf, {"num_images": 1000, "steps": 2000, "batch_size": 1024, "pool": {"size": 20}}),
 )
