@@ -79,19 +79,18 @@ def _accuracies(results: Results, arm: str) -> NDArray[np.float64]:
 def _draw_accuracies(axis: "Axes", results: Results, lossless: Results) -> None:
     bytes_of = "random@bytes"
     real = ["random", *(f"{bytes_of}{times}" for times in ("", "-x2", "-x5", "-x10"))]
-    for found, arms, name, colour, beside in (
-        (lossless, real, "real images without loss", COLOURS[1], (8, -16)),
-        (results, [bytes_of, f"{bytes_of}-x2"], "real images stored as the set", COLOURS[4], (10, 0)),
-        (results, ["distilled"], "distilled", OURS, (-12, 4)),
-        (lossless, ["full"], "all 10,000", COLOURS[2], (-12, 0)),
+    for found, arms, name, colour in (
+        (results, ["distilled"], "300 distilled images", OURS),
+        (results, [bytes_of, f"{bytes_of}-x2"], "real images, lossy too", COLOURS[4]),
+        (lossless, real, "real images without loss", COLOURS[1]),
+        (lossless, ["full"], "all 10,000 real images", COLOURS[2]),
     ):
         values = [_accuracies(found, arm) for arm in arms]
         places = [float(np.mean([each["bytes"][arm] for each in found])) for arm in arms]
         means, spread = [each.mean() for each in values], [each.std(ddof=1) for each in values]
-        axis.errorbar(places, means, spread, fmt="o-", color=colour, ecolor=INK, capsize=4, markersize=9, linewidth=1.5)
-        at = (places[-1], means[-1])
-        how: dict[str, Any] = {"textcoords": "offset points", "size": TEXT, "color": INK, "va": "center_baseline"}
-        axis.annotate(name, at, beside, ha="left" if beside[0] > 0 else "right", **how)
+        drawn: dict[str, Any] = {"color": colour, "ecolor": INK, "capsize": 4, "markersize": 9, "linewidth": 1.5}
+        axis.errorbar(places, means, spread, fmt="o-", label=name, **drawn)
+    axis.legend(loc=(0.42, 0.16), frameon=False, fontsize=TEXT, labelcolor=INK)
     scratch = _accuracies(lossless, "scratch").mean()
     axis.axhline(scratch, color=COLOURS[0], linestyle="--", linewidth=1.5)
     axis.text(2.8e7, scratch + 0.6, "not pre-trained", size=TEXT, color=INK, ha="right")
