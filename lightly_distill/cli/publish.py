@@ -68,12 +68,12 @@ def run(options: Namespace) -> None:
     for name, size in published.files.items():
         print(f"{size:>12} bytes  {name}")
     fetched = size_text(sum(size for name, size in published.files.items() if name != set_facts.CARD))
-    total = f"{fetched}, with what was measured, and the card"
+    total = f"{fetched} besides the card"
     if options.dry_run is not None:
         print(f"{total}: written to {published.url}; nothing was sent.")
         near = (published.near_copies or {}).get("near", 0)
         if near and not options.yes:
-            print(f"To send it, say --yes: near copies of real images are {near} of its images.")
+            print(f"To send it, say --yes: {near} of its images are near copies of real ones.")
     elif not published.changed:
         print(f"{total}: all of it was there already: {published.url}")
     else:

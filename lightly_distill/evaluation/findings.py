@@ -130,10 +130,10 @@ def _next(found: Mapping[str, Comparison]) -> str:
     if set(verdicts.values()) == {"better"}:
         return "try it on more tasks, or share it (lightly-distill publish)"
     if "worse" in verdicts.values():
-        return "take real images (distill --steps 0 selects them), or distill again with more --steps"
+        return "take real images (distill --steps 0 selects them), or distill again with more steps"
     if any(each.seeds < ENOUGH for each in found.values()):
         return "more seeds (--seeds), which tell a difference from noise"
-    return "more seeds (--seeds), or distill again with more --steps or --num-images"
+    return "more seeds (--seeds), or distill again with more steps or images"
 
 
 def percent(fraction: float) -> str:

@@ -81,8 +81,10 @@ def worth_of(accuracy: float, curve: Sequence[tuple[float, float]]) -> Worth:
     if accuracy < curve[0][1]:
         return Worth(curve[0][0], "<")
     times, best = curve[0]
+    if accuracy == best:
+        return Worth(times)
     for next_times, value in curve[1:]:
-        if value > accuracy:
+        if value >= accuracy:
             share = (accuracy - best) / (value - best)
             return Worth(times * (next_times / times) ** share)
         if value >= best:

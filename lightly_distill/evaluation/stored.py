@@ -1,5 +1,6 @@
 """How many bytes images and their targets take on disk, of sets that are never written as of those that are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from lightly_distill.synthetic import artifact
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
-_WRITTEN = 2000  # images of a set that are written, at most, to see how many bytes they take
+MOST_WRITTEN = 2000  # images of a set that are written, at most, to see how many bytes they take
 _SAMPLE = 512  # of a larger one
 
 
@@ -39,9 +40,20 @@ class Footprint:
         """Returns how many images fit into so many bytes, about; 0 or below where none do."""
         return int((budget - self.fixed) / self.each)
 
-    def corrected(self, count: int, size: int, budget: float) -> int:
-        """Returns how many images fit, given the bytes that about as many take."""
-        return count + round((budget - size) / self.each)
+
+def most_within(budget: float, bytes_of: Callable[[int], float], most: int) -> int:
+    """Returns the largest number of images, from 2 to `most`, whose bytes are within the budget; 2 where none is.
+
+    What is fixed in a small set is not: its preview has all of its images, so that bytes are looked up, not reckoned.
+    """
+    least = 2
+    while least < most:
+        middle = (least + most + 1) // 2
+        if bytes_of(middle) <= budget:
+            least = middle
+        else:
+            most = middle - 1
+    return least
 
 
 def stored_bytes(made: SyntheticSet, own: SyntheticSet) -> int:
@@ -51,7 +63,7 @@ def stored_bytes(made: SyntheticSet, own: SyntheticSet) -> int:
         made: The set. A large one that is not `own` is not written whole.
         own: The distilled set that it is compared with, whose record it is given where it has none: the same for both.
     """
-    if made is own or len(made) <= _WRITTEN:
+    if made is own or len(made) <= MOST_WRITTEN:
         return _first(made, len(made), own)
     return Footprint.of(made.part(torch.arange(_SAMPLE)), own).bytes(len(made))
 

@@ -114,11 +114,6 @@ class RealSide:
         """Returns these real images, stored as the set is, with the target's representations and maps of them."""
         return self._as_set(self.source.read(indices), self.rows[indices], indices)
 
-    def whole(self) -> SyntheticSet:
-        """Returns all real images, stored without loss: a ceiling."""
-        indices = torch.arange(len(self.source))
-        return self._as_set(self.source.read(indices), self.rows, indices, lossy=False)
-
     def noise(self, count: int, seed: int) -> SyntheticSet:
         """Returns uniform noise and the target's representations of it."""
         size = self.source.image_size
@@ -126,13 +121,13 @@ class RealSide:
         images = torch.randint(256, (count, 3, size, size), generator=generator).byte()
         return self._as_set(images, self.represent(images), None)
 
-    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None, *, lossy: bool = True) -> SyntheticSet:
+    def _as_set(self, images: Tensor, rows: Tensor, indices: Tensor | None) -> SyntheticSet:
         layout = self.truth.layout
         rest: dict[str, Any] = {"mean": self.target.mean, "std": self.target.std, "source_index": indices}
         if self.stored is None:
             return SyntheticSet(images, layout.split(rows)[0].contiguous(), **rest)
         quality, target_bits = self.stored
-        return as_set(images, rows, layout, image_quality=quality if lossy else None, target_bits=target_bits, **rest)
+        return as_set(images, rows, layout, image_quality=quality, target_bits=target_bits, **rest)
 
 
 def missing_origin(synthetic: Any, data: Any, target: Any) -> str:

@@ -141,8 +141,8 @@ def _sizes(synthetic: Contents, size: int | None) -> dict[str, str]:
     images, side = source.get("images"), source.get("image_size")
     if isinstance(images, int) and isinstance(side, int):
         real = images * 3 * side * side
-        times = f"{real / synthetic.images.numel():.3g} times as many as the set's"
-        lines["size of the source"] = f"{size_text(real)} as 8-bit pixels of {side}x{side}, not compressed: {times}"
+        own = f"those of the set would be {size_text(synthetic.images.numel())}"
+        lines["size of the source"] = f"{size_text(real)} as 8-bit pixels of {side}x{side}, not compressed; {own}"
     return lines
 
 

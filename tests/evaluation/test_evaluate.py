@@ -270,7 +270,7 @@ def test_the_whole_source_is_refused_before_any_training_where_it_does_not_fit(
     synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "pretrain", lambda *_, **__: pytest.fail("pre-trained"))
-    monkeypatch.setattr(arms, "free_memory", lambda _device: 40 * (3 * 8 * 8 + 7 * 4 * synthetic.layout.width) - 1)
+    monkeypatch.setattr(arms, "free_memory", lambda _device: 40 * (2 * 3 * 8 * 8 + 7 * 4 * synthetic.layout.width) - 1)
     message = r"The arm full needs 0\.0 GiB of memory \(cpu\) for all 40 real images, .* leave it out"
     with pytest.raises(UsageError, match=message):
         evaluate(synthetic, STUDENT, [task()], data=tiny.images(40), target=target, baselines=["full"], **QUICK)
@@ -699,7 +699,7 @@ def test_random_real_images_of_equal_bytes_say_what_the_set_is_worth(
     )
     whole = result.arms["distilled"].bytes
     for name, times in zip(names[:2], (1, 2), strict=True):
-        assert result.arms[name].bytes == pytest.approx(times * whole, rel=0.1)
+        assert 0.9 * times * whole < result.arms[name].bytes <= times * whole
     assert abs(result.arms["random@bytes"].images - 30) <= 3  # the set is of real images too
     assert result.arms["random@bytes-x10"].images == 400  # all there are
     assert {name: arm.all_images for name, arm in result.arms.items() if arm.all_images} == {"random@bytes-x10": True}

@@ -10,7 +10,9 @@ from lightly_distill.evaluation.results import DISTILLED, RANDOM_OF_BYTES, ArmRe
         (0.55, [(1, 0.5), (4, 0.6)], Worth(2)),  # half way, by the logarithm of the bytes
         (0.4, [(1, 0.5), (2, 0.6)], Worth(1, "<")),
         (0.7, [(1, 0.5), (2, 0.6)], Worth(2, ">")),
-        (0.6, [(1, 0.5), (2, 0.6)], Worth(2, ">")),  # reached there, and not passed
+        (0.6, [(1, 0.5), (2, 0.6)], Worth(2)),  # reached there, and not passed
+        (0.5, [(1, 0.5)], Worth(1)),
+        (0.5, [(1, 0.5), (2, 0.5)], Worth(1)),
         (0.65, [(1, 0.5), (2, 0.6), (5, 0.55), (8, 0.7)], Worth(4)),  # a larger set that is worse is noise
         (0.9, [(1, 0.5), (2, 0.6), (5, 0.55)], Worth(5, ">")),
     ],

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from lightly_distill import SyntheticSet
-from lightly_distill.evaluation.stored import Footprint, stored_bytes
+from lightly_distill.evaluation.stored import Footprint, most_within, stored_bytes
 from lightly_distill.runtime.words import size_text
 from lightly_distill.synthetic import artifact, set_facts
 from lightly_distill.synthetic.describe import describe
@@ -49,3 +49,15 @@ def test_one_number_of_bytes_is_told_everywhere(tmp_path: Path) -> None:
     assert f"| size | {size_text(size)} on disk, without this card |" in (folder / "README.md").read_text()
     (folder / "README.md").write_text("Mine.")
     assert set_facts.bytes_on_disk(folder) == size
+
+
+@pytest.mark.parametrize("count", [2, 7, 20, 60])  # the preview of a small set has all of its images
+def test_as_many_images_as_fit_are_found_whatever_is_fixed(count: int) -> None:
+    many = made(60)
+
+    def bytes_of(images: int) -> int:
+        return stored_bytes(many.part(torch.arange(images)), many)
+
+    assert most_within(bytes_of(count), bytes_of, 60) == count
+    assert most_within(bytes_of(count) + 1, bytes_of, 60) == count
+    assert most_within(bytes_of(count) - 1, bytes_of, 60) == max(2, count - 1)

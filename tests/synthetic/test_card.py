@@ -158,7 +158,7 @@ def test_sizes_losses_by_student_transfer_and_near_copies_are_told() -> None:
     text = card.text(made, size=4000, source_license="their own", license="mit")
     for part in (
         "| size | 4 kB on disk, without this card |",
-        "| size of the source | 192 kB as 8-bit pixels of 8x8, not compressed: 500 times as many as the set's |",
+        "| size of the source | 192 kB as 8-bit pixels of 8x8, not compressed; those of the set would be 384 B |",
         "| of a | 3 at the start |",
         "| started from | noise |",
         "| Accuracy in % of `resnet/18`, pre-trained on | scratch | distilled |\n| --- | --- | --- |",

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from lightly_distill.adapters import Repository, Sent
-from lightly_distill.errors import DistillError, UsageError
+from lightly_distill.errors import DistillError, UsageError, did_you_mean
 from lightly_distill.sharing import publish as sharing
 from lightly_distill.synthetic import set_facts
 from lightly_distill.synthetic.address import Published, PublishOptions
@@ -206,6 +206,12 @@ def _from_cache(repo_id: str, revision: str | None, shown: str, error: Exception
         for name in set_facts.hashed(set_facts.read_facts(path.parent)):
             hf_hub_download(repo_id, name, repo_type="dataset", revision=path.parent.name, local_files_only=True)
     except EntryNotFoundError:
+        parent = Path(repo_id).parent
+        if parent.is_dir():  # more likely a slip in the name of a folder than a set of the Hub
+            near = did_you_mean(repo_id, map(str, parent.iterdir()), list_up_to=0)
+            raise UsageError(
+                f"There is no folder {shown}.{near} (As a name on the Hugging Face Hub it is out of reach.)"
+            ) from error
         raise DistillError(
             f"There is no folder {shown}, and the set of that name can be had neither from the Hugging Face Hub nor "
             f"from its cache: {hub_errors.why(error)}"

@@ -20,7 +20,7 @@ from lightly_distill.evaluation.baselines.labelled import LabelledSide, check_cl
 from lightly_distill.evaluation.baselines.matching import distribution_matching
 from lightly_distill.evaluation.baselines.ridge import supervised_ridge
 from lightly_distill.evaluation.results import DISTILLED, FULL, RANDOM, RANDOM_OF_BYTES, SCRATCH, TIMES
-from lightly_distill.evaluation.stored import Footprint, stored_bytes
+from lightly_distill.evaluation.stored import MOST_WRITTEN, Footprint, most_within, stored_bytes
 from lightly_distill.evaluation.tasks import Task
 from lightly_distill.method.kmeans import nearest_to_centroids
 from lightly_distill.method.sight import Sight
@@ -117,13 +117,16 @@ def _random_of_bytes(times: int) -> Callable[[Inputs, int], Made]:
     def make(inputs: Inputs, seed: int) -> SyntheticSet:
         order = torch.randperm(len(inputs.real.source), generator=seeding.generator(seed, "arm", "random"))
 
-        def chosen(count: int) -> SyntheticSet:
-            return inputs.real.chosen(order[: max(2, count)])
+        budget, some = times * inputs.own_bytes, inputs.real.chosen(order[:_SAMPLE])
+        about = Footprint.of(some, inputs.own).count(budget)
+        enough = inputs.real.chosen(order[: max(_SAMPLE, about + about // 4)])
+        if about > MOST_WRITTEN:  # so large a set is not written to see its bytes
+            return enough.part(torch.arange(min(about, len(enough))))
 
-        budget, footprint = times * inputs.own_bytes, Footprint.of(chosen(_SAMPLE), inputs.own)
-        about = chosen(footprint.count(budget))
-        size = inputs.bytes_of(about)  # exactly: small sets have smaller previews
-        return chosen(footprint.corrected(len(about), size, budget))
+        def bytes_of(count: int) -> int:
+            return inputs.bytes_of(enough.part(torch.arange(count)))
+
+        return enough.part(torch.arange(most_within(budget, bytes_of, len(enough))))
 
     return make
 
@@ -133,14 +136,14 @@ def _kmeans(inputs: Inputs, seed: int) -> SyntheticSet:
 
 
 def _full(inputs: Inputs, _seed: int) -> SyntheticSet:
-    return inputs.real.whole()
+    return inputs.real.chosen(torch.arange(len(inputs.real.source)))
 
 
 def _check_memory(inputs: Inputs) -> None:
     """Refuses `full` where the real images and their targets do not fit, in memory or on the GPU."""
     count, size, device = len(inputs.real.source), inputs.real.source.image_size, inputs.real.device
     pixels, targets = count * 3 * size * size, count * inputs.own.layout.width * 4
-    needs = {torch.device("cpu"): pixels + _COPIES * targets}
+    needs = {torch.device("cpu"): 2 * pixels + _COPIES * targets}  # pixels as they are and as they are stored
     if device.type == "cuda":
         needs[device] = pixels + targets
     for place, need in needs.items():

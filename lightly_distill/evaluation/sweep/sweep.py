@@ -39,7 +39,7 @@ from lightly_distill.evaluation.results import (
     Evaluation,
     write_results,
 )
-from lightly_distill.evaluation.stored import Footprint
+from lightly_distill.evaluation.stored import Footprint, most_within, stored_bytes
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.record import SizeResult, Sweep, go_on, read_record, write_record
 from lightly_distill.evaluation.sweep.search import Found, SearchPlan, plan_search, run_search, with_settings
@@ -172,12 +172,21 @@ def _fitting(budgets: Sequence[int], stage: DistillationStage, source: Source) -
     count = min(len(source), max(_OF, 2 * config.target_dims if isinstance(config.target_dims, int) else 0))
     some = source.read(torch.arange(len(source))[:: len(source) // count])
     few = replace(config, steps=0, num_images=min(_SAMPLE, len(some)), holdout=0)
+    _logger.info("A selection of %d images, to see how many bytes they take:", few.num_images)
     selected = DistillationStage(stage.target, config=few).run(some)
     real = Footprint.of(selected, selected)
-    footprint = Footprint(real.fixed, _LEARNED * real.each)
-    wanted = [footprint.count(budget) for budget in budgets]
-    if wanted[0] < 2:
-        raise UsageError(f"{budgets[0]:,} bytes are too few for a set: two images take about {footprint.bytes(2):,}.")
+    learned = (_LEARNED - 1) * real.each
+    footprint = Footprint(real.fixed, real.each + learned)
+
+    def bytes_of(count: int) -> float:
+        return stored_bytes(selected.part(torch.arange(count)), selected) + learned * count
+
+    if budgets[0] < bytes_of(2):
+        raise UsageError(f"{budgets[0]:,} bytes are too few for a set: two images take about {bytes_of(2):,.0f}.")
+    wanted = [
+        about if (about := footprint.count(budget)) > len(selected) else most_within(budget, bytes_of, len(selected))
+        for budget in budgets
+    ]
     _logger.info("Into %s bytes fit %s images.", *(", ".join(f"{n:,}" for n in each) for each in (budgets, wanted)))
     return dict(zip(wanted, budgets, strict=True))
 

@@ -83,7 +83,8 @@ def lead(sweep: "Sweep") -> list[str]:
     worth = findings.worth_line(results)
     if worth:
         sentences.insert(0, worth)
-    sentences[:0] = [findings.verdict([findings.arms_of(result) for result in results]), *results[0].notes]
+    verdict = findings.verdict([findings.arms_of(result) for result in results])
+    sentences[:0] = [f"The set of {size:,} images: {verdict[0].lower()}{verdict[1:]}", *results[0].notes]
     cost = sweep.cost(size)
     searching = " and searching its settings" if sweep.found else ""
     if cost is None:

@@ -571,6 +571,28 @@ finally:
     assert count == "6" and "HF_HUB_OFFLINE is set: unset it." in refused
 
 
+def test_without_network_a_mistyped_folder_is_no_fault_of_the_network(
+    hub: LocalHub, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "birds").mkdir(parents=True)
+    code = f"""
+import os
+from lightly_distill import SyntheticSet, UsageError
+before = os.getcwd()
+os.chdir({str(tmp_path)!r})
+try:
+    SyntheticSet.load("runs/bird")
+except UsageError as error:
+    print(error)
+finally:
+    os.chdir(before)
+"""
+    hub.fault(".", status=503)
+    told = client.python(code).out
+    hub.heal()
+    assert told.startswith("There is no folder runs/bird. Did you mean 'runs/birds'? (")
+
+
 def test_a_student_goes_to_the_hub_and_timm_takes_it_from_there(hub: LocalHub, client: Client, tmp_path: Path) -> None:
     images = torch.randn(4, 3, 16, 16, generator=generator(0, "student"))
     folder = SyntheticSet(images, images[:, 0, 0], mean=MEAN, std=STD).save(tmp_path / "set")
