@@ -91,7 +91,7 @@ def test_a_target_without_a_map_is_said_once_and_refused_if_one_is_asked_for(
     )
     with pytest.raises(UsageError, match="has no map of images of shape"):
         find_grid(target, 8, 2, CPU)
-    with pytest.raises(UsageError, match="its last map is 4x4, smaller than the grid of 5x5"):
+    with pytest.raises(UsageError, match="its last map is 4x4, smaller than 5x5 cells"):
         find_grid(as_target(tiny.encoder()), 8, 5, CPU)
 
 

@@ -164,7 +164,7 @@ def test_a_set_whose_maps_could_not_be_read_again_is_refused_before_the_work() -
 
 
 def test_a_map_that_the_target_lacks_is_refused_before_images_are_read() -> None:
-    with pytest.raises(UsageError, match="its last map is 4x4, smaller than the grid of 7x7"):
+    with pytest.raises(UsageError, match="its last map is 4x4, smaller than 7x7 cells"):
         stage(target_map=7).check(tiny.images(COUNT))
 
 
