@@ -42,7 +42,7 @@ from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
-from lightly_distill.runtime.settings import update
+from lightly_distill.runtime.settings import check_known, update
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.runtime.together import failing_together
 from lightly_distill.runtime.words import called, duration
@@ -100,6 +100,7 @@ class DistillationStage:
         """
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
+        check_known(options, DistillationStage, DistillConfig)
         self.config = config or make_config(None if preset == AUTO else preset, **options)
         self._open_options = options if preset == AUTO else None
         self.verbose = verbose

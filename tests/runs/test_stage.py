@@ -311,6 +311,8 @@ def test_a_log_that_is_none_is_refused_before_the_folder_is_made(folder: Path, t
 def test_options_are_checked_when_the_stage_is_made() -> None:
     with pytest.raises(UsageError, match=r"Unknown option 'num_image'. Did you mean 'num_images'"):
         DistillationStage(target=SSLModel(), num_image=5)
+    with pytest.raises(UsageError, match=r"Unknown option 'verbos'. Did you mean 'verbose'"):
+        DistillationStage(target=SSLModel(), verbos=False)
     with pytest.raises(UsageError, match="either config or preset and options"):
         DistillationStage(target=SSLModel(), config=DistillConfig(), seed=1)
     assert DistillationStage(target=SSLModel(), preset="cifar", seed=4).config.steps == 160_000

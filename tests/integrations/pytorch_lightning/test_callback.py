@@ -209,6 +209,10 @@ def test_several_loaders_ask_for_the_images(tmp_path: Path) -> None:
 def test_options_are_checked_when_it_is_made() -> None:
     with pytest.raises(UsageError, match=r"Unknown option 'num_image'\. Did you mean 'num_images'"):
         DistillationCallback(num_image=3)
+    with pytest.raises(UsageError, match=r"Unknown option 'every_n_epoch'\. Did you mean 'every_n_epochs'\?"):
+        DistillationCallback(student="convnet_4_4", every_n_epoch=2)
+    with pytest.raises(UsageError, match=r"Unknown option 'foo'\. Known: .*every_n_epochs.*num_images"):
+        DistillationCallback(foo=1)
     with pytest.raises(UsageError, match="every_n_epochs must be a positive whole number; got 0"):
         DistillationCallback(every_n_epochs=0)
     with pytest.raises(UsageError, match="Unknown preset"):
