@@ -25,7 +25,7 @@ from lightly_distill.method.projection import MOST, check_dims
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.sight import find_for_target, try_target
-from lightly_distill.method.split import require_enough
+from lightly_distill.method.split import require_count, require_enough
 from lightly_distill.method.state import DistillState, saved_maps, saved_projection
 from lightly_distill.method.target_maps import find_grid
 from lightly_distill.models.rows import Layout
@@ -309,8 +309,9 @@ class DistillationStage:
             at_random=config.source_views == "random",
             reading=config.reading,
         )
+        items = _items(images)
         if isinstance(found, Brought):
-            found.check(views=config.source_views, items=_items(images), dim=None)
+            found.check(views=config.source_views, items=items, dim=None)
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
         dim = try_target(images, self.target.to(device), frame, device)
@@ -320,13 +321,15 @@ class DistillationStage:
             if isinstance(found, Brought):
                 found.check(views=config.source_views, items=None, dim=dim)
             if config.target_dims is not None:
-                check_dims(config.target_dims, images=_items(images), dim=dim)
+                check_dims(config.target_dims, images=items, dim=dim)
                 dim = min(MOST, dim) if config.target_dims == "auto" else config.target_dims
             sides = (3, images.image_size, images.image_size)
             shape = dict(zip(set_facts.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
             targets = Layout(dim, config.map_dims, grid) if grid else Layout(dim)
             # saving it would, at the end
             set_facts.check_contents(shape, targets, "The synthetic set asked for", UsageError)
+        if items is not None:
+            require_count(items, images.items.name if isinstance(images, Decoder) else images.name, config)
         return images, students, config
 
 

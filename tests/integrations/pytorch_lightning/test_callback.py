@@ -160,6 +160,7 @@ class NoTraining(SimCLR):
         ({"encoder": "trunk"}, "has no module 'trunk'"),
         ({"dataset": "nowhere/at/all/x"}, "There is no file or folder 'nowhere/at/all/x'"),
         ({"device": "cuda:77"}, "torch finds"),
+        ({"num_images": 38}, r"has 40 usable images \(4 of them held out .*: ask for at most 36, keep none aside"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
