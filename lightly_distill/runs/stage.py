@@ -243,8 +243,10 @@ class DistillationStage:
         source = open_together(images, processes)
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
-        _require_batch(len(source) - require_enough(source, config), config, processes)
-        _logger.info("Distilling %d images of %s into %d", len(source), called(source.name), config.num_images)
+        held = require_enough(source, config)
+        _require_batch(len(source) - held, config, processes)
+        aside = f"; {held} of them are held out to measure the loss" if held else ""
+        _logger.info("Distilling %d images of %s into %d%s", len(source), called(source.name), config.num_images, aside)
 
         started = time.perf_counter()
         if device.type == "cuda":
@@ -272,7 +274,7 @@ class DistillationStage:
             state,
             mean=target.mean,
             std=target.std,
-            provenance=provenance(facts, state, run, device, run.seconds_before + time.perf_counter() - started),
+            provenance=provenance(facts, state, run, held, device, run.seconds_before + time.perf_counter() - started),
             image_quality=config.image_quality,
             keep_projection=config.target_dims != "auto",
         )
@@ -281,7 +283,8 @@ class DistillationStage:
         if losses["initial"] is not None and losses["final"] is not None and losses["final"] > losses["initial"]:
             _logger.info(
                 "The loss on held-out real images rose, from %.4g to %.4g: what was learned does not carry over. Try "
-                "lower learning rates (outer.lr_images, outer.lr_representations), more images or a larger pool.",
+                "lower learning rates (outer.lr_images, outer.lr_representations; on the command line "
+                "--outer.lr-images, --outer.lr-representations), more images or a larger pool.",
                 losses["initial"],
                 losses["final"],
             )

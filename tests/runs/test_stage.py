@@ -122,6 +122,7 @@ def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> 
     assert torch.equal(SyntheticSet.load(out).images, synthetic.images)
     known = synthetic.provenance
     assert known["heldout_loss"] == {"initial": rows[0]["heldout_loss"], "final": rows[-1]["heldout_loss"]}
+    assert known["heldout_images"] == 4
     assert known["config"]["student"] == STUDENT and known["steps"] == 6 and known["peak_memory_bytes"] > 1e7
     assert {"torch", "timm", "torchvision", "lightly", "lightly-distill", "python"} == set(known["versions"])
     assert (known["chunk_size"], known["threads"], known["tf32"]) == (8, torch.get_num_threads(), "off")
