@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def sentence(error: BaseException) -> str:
+    """Returns `first_line` with a full stop, where a message goes on after it."""
+    return f"{first_line(error).removesuffix('.')}."
+
+
 def did_you_mean(name: str, known: Iterable[str], *, form: str = "{}", most: int = 1, list_up_to: int = 40) -> str:
     """Returns the end of a message about an unknown name: the nearest known names, or else all of them.
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightly_distill.errors import UsageError, first_line
+from lightly_distill.errors import UsageError, first_line, sentence
 from lightly_distill.models.encoders import CHECKPOINTS
 
 _logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Checkpoint:
         except Exception as error:  # somebody else's code
             raise UsageError(
                 f"{name} cannot be built with the hyper-parameters in '{self.path}' "
-                f"({', '.join(self.hyper_parameters) or 'it has none'}): {type(error).__name__}: {first_line(error)} "
+                f"({', '.join(self.hyper_parameters) or 'it has none'}): {type(error).__name__}: {sentence(error)} "
                 "Give a function without arguments that returns the model."
             ) from error
         if not isinstance(model, nn.Module):

@@ -190,8 +190,13 @@ def _divided(images: ImageFiles, spec: str) -> tuple[ImageFiles, ImageFiles]:
     """Splits the images of a folder, a fifth of each class for testing, always the same."""
     classes = images.classes()
     if len(set(classes)) < 2:
+        decoder = find_images(images, image_size=1)
+        assert isinstance(decoder, Decoder)
+        if not decoder.original_side:
+            raise UsageError(f"The task {spec} holds no usable image: {len(images)} not an image (first: {images[0]}).")
+        has = f"one class folder only, '{classes[0]}'" if classes[0] else "no class folders"
         raise UsageError(
-            f"The task {spec} has no class folders: put the images of each class in a folder of their own, or in such "
+            f"The task {spec} has {has}: put the images of each class in a folder of their own, or in such "
             "folders below train and test."
         )
     known = {name: number for number, name in enumerate(sorted(set(classes)))}

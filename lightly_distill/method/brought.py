@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightly_distill.data.locate import locate
 from lightly_distill.data.source import Source
-from lightly_distill.errors import UsageError, first_line
+from lightly_distill.errors import UsageError, sentence
 from lightly_distill.method.representation_cache import SHARD, Compute, Representations
 
 COLUMN = "embedding"
@@ -106,7 +106,7 @@ def read_file(path: Path) -> Brought:
     try:
         numbers = _READERS[path.suffix.lower()](path)
     except Exception as error:  # a damaged file fails in many ways
-        raise UsageError(f"{path} cannot be read as representations: {first_line(error)} {_CURE}") from error
+        raise UsageError(f"{path} cannot be read as representations: {sentence(error)} {_CURE}") from error
     return _checked(str(path), numbers)
 
 

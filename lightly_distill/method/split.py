@@ -37,17 +37,26 @@ class Split:
 
 
 def require_enough(source: Source, config: DistillConfig) -> int:
-    """Returns how many images are held out.
+    """Returns how many images are held out; see `require_count`."""
+    return require_count(len(source), source.name, config)
+
+
+def require_count(count: int, name: str, config: DistillConfig) -> int:
+    """Returns how many of `count` images are held out.
+
+    Args:
+        count: Usable images of a source; before they are read, its items, which are at least as many.
+        name: Of the source.
+        config: The settings.
 
     Raises:
         UsageError: If the source has too few images for the synthetic set.
     """
-    held = min(config.holdout, len(source) // 10)
-    if len(source) - held < config.num_images:
-        aside = "" if len(source) < config.num_images else ", keep none aside with holdout=0 (--holdout 0),"
+    held = min(config.holdout, count // 10)
+    if count - held < config.num_images:
+        aside = "" if count < config.num_images else ", keep none aside with holdout=0 (--holdout 0),"
         raise UsageError(
-            f"{called(source.name)} has {len(source)} usable images ({held} of them held out to measure the loss), "
-            f"fewer than num_images={config.num_images}: ask for at most {len(source) - held}{aside} or give a larger "
-            "source."
+            f"{called(name)} has {count} usable images ({held} of them held out to measure the loss), fewer than "
+            f"num_images={config.num_images}: ask for at most {count - held}{aside} or give a larger source."
         )
     return held

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightly_distill.errors import DistillError, UsageError, first_line
+from lightly_distill.errors import DistillError, UsageError, sentence
 from lightly_distill.models.encoders import candidates, encoder_name, find_encoder, is_checkpoint, load_model
 from lightly_distill.models.maps import NoMapError, to_grid, with_map
 from lightly_distill.runtime.console import tell_once
@@ -202,7 +202,7 @@ class Target(nn.Module):
             if self._channels not in (None, 1, 3):
                 cure = f"Its first convolution takes {self._channels} channels, images have 3: wrap it in a function."
             raise DistillError(
-                f"The target {self.name} fails on images of shape {tuple(images.shape)}: {first_line(error)} {cure}"
+                f"The target {self.name} fails on images of shape {tuple(images.shape)}: {sentence(error)} {cure}"
             ) from error
 
     def _pool(self, output: Any, images_shape: torch.Size) -> Tensor:
@@ -273,7 +273,7 @@ def as_target(
             found = copy.deepcopy(found)
         except Exception as error:  # generators, non-leaf tensors, locks: each fails in its own way
             raise UsageError(
-                f"The encoder {where} cannot be copied: {first_line(error)} Name a part of it with encoder=."
+                f"The encoder {where} cannot be copied: {sentence(error)} Name a part of it with encoder=."
             ) from error
     tell_once(_logger, logging.INFO, "Target: %s (%s).", where, choice.reason)
     return Target(

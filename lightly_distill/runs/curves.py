@@ -74,6 +74,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path, width: float = 7.2
         title += f", {'held-out images' if drawn is held else 'real batches'}: {drawn[0, 1]:.3g} to {drawn[-1, 1]:.3g}"
     axis.set_title(title, size=12, color=INK, loc="left", pad=10)
     axis.set_xlabel("outer step")
+    axis.locator_params(axis="x", integer=True)
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set_ylabel("mean squared error")
     _scale(axis, np.concatenate([losses[:, 1], held[:, 1], *(curve[:, 1] for curve in curves)]))

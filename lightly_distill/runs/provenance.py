@@ -67,7 +67,7 @@ def session_facts(device: torch.device, processes: Processes) -> dict[str, Any]:
 
 
 def provenance(
-    facts: dict[str, Any], state: DistillState, run: RunFolder, device: torch.device, seconds: float
+    facts: dict[str, Any], state: DistillState, run: RunFolder, held: int, device: torch.device, seconds: float
 ) -> dict[str, Any]:
     """Returns all that a set records, JSON-able.
 
@@ -75,6 +75,7 @@ def provenance(
         facts: What `run_facts` returned.
         state: At the end of the run.
         run: Its folder, which knows the sessions.
+        held: How many real images were held out.
         device: Of this session.
         seconds: Of all sessions.
     """
@@ -89,6 +90,7 @@ def provenance(
         **({"sessions": run.sessions} if changed else {}),
         "steps": state.step,
         "heldout_loss": heldout_losses(state.initial, run),
+        "heldout_images": held,
         "ridge_jitters": state.jitters,
         "seconds": round(seconds, 1),
         "peak_memory_bytes": peak_memory(device),

@@ -25,7 +25,7 @@ from lightly_distill.method.projection import MOST, check_dims
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.sight import find_for_target, try_target
-from lightly_distill.method.split import require_enough
+from lightly_distill.method.split import require_count, require_enough
 from lightly_distill.method.state import DistillState, saved_maps, saved_projection
 from lightly_distill.method.target_maps import find_grid
 from lightly_distill.models.rows import Layout
@@ -42,7 +42,7 @@ from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.processes import Processes, launched
-from lightly_distill.runtime.settings import update
+from lightly_distill.runtime.settings import check_known, update
 from lightly_distill.runtime.terms import on_own_terms
 from lightly_distill.runtime.together import failing_together
 from lightly_distill.runtime.words import called, duration
@@ -100,6 +100,7 @@ class DistillationStage:
         """
         if config is not None and (preset is not None or options):
             raise UsageError("Give either config or preset and options; use dataclasses.replace to change a config.")
+        check_known(options, DistillationStage, DistillConfig)
         self.config = config or make_config(None if preset == AUTO else preset, **options)
         self._open_options = options if preset == AUTO else None
         self.verbose = verbose
@@ -242,8 +243,10 @@ class DistillationStage:
         source = open_together(images, processes)
         if len(set(processes.gather((source.fingerprint, target.weights_sha256())))) > 1:
             raise UsageError("The processes were given different real images or targets: give all the same.")
-        _require_batch(len(source) - require_enough(source, config), config, processes)
-        _logger.info("Distilling %d images of %s into %d", len(source), called(source.name), config.num_images)
+        held = require_enough(source, config)
+        _require_batch(len(source) - held, config, processes)
+        aside = f"; {held} of them are held out to measure the loss" if held else ""
+        _logger.info("Distilling %d images of %s into %d%s", len(source), called(source.name), config.num_images, aside)
 
         started = time.perf_counter()
         if device.type == "cuda":
@@ -271,7 +274,7 @@ class DistillationStage:
             state,
             mean=target.mean,
             std=target.std,
-            provenance=provenance(facts, state, run, device, run.seconds_before + time.perf_counter() - started),
+            provenance=provenance(facts, state, run, held, device, run.seconds_before + time.perf_counter() - started),
             image_quality=config.image_quality,
             keep_projection=config.target_dims != "auto",
         )
@@ -280,7 +283,8 @@ class DistillationStage:
         if losses["initial"] is not None and losses["final"] is not None and losses["final"] > losses["initial"]:
             _logger.info(
                 "The loss on held-out real images rose, from %.4g to %.4g: what was learned does not carry over. Try "
-                "lower learning rates (outer.lr_images, outer.lr_representations), more images or a larger pool.",
+                "lower learning rates (outer.lr_images, outer.lr_representations; on the command line "
+                "--outer.lr-images, --outer.lr-representations), more images or a larger pool.",
                 losses["initial"],
                 losses["final"],
             )
@@ -308,8 +312,9 @@ class DistillationStage:
             at_random=config.source_views == "random",
             reading=config.reading,
         )
+        items = _items(images)
         if isinstance(found, Brought):
-            found.check(views=config.source_views, items=_items(images), dim=None)
+            found.check(views=config.source_views, items=items, dim=None)
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
         dim = try_target(images, self.target.to(device), frame, device)
@@ -319,13 +324,15 @@ class DistillationStage:
             if isinstance(found, Brought):
                 found.check(views=config.source_views, items=None, dim=dim)
             if config.target_dims is not None:
-                check_dims(config.target_dims, images=_items(images), dim=dim)
+                check_dims(config.target_dims, images=items, dim=dim)
                 dim = min(MOST, dim) if config.target_dims == "auto" else config.target_dims
             sides = (3, images.image_size, images.image_size)
             shape = dict(zip(set_facts.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))
             targets = Layout(dim, config.map_dims, grid) if grid else Layout(dim)
             # saving it would, at the end
             set_facts.check_contents(shape, targets, "The synthetic set asked for", UsageError)
+        if items is not None:
+            require_count(items, images.items.name if isinstance(images, Decoder) else images.name, config)
         return images, students, config
 
 

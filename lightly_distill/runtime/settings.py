@@ -1,8 +1,9 @@
 """Settings as small frozen dataclasses: checked when they are made, changed by name, compared leaf by leaf."""
 
+import inspect
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -50,6 +51,24 @@ def update(config: ConfigT, options: Mapping[str, Any]) -> ConfigT:
             raise UsageError(f"Option '{name}' takes a {type(current).__name__} or a mapping; got {value!r}.")
         changes[name] = value
     return replace(config, **changes)  # type: ignore[type-var]
+
+
+def check_known(options: Mapping[str, Any], function: Callable[..., Any], config: type) -> None:
+    """Refuses options that are none, and suggests what the function takes itself too, which `update` does not know.
+
+    Args:
+        options: What the function was given beside its own parameters.
+        function: Or a class.
+        config: The class of the settings.
+
+    Raises:
+        UsageError: If one is neither a parameter nor a setting.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = {*get_type_hints(config), *(each.name for each in parameters if each.kind is not each.VAR_KEYWORD)}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"Unknown option '{name}'.{did_you_mean(name, known)}")
 
 
 def check_bool(config: Any, *names: str, prefix: str = "") -> None:

@@ -114,9 +114,25 @@ def find(folder: Path) -> Path:
         raise UsageError(
             f"There is no synthetic set at {folder}: no such folder. (A set on the Hugging Face Hub is OWNER/NAME.)"
         )
+    checkpoints = sorted(folder.glob("checkpoints/step-*.safetensors"))
+    if checkpoints:
+        raise UsageError(
+            f"{folder} holds no synthetic set yet: its run is not finished, and the newest checkpoint is of step "
+            f"{_progress(folder, checkpoints[-1])}. Go on with it: distill --resume --out {folder} (resume=True in "
+            "Python)."
+        )
     raise UsageError(
         f"{folder} holds no synthetic set: there is no {FACTS} in it, nor in its folder 'set'.{below(folder, FACTS)}"
     )
+
+
+def _progress(run: Path, checkpoint: Path) -> str:
+    """Returns such as `7 of 12`, from the names and settings of a run; `7` where the settings do not say."""
+    config = run / "config.yaml"
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    step = checkpoint.stem.removeprefix("step-").lstrip("0") or "0"
+    steps = re.search(r"^steps: (\d+)$", text, re.MULTILINE)
+    return f"{step} of {steps[1]}" if steps else step
 
 
 def read(folder: Path) -> dict[str, Any]:

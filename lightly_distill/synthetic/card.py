@@ -93,7 +93,7 @@ def facts(synthetic: Contents) -> dict[str, str]:
             {"noise": "noise", "random": "real images", "kmeans": "real images"}.get(str(config.get("init")))
         ),
         "outer steps": _join(known.get("steps")),
-        "outer loss, held-out images": _loss(losses),
+        "outer loss, held-out images": _loss(losses, known.get("heldout_images")),
         **{f"of {_join(name)}": _loss(_part(_part(losses, "by_student"), name)) for name in _by_student(losses)},
         "seed": _join(config.get("seed")),
         "time": _join(_unit(_number(known.get("seconds")), "s"), known.get("device")),
@@ -173,9 +173,10 @@ def _measured(words: Callable[[Any], _T], value: Any) -> _T | None:
         return None
 
 
-def _loss(losses: Mapping[str, Any]) -> str:
+def _loss(losses: Mapping[str, Any], images: Any = None) -> str:
     initial, final = _number(losses.get("initial")), _number(losses.get("final"))
-    return _join(_unit(initial, "at the start"), _unit(final, "at the end"))
+    text = _join(_unit(initial, "at the start"), _unit(final, "at the end"))
+    return _join(text, None if images is None else f"of {images} images") if text else ""
 
 
 def _by_student(losses: Mapping[str, Any]) -> list[str]:

@@ -72,7 +72,7 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
     origin = {**_groups(known), **in_words, **_groups({"measured": synthetic.metrics})}
     # The settings are the longest and the least asked for.
     origin = dict(sorted(origin.items(), key=lambda item: item[0].startswith("config")))
-    column = min(max(map(len, (*lines, *origin))), WIDTH // 4)
+    column = min(max(map(len, (*lines, *origin))), 2 * WIDTH // 5)
     head = [f"{name:<{column}}  {text}" for name, text in lines.items()]
     more = [line for name, text in origin.items() for line in _wrap(name, text, column)]
     if len(more) > MAX_ORIGIN:

@@ -154,12 +154,24 @@ def test_a_folder_of_class_folders_without_splits_holds_a_fifth_of_each_class_ba
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(1, "has no class folders: put the images of each class"), (4, "too few")]
+    ("count", "message"), [(1, "has one class folder only, 'cat': put the images of each class"), (4, "too few")]
 )
 def test_a_folder_that_cannot_be_divided_says_why(count: int, message: str, tmp_path: Path) -> None:
     write_folder(tmp_path, {"animals": count})
     with pytest.raises(UsageError, match=message):
         open_task(tmp_path / "animals", image_size=8)
+
+
+def test_files_that_are_no_images_are_told_from_no_class_folders(tmp_path: Path) -> None:
+    (tmp_path / "bad" / "x").mkdir(parents=True)
+    (tmp_path / "bad" / "x" / "0.png").write_text("no image")
+    with pytest.raises(UsageError, match=r"bad holds no usable image: 1 not an image \(first: .*0\.png\)"):
+        open_task(tmp_path / "bad", image_size=8)
+    write_folder(tmp_path, {"flat": 2})
+    for path in (tmp_path / "flat").glob("*/*.png"):
+        path.rename(tmp_path / "flat" / f"{path.parent.name}.png")
+    with pytest.raises(UsageError, match="flat has no class folders: put"):
+        open_task(tmp_path / "flat", image_size=8)
 
 
 def write_deep_folder(root: Path, splits: dict[str, int]) -> None:

@@ -201,7 +201,7 @@ def test_files_that_hold_no_representations_are_refused_by_name(tmp_path: Path) 
     Dataset.from_dict({"vector": rows.tolist()}).to_parquet(str(tmp_path / "column.parquet"))
     for name, message in (
         ("two.safetensors", r"two.safetensors cannot be read .*has the tensors a, b; name that .* embedding"),
-        ("broken.safetensors", r"broken.safetensors cannot be read as representations"),
+        ("broken.safetensors", r"broken.safetensors cannot be read as representations: .*[^.]\. Give one row"),
         ("pickled.npy", r"pickled.npy cannot be read .*Python objects"),
         ("table.csv", r"table.csv is no file of representations: give a folder, or a file ending in .pt, .pth, .npy"),
         ("column.parquet", r"column.parquet\S* has no column 'embedding', but vector: rename"),

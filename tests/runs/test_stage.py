@@ -122,6 +122,7 @@ def test_a_run_folder_holds_what_is_documented(folder: Path, tmp_path: Path) -> 
     assert torch.equal(SyntheticSet.load(out).images, synthetic.images)
     known = synthetic.provenance
     assert known["heldout_loss"] == {"initial": rows[0]["heldout_loss"], "final": rows[-1]["heldout_loss"]}
+    assert known["heldout_images"] == 4
     assert known["config"]["student"] == STUDENT and known["steps"] == 6 and known["peak_memory_bytes"] > 1e7
     assert {"torch", "timm", "torchvision", "lightly", "lightly-distill", "python"} == set(known["versions"])
     assert (known["chunk_size"], known["threads"], known["tf32"]) == (8, torch.get_num_threads(), "off")
@@ -311,6 +312,8 @@ def test_a_log_that_is_none_is_refused_before_the_folder_is_made(folder: Path, t
 def test_options_are_checked_when_the_stage_is_made() -> None:
     with pytest.raises(UsageError, match=r"Unknown option 'num_image'. Did you mean 'num_images'"):
         DistillationStage(target=SSLModel(), num_image=5)
+    with pytest.raises(UsageError, match=r"Unknown option 'verbos'. Did you mean 'verbose'"):
+        DistillationStage(target=SSLModel(), verbos=False)
     with pytest.raises(UsageError, match="either config or preset and options"):
         DistillationStage(target=SSLModel(), config=DistillConfig(), seed=1)
     assert DistillationStage(target=SSLModel(), preset="cifar", seed=4).config.steps == 160_000

@@ -77,7 +77,7 @@ def test_what_took_no_step_tells_of_no_seconds(tmp_path: Path, caplog: pytest.Lo
     caplog.clear()
     stage.run(list(tiny.images(40)), out=tmp_path / "run", resume=True)
     assert "All 3 steps were done before." in caplog.messages and "for 0 outer steps" not in caplog.text
-    assert "Distilling 40 images of a list into 8" in caplog.messages
+    assert "Distilling 40 images of a list into 8; 4 of them are held out to measure the loss" in caplog.messages
     caplog.clear()
     DistillationStage(tiny.encoder(), **{**tiny.QUICK, "steps": 0}).run(tiny.images(40))
     assert "GiB at the peak" in caplog.text and "a step" not in caplog.text
@@ -112,3 +112,10 @@ def test_the_end_of_distill_says_what_comes_next_and_what_to_look_for_before_sha
 def test_help_lists_every_option_of_the_stage() -> None:
     told = DistillationStage.__init__.__doc__ or ""
     assert all(name in told for name in get_type_hints(DistillOptions))
+
+
+def test_a_loss_that_rose_names_the_options_to_lower(caplog: pytest.LogCaptureFixture) -> None:
+    options = {**tiny.QUICK, "steps": 20, "outer": {"lr_images": 1.0, "lr_representations": 1.0}}
+    losses = DistillationStage(tiny.encoder(), **options).run(tiny.images(40)).provenance["heldout_loss"]
+    assert losses["final"] > losses["initial"]
+    assert "on the command line --outer.lr-images, --outer.lr-representations)" in caplog.text

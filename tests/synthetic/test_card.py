@@ -46,6 +46,14 @@ def test_the_card_tells_what_is_recorded() -> None:
         assert part in text
 
 
+def test_the_card_says_of_how_many_images_the_loss_is() -> None:
+    row = "| outer loss, held-out images |"
+    measured = {"heldout_loss": {"initial": 0.25, "final": 0.125}, "heldout_images": 20}
+    assert f"{row} 0.25 at the start, 0.125 at the end, of 20 images |" in card.text(make(measured))
+    nothing = {"heldout_loss": {"initial": None, "final": None}, "heldout_images": 0}
+    assert row not in card.text(make(nothing))
+
+
 def test_the_card_shows_chunks_processes_and_what_changed_between_sessions() -> None:
     versions = {"python": "3.11.7", "torch": "2.9.0"}
     sessions = [

@@ -66,6 +66,15 @@ def test_columns_are_aligned_and_lines_short_whatever_a_stranger_wrote() -> None
     assert sum("long" in line for line in lines) == 5 and any(line.startswith("part9") for line in lines)
 
 
+def test_a_label_of_what_was_measured_is_whole() -> None:
+    ours = make_set()
+    ours.metrics = {"near_copies": {"pixels": {"near": 0}, "representations": {"near": 1}}}
+    lines = [line.split("  ", 1) for line in describe_set(ours, None).splitlines()]
+    told = {name: text.strip() for name, text in lines}
+    assert told["measured near_copies pixels"] == "near 0"
+    assert told["measured near_copies representations"] == "near 1"
+
+
 def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         describe(tmp_path / "nowhere")

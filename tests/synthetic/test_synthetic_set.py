@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from golden.scenario import KEPT
 from lightly_distill import DistillError, SyntheticSet, UsageError
 from synthetic_sets import MEAN, STD, make_set, same_bits
 
@@ -46,6 +48,17 @@ def test_a_run_folder_is_accepted_and_what_is_no_set_is_named(tmp_path: Path) ->
         SyntheticSet.load("my/sets/cifar10-1k")  # no name on the Hub either
     with pytest.raises(UsageError, match=f"{tmp_path} holds no synthetic set: there is no lightly_distill.json"):
         SyntheticSet.load(tmp_path)
+
+
+@pytest.mark.parametrize("told", ["7 of 12", "7"])
+def test_a_run_that_is_not_finished_is_told_from_a_folder_without_a_set(tmp_path: Path, told: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(KEPT / "interrupted", run)
+    if told == "7":
+        (run / "config.yaml").unlink()
+    message = rf"run holds no synthetic set yet: .* of step {told}\. Go on with it: distill --resume --out {run} "
+    with pytest.raises(UsageError, match=message):
+        SyntheticSet.load(run)
 
 
 def test_a_data_loader_gives_batches_of_both() -> None:

@@ -16,12 +16,13 @@ from typing_extensions import Unpack
 
 from lightly_distill.errors import UsageError
 from lightly_distill.method.auto import AUTO
-from lightly_distill.method.config import DistillOptions, make_config
+from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import numbers
 from lightly_distill.runtime.console import aloud
 from lightly_distill.runtime.processes import launched
+from lightly_distill.runtime.settings import check_known
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 _SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
@@ -81,6 +82,7 @@ class DistillationCallback(Callback):
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise UsageError(f"every_n_epochs must be a positive whole number; got {every_n_epochs!r}.")
+        check_known(options, DistillationCallback, DistillConfig)
         make_config(None if preset == AUTO else preset, **options)  # refuses a wrong one now
         self.synthetic: SyntheticSet | None = None
         self._given = None if out is None else Path(out)

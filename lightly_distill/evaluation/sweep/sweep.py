@@ -135,7 +135,8 @@ def sweep(
     task_names = [find_task(task)[0] for task in tasks]
     check_task_names(task_names)
     begun = read_record(folder)
-    stage.check(data, representations=representations)
+    most = replace(stage.config, num_images=2 if bytes else wanted[-1])
+    DistillationStage(stage.target, config=most, verbose=stage.verbose).check(data, representations=representations)
     source = _open(data, stage, students)
     if bytes:
         budgets = _fitting(wanted, stage, source)

@@ -88,6 +88,14 @@ def test_the_loss_curve_tells_first_and_last_numbers(tmp_path: Path, axes: list[
     assert axis.get_yscale() == "log" and "log scale" in axis.get_ylabel()
 
 
+def test_a_short_run_has_ticks_at_whole_steps(tmp_path: Path, axes: list[Axes]) -> None:
+    for steps in (1, 10, 23):
+        curves.loss_curve([{"step": step, "loss": 1 / (step + 1)} for step in range(steps + 1)], tmp_path / "loss.png")
+        low, high = axes[-1].get_xlim()
+        shown = [tick for tick in axes[-1].get_xticks() if low <= tick <= high]
+        assert len(shown) > 1 and all(float(tick).is_integer() for tick in shown)
+
+
 def test_a_mean_of_single_batches_is_not_drawn_over_them(tmp_path: Path, axes: list[Axes]) -> None:
     for count in (39, 40):
         curves.loss_curve([{"step": step, "loss": 1 / (step + 1)} for step in range(count)], tmp_path / "loss.png")

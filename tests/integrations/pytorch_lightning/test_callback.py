@@ -160,6 +160,7 @@ class NoTraining(SimCLR):
         ({"encoder": "trunk"}, "has no module 'trunk'"),
         ({"dataset": "nowhere/at/all/x"}, "There is no file or folder 'nowhere/at/all/x'"),
         ({"device": "cuda:77"}, "torch finds"),
+        ({"num_images": 38}, r"has 40 usable images \(4 of them held out .*: ask for at most 36, keep none aside"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -209,6 +210,10 @@ def test_several_loaders_ask_for_the_images(tmp_path: Path) -> None:
 def test_options_are_checked_when_it_is_made() -> None:
     with pytest.raises(UsageError, match=r"Unknown option 'num_image'\. Did you mean 'num_images'"):
         DistillationCallback(num_image=3)
+    with pytest.raises(UsageError, match=r"Unknown option 'every_n_epoch'\. Did you mean 'every_n_epochs'\?"):
+        DistillationCallback(student="convnet_4_4", every_n_epoch=2)
+    with pytest.raises(UsageError, match=r"Unknown option 'foo'\. Known: .*every_n_epochs.*num_images"):
+        DistillationCallback(foo=1)
     with pytest.raises(UsageError, match="every_n_epochs must be a positive whole number; got 0"):
         DistillationCallback(every_n_epochs=0)
     with pytest.raises(UsageError, match="Unknown preset"):
