@@ -28,9 +28,15 @@ def auto_settings(count: int | None, image_size: int) -> dict[str, Any]:
         image_size: S, in pixels.
     """
     own = next(own for most, own in _BY_COUNT if (count or math.inf) <= most)
+    images = min(own["num_images"], max(2, count // 4)) if count else own["num_images"]  # of a handful, a few
     blocks = 3 if image_size < 48 else 4  # down to maps of 4 cells a side
     widths = (32, 64, 128, 256)[:blocks]
-    return {**own, "student": "_".join(["convnet", *map(str, widths)]), "image_size": image_size}
+    return {
+        **own,
+        "num_images": images,
+        "student": "_".join(["convnet", *map(str, widths)]),
+        "image_size": image_size,
+    }
 
 
 def suited_settings(dataset: Any, image_size: int | None, reading: Reading) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_print_config_has_what_the_preset_chose_and_the_console_says_it(
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["steps"], printed["pool"]["size"], printed["image_size"]) == (300, 8, 8)
     assert (printed["student"], printed["num_images"]) == ("convnet_32_64_128", 7)
-    assert "For 40 images at 8 pixels the preset auto takes num_images=50, steps=300" in caplog.text
+    assert "For 40 images at 8 pixels the preset auto takes num_images=10, steps=300" in caplog.text
     caplog.clear()
     assert main(["distill", "--data", "photos", "--preset", "auto", "--target", "no:target", "--out", "x"]) == 2
     assert sum("Image size: 8" in line for line in caplog.messages) == 1

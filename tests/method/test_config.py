@@ -138,6 +138,7 @@ def test_what_takes_options_takes_them_typed(function: Any) -> None:
 @pytest.mark.parametrize(
     ("count", "size", "expected"),
     [
+        (40, 32, (10, 300, "convnet_32_64_128", 8)),
         (500, 32, (50, 300, "convnet_32_64_128", 8)),
         (10_000, 32, (300, 600, "convnet_32_64_128", 8)),
         (10_000, 64, (300, 600, "convnet_32_64_128_256", 8)),
