@@ -108,7 +108,8 @@ def sweep(
             `ridge` and `steps`; see `search.py`. The best settings are used for all sizes.
         trials: Distillations that the search tries, the first with the stage's own settings.
         search_size: Which of the sizes the search distils. Default: the smallest.
-        representations: The target's, of the real images, as `DistillationStage.run` takes them.
+        representations: The target's, of the real images, as `DistillationStage.run` takes them. Default: a folder in
+            `out`, so that they are computed once for all sizes.
         verbose: Shows progress, and what is found and written.
         config: How students are tried, all settings at once. Baselines that need labels of the source are refused,
             those that no size changes are measured once, and without `full` the cost stays open. The device is the
@@ -129,6 +130,7 @@ def sweep(
     if bytes:
         transfer = replace(transfer, baselines=(*transfer.baselines, *OF_BYTES))  # which keeps each once
     folder, wanted = Path(out), _increasing(bytes or sizes)
+    kept = representations if representations is not None else folder.absolute() / "representations"
     budgets: dict[int, int] = {}
     plan = None if bytes else plan_search(search, trials, search_size, wanted, stage.config)
     students = student_names(student or stage.config.students)
@@ -149,7 +151,7 @@ def sweep(
     opened = [] if searching else _opened(tasks, state, source.image_size, stage.config.reading)
     write_record(state, folder)
     if plan is not None and searching:
-        state.found = _search(plan, stage, source, representations, folder)
+        state.found = _search(plan, stage, source, kept, folder)
         write_record(state, folder)
         opened = _opened(tasks, state, source.image_size, stage.config.reading)
     for number, size in enumerate(wanted, start=1):
@@ -159,7 +161,7 @@ def sweep(
             continue
         _logger.info("%s: distilling and evaluating.", which)
         place = folder / f"size-{size}"
-        state.sizes[size] = _one_size(state, stage, source, representations, opened, transfer, size, place)
+        state.sizes[size] = _one_size(state, stage, source, kept, opened, transfer, size, place)
         state.sizes[size].budget = budgets.get(size)
         state.sizes = dict(sorted(state.sizes.items()))
         write_record(state, folder)

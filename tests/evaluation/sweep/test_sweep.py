@@ -80,7 +80,8 @@ def test_what_each_size_would_say_of_the_same_images_is_told_once(
 
 def test_a_sweep_leaves_what_is_documented(straight: tuple[Path, Sweep]) -> None:
     out, done = straight
-    assert {path.name for path in out.iterdir()} == {"sweep.html", "sweep.md", "sweep.json", "size-4", "size-8"}
+    written = {"sweep.html", "sweep.md", "sweep.json", "size-4", "size-8", "representations"}
+    assert {path.name for path in out.iterdir()} == written
     for size in (4, 8):
         assert len(SyntheticSet.load(out / f"size-{size}" / "run")) == size
         names = {path.name for path in (out / f"size-{size}" / "evaluation").iterdir()}
@@ -110,13 +111,18 @@ def test_each_size_is_what_distill_and_evaluate_give(straight: tuple[Path, Sweep
     assert written[0]["arms"]["full"] == expected.arms["full"].values
 
 
-def test_a_sweep_computes_the_representations_once_and_has_the_same_coordinates_in_all_arms(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [None, "kept"])
+def test_a_sweep_computes_the_representations_once_and_has_the_same_coordinates_in_all_arms(
+    tmp_path: Path, kept: str | None
+) -> None:
     own, shown = stage(target_dims=3, target_map=0), []
     own.target.register_forward_pre_hook(lambda module, inputs: shown.append(len(inputs[0])))
-    done = run(tmp_path / "out", stage=own, representations=tmp_path / "kept", seeds=1, baselines=["random"])
+    given = kept and tmp_path / kept
+    done = run(tmp_path / "out", stage=own, representations=given, seeds=1, baselines=["random"])
     assert [size for size in shown if size > 4] == [60]  # four are tried before the work
-    assert set(done.sizes) == {4, 8} and len(list((tmp_path / "kept").iterdir())) == 1
-    assert not list((tmp_path / "out").rglob("representations"))
+    place = given or tmp_path / "out" / "representations"
+    assert set(done.sizes) == {4, 8} and len(list(place.iterdir())) == 1
+    assert not list((tmp_path / "out").rglob("size-*/**/representations"))
     projection = SyntheticSet.load(tmp_path / "out" / "size-4" / "run").projection
     assert projection is not None and projection.basis.shape[1] == 3
 
