@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
     options = parser.parse_args()
-    model = train_target(CPU, options.target, workers=2)
+    model = train_target(CPU, options.target)
     found: dict[str, dict[str, list[float]]] = {}
     losses: dict[str, float] = {}
     for name in options.only:

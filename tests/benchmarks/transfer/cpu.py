@@ -17,7 +17,7 @@ CPU = Setting(
     name="cpu",
     images=10_000,
     resnet=("resnet-9", 0.5),
-    target_epochs=100,
+    target_epochs=40,
     stage={
         "student": "convnet_32_64_128",
         "num_images": 100,
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=ARMS)
     parser.add_argument("--only-target", action="store_true")
     options = parser.parse_args()
-    model = train_target(CPU, options.out / "target.pt", workers=2)
+    model = train_target(CPU, options.out / "target.pt")
     if not options.only_target:
         setting = dataclasses.replace(CPU, stage={**CPU.stage, "num_images": options.num_images})
         run_setting(setting, options.out, model, options.seeds, options.arms)

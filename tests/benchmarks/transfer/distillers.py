@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--matching-steps", type=int, default=100)
     options = parser.parse_args()
-    model = train_target(CPU, options.target, workers=2)
+    model = train_target(CPU, options.target)
     source = real_images(CPU.images)
     labels = source_labels(labelled_images(CPU.images), source.kept)
     found = []

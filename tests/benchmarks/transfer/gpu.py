@@ -55,13 +55,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=GPU.stage["steps"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--small", action="store_true", help="on a CPU and on little, to try the script")
     options = parser.parse_args()
     setting = dataclasses.replace(GPU, device=options.device, stage={**GPU.stage, "steps": options.steps})
     if options.small:
-        setting, options.seeds, options.workers = SMALL, [0], 0
-    model = train_target(setting, options.out / "target.pt", options.workers)
+        setting, options.seeds = SMALL, [0]
+    model = train_target(setting, options.out / "target.pt")
     run_setting(setting, options.out, model, options.seeds, ARMS)
 
 

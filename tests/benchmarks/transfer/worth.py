@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", type=int, default=[2000, 200])
     options = parser.parse_args()
     if options.target:
-        target, size = as_target(train_target(CPU, options.target, workers=2)), 32
+        target, size = as_target(train_target(CPU, options.target)), 32
     else:
         target, size = load_target(strong_target(options.out / "lite0.safetensors")), SIZE
     whole = of_all_seeds([run_seed(target, size, seed, options) for seed in options.seeds])
