@@ -9,6 +9,11 @@ from lightly_distill.runtime.signals import StopOnSignal
 MEASUREMENTS = 10  # of the held-out loss, over the whole run, besides the one at the start
 
 
+def measures(step: int, steps: int) -> bool:
+    """Returns whether the held-out loss is due after this step: `MEASUREMENTS` times, and after the last one."""
+    return step == steps or step % max(1, steps // MEASUREMENTS) == 0
+
+
 class Cadence:
     """Says after each step what is due; inside its block, a signal asks for a stop instead of ending the program.
 
@@ -39,9 +44,8 @@ class Cadence:
         self._signals.__exit__(*error)
 
     def measures(self, step: int) -> bool:
-        """Returns whether the held-out loss is due after this step: `MEASUREMENTS` times, and after the last one."""
-        steps = self._config.steps
-        return step == steps or step % max(1, steps // MEASUREMENTS) == 0
+        """Returns whether the held-out loss is due after this step."""
+        return measures(step, self._config.steps)
 
     def logs(self, step: int) -> bool:
         """Returns whether a row is due after this step; every measurement is in one."""

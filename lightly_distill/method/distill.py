@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import torch
 
 from lightly_distill.errors import DistillError
-from lightly_distill.method.cadence import Cadence
+from lightly_distill.method.cadence import Cadence, measures
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.grain import smooth_step_
 from lightly_distill.method.objective import Objective
@@ -76,11 +76,10 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     held_out = real.held_out()
     # a resumed run keeps the chunks that it began with: in others, batch norm is trained otherwise
     chunk_size = state.pool.chunk_size if state.initial else config.chunk_size
-    steps = config.steps - state.step
     if not state.initial and config.precision == "auto":
         _settle_precision(state, held_out or real.plain(real.split.train[: config.batch_size]), config)
-    state.pool.fit_memory(state.images, real.batch_size, chunk_size, steps=steps, warm=bool(state.initial))
-    if not steps:
+    _tell_costs(state, real, held_out, config, chunk_size)
+    if state.step == config.steps:
         _logger.info("All %s steps were done before.", f"{config.steps:,}")
     if not state.initial:  # not a resumed run
         _warm_up(state, held_out, config, recorder)
@@ -117,6 +116,25 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
                 break
     if cadence.stop is not None:
         recorder.leave(state, cadence.stop)
+
+
+def _tell_costs(
+    state: DistillState,
+    real: RealImages,
+    held_out: RealBatch | None,
+    config: DistillConfig,
+    chunk_size: int | str | None,
+) -> None:
+    """Has the chunks decided, and memory and time to come told."""
+    warm, looks = (
+        bool(state.initial),
+        sum(measures(step, config.steps) for step in range(state.step + 1, config.steps + 1)),
+    )
+    measured = 0 if held_out is None else (looks + (not warm)) * (len(held_out.images) + len(state.images))
+    with _precision(state):  # in which the students will work
+        state.pool.fit_memory(
+            state.images, real.batch_size, chunk_size, steps=config.steps - state.step, measured=measured, warm=warm
+        )
 
 
 def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> T:

@@ -1,7 +1,8 @@
-"""How much memory a run will need for the students' activations, and what fits."""
+"""How much memory a run will need for the students' activations, what fits, and how long its steps will take."""
 
 import time
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from lightly_distill.runtime.device import free_memory
 SHARE = 0.5  # of the free memory that activations may take; features, gradients and the target need the rest
 _LIVE = 4  # layers of which a network without a graph holds the outputs at the same time, at most: a residual block
 _PROBED = 32  # images of the measurement, at most: fewer take more time each
+_TIMED = (3, 7)  # passes, of which the middle one counts: a single one varies by half beside other work
+_LONG = 1.0  # seconds after which the least number of them is enough
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,14 @@ class Estimate:
         bytes: For activations and features, at the peak.
         seconds: Of a step, roughly: from the time that a few images take.
         training_seconds: Of a training step of one student, which is a part of that.
+        image_seconds: Of one image through a student, forward.
     """
 
     chunk_size: int | None
     bytes: int
     seconds: float
     training_seconds: float
+    image_seconds: float
 
 
 def estimate(
@@ -75,6 +80,7 @@ def estimate(
         max(at_once * per_image, real) + (3 * count + batch_size) * width * few.element_size(),
         passes * forward,
         count * 3 * forward,
+        forward,
     )
 
 
@@ -113,16 +119,26 @@ def _probe(student: nn.Module, images: Tensor) -> tuple[int, int, int, float]:
         with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
             with torch.no_grad():
                 student.forward(images)  # the first call loads and chooses
-            started = time.perf_counter()
             # the kept tensors are alive until the hooks are done with, so that no address is used twice
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 features = student.forward(images.clone().requires_grad_())
-            width = int(features.shape[1])  # waits for the device
-            float(features.detach().sum())
-            seconds = time.perf_counter() - started
+            width = int(features.shape[1])
+            del features
+            seconds = _seconds(student, images)
     finally:
         student.train(training)
         with torch.no_grad():
             for name, buffer in student.named_buffers():
                 buffer.copy_(buffers[name])
     return sum(kept.values()), max(kept.values(), default=0), width, seconds
+
+
+def _seconds(student: nn.Module, images: Tensor) -> float:
+    """Returns the time of a forward pass, in the middle of several."""
+    each: list[float] = []
+    least, most = _TIMED
+    while len(each) < least or (len(each) < most and sum(each) < _LONG):
+        started = time.perf_counter()
+        float(student.forward(images.clone().requires_grad_()).detach().sum())  # waits for the device
+        each.append(time.perf_counter() - started)
+    return median(each)

@@ -120,7 +120,14 @@ class StudentPool:
         return student, features
 
     def fit_memory(
-        self, images: Tensor, batch_size: int, chunk_size: int | str | None, *, steps: int, warm: bool = False
+        self,
+        images: Tensor,
+        batch_size: int,
+        chunk_size: int | str | None,
+        *,
+        steps: int,
+        measured: int = 0,
+        warm: bool = False,
     ) -> None:
         """Decides how many synthetic images a student is given at a time, and logs what the steps will need.
 
@@ -129,6 +136,7 @@ class StudentPool:
             batch_size: Real images of a step.
             chunk_size: As in `DistillConfig`.
             steps: Outer steps to come.
+            measured: Images that each student is shown in all measurements to come.
             warm: Whether the students are warmed up already, in a run that goes on.
         """
         divide = self.team.divide
@@ -144,9 +152,10 @@ class StudentPool:
         if not steps:
             return
         training = 0 if warm else sum(self._first_ages())
-        warming, stepping = training * plan.training_seconds, steps * plan.seconds
+        measuring = measured * len(self.slots) / divide.count * plan.image_seconds
+        warming, stepping = training * plan.training_seconds, steps * plan.seconds + measuring
         _logger.info(
-            "Estimated: %.2g GiB for activations and features%s; about %s for %s outer steps%s.",
+            "Estimated: %.2g GiB for activations and features%s; about %s for %s outer steps and their measurements%s.",
             plan.bytes / 2**30,
             "" if self.chunk_size is None else f", in chunks of {self.chunk_size} synthetic images",
             duration(stepping),

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -399,8 +400,8 @@ def _require_batch(most: int, config: DistillConfig, processes: Processes) -> No
 
 def _cost(synthetic: SyntheticSet, run: RunFolder) -> str:
     memory = synthetic.provenance["peak_memory_bytes"] / 2**30
-    seconds = run.last("seconds_per_step")
-    return f"{memory:.2g} GiB at the peak" + ("" if seconds is None else f", {duration(seconds)} a step")
+    seconds = [row["seconds_per_step"] for row in run.rows if "seconds_per_step" in row]
+    return f"{memory:.2g} GiB at the peak" + (f", {duration(median(seconds))} a step" if seconds else "")
 
 
 def _draw(folder: Path, initial: torch.Tensor, synthetic: SyntheticSet, run: RunFolder) -> None:

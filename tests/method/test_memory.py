@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tiny
+from lightly_distill.method import memory
 from lightly_distill.method.memory import estimate
 from lightly_distill.runtime.seeding import generator
 
@@ -59,6 +62,22 @@ def test_the_student_and_the_global_generator_stay_as_they_are() -> None:
     estimate([network], torch.randn(20, 3, 8, 8, generator=g), 16, "auto")
     assert torch.equal(torch.get_rng_state(), state) and network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_pass_that_other_work_slowed_does_not_lengthen_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, passes = [0.0], []
+
+    def forward(images: Tensor) -> Tensor:
+        passes.append(len(images))
+        now[0] += 50.0 if len(passes) in (1, 4) else 0.1  # the first call of all, and one that has to wait
+        return images.flatten(1)
+
+    monkeypatch.setattr(memory, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    network = nn.Module()
+    network.forward = forward  # type: ignore[method-assign]
+    found = estimate([network], torch.randn(10, 3, 8, 8), 40, None)
+    assert found.image_seconds == pytest.approx(0.01)
+    assert found.training_seconds == pytest.approx(10 * 3 * 0.01) and found.seconds == pytest.approx(0.9)
 
 
 def test_what_torch_compile_puts_around_a_student_is_left_out() -> None:

@@ -12,10 +12,14 @@ from torchvision.transforms.functional import to_pil_image
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, pretrain
 from lightly_distill.cli.main import main
+from lightly_distill.method import pool
+from lightly_distill.method.cadence import Cadence
 from lightly_distill.method.config import DistillOptions
+from lightly_distill.method.memory import Estimate
 from lightly_distill.method.pool import StudentPool
 from lightly_distill.models.targets import load_target
 from lightly_distill.runs import checkpoint
+from lightly_distill.runtime.words import duration
 from lightly_distill.synthetic.card import text
 
 
@@ -81,6 +85,25 @@ def test_what_took_no_step_tells_of_no_seconds(tmp_path: Path, caplog: pytest.Lo
     caplog.clear()
     DistillationStage(tiny.encoder(), **{**tiny.QUICK, "steps": 0}).run(tiny.images(40))
     assert "GiB at the peak" in caplog.text and "a step" not in caplog.text
+
+
+def test_the_estimate_counts_the_measurements(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # a step takes 10 s, a training step of the pool 1 s, an image of a measurement 1 s
+    monkeypatch.setattr(pool, "estimate", lambda *args, **options: Estimate(None, 2**30, 10.0, 1.0, 1.0))
+    DistillationStage(tiny.encoder(), **tiny.QUICK).run(tiny.images(40))
+    (told,) = (line for line in caplog.messages if line.startswith("Estimated:"))
+    students, measured = tiny.QUICK["pool"]["size"], 4 * (4 + 8)  # before the first step and after each of three
+    assert f"about {duration(3 * 10 + students * measured)} for 3 outer steps and their measurements" in told
+
+
+def test_the_seconds_of_a_step_are_not_those_of_the_last_row_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Cadence, "seconds_per_step", lambda self, step: {1: 9.0, 2: 2.0, 3: 70.0}[step])
+    DistillationStage(tiny.encoder(), **tiny.QUICK).run(tiny.images(40))
+    assert "GiB at the peak, 9 s a step" in caplog.text
 
 
 def test_pretraining_tells_the_first_and_the_last_loss(caplog: pytest.LogCaptureFixture) -> None:
