@@ -66,8 +66,9 @@ class StudentFacts(NamedTuple):
 class StudentAdapter(Protocol):
     """Builds student backbones of one library. `name` is what stands after `ADAPTER:`, with the library's options.
 
-    It may also have a function `find_map`, as a `TargetAdapter`, and `configure(model, metadata)`, which notes size and
-    normalisation of the set in a trained model, as the library does; `metadata` is that of `save`.
+    It may also have a function `find_map`, as a `TargetAdapter`; `configure(model, metadata)`, which notes size and
+    normalisation of the set in a trained model, as the library does; `metadata` is that of `save`; and
+    `check_name(name)`, which raises a UsageError for a name that `build` would not know, at any size.
     """
 
     def build(self, name: str, image_size: int) -> nn.Module:

@@ -23,6 +23,7 @@ from lightly_distill.data.reading import Reading, as_range
 from lightly_distill.errors import UsageError
 from lightly_distill.method.auto import AUTO, suited_settings
 from lightly_distill.method.config import PRESETS, DistillConfig, make_config
+from lightly_distill.models.students import check_names
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import Trackers
@@ -113,6 +114,7 @@ def run(options: Namespace) -> None:
         trackers = Trackers([name.strip() for name in options.log_with.split(",")], options.out)
     locate(options.data)
     config = stage_config(options)
+    check_names(config.students)
     target = given_target(options)
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}

@@ -21,8 +21,9 @@ from lightly_distill.errors import UsageError
 from lightly_distill.evaluation import findings
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.evaluate import check_folder, evaluate
-from lightly_distill.evaluation.plan import TransferConfig
+from lightly_distill.evaluation.plan import TransferConfig, student_names
 from lightly_distill.evaluation.probes import PROBES
+from lightly_distill.models.students import check_names
 from lightly_distill.synthetic.pretrain import PretrainConfig, find_recipe
 
 ABOUT = "Tries students that were pre-trained on a set and on what it has to beat on labelled tasks, writes a report."
@@ -144,6 +145,7 @@ def run(options: Namespace) -> None:
     config = transfer_config(options)  # before the target, which may be a download
     flags = {name: options[name] for name in ("resume", "overwrite")}
     check_folder(options.out, **flags)
+    check_names(student_names(options.student))
     target = given_target(options)
     with config_written(options, options.out):
         results = evaluate(

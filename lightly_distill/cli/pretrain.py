@@ -10,7 +10,7 @@ from lightly_distill.cli.options import SET_HELP, config_option, config_written,
 from lightly_distill.models.students import find_adapter
 from lightly_distill.sharing.publish_student import publish_student
 from lightly_distill.synthetic import address
-from lightly_distill.synthetic.pretrain import PretrainConfig, is_trained, pretrain
+from lightly_distill.synthetic.pretrain import PretrainConfig, check_student, is_trained, pretrain
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
 
 ABOUT = "Pre-trains a timm backbone on a synthetic set."
@@ -45,6 +45,7 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Runs the command."""
     config = PretrainConfig(**{field.name: options[field.name] for field in fields(PretrainConfig)})
+    check_student(options.student, options.set)  # before the set, which may be a download
     if options.push is not None:
         hub, repo_id = address.find_hub(options.push)
         hub.check_token()

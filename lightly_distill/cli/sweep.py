@@ -13,6 +13,7 @@ from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.sweep import sweep_report
 from lightly_distill.evaluation.sweep.search import SEARCHABLE
 from lightly_distill.evaluation.sweep.sweep import TRANSFER, sweep
+from lightly_distill.models.students import check_names
 from lightly_distill.runs.stage import DistillationStage
 
 ABOUT = (
@@ -86,6 +87,7 @@ def run(options: Namespace) -> None:
         raise UsageError("Give --sizes in images, such as 50,100,200, or --bytes, such as 100k,300k,1M.")
     locate(options.data)  # before the target, which may be a download
     config, transfer = stage_config(options), transfer_config(options, skip=_OF_STAGE)
+    check_names([*config.students, *listed(options.evaluate_student or "")])
     target = given_target(options)
     with config_written(options, options.out):
         done = sweep(

@@ -29,7 +29,7 @@ from lightly_distill.evaluation.results import (
     write_results,
 )
 from lightly_distill.evaluation.tasks import count_among_real
-from lightly_distill.models.students import student_builder
+from lightly_distill.models.students import check_names, student_builder
 from lightly_distill.models.targets import Target
 from lightly_distill.runs.run_folder import RunFolder, run_metrics
 from lightly_distill.runtime.console import speaking
@@ -95,6 +95,7 @@ def evaluate(
     check_folder(out, resume=resume, overwrite=overwrite)
     config = choose(config, TransferConfig(), options)
     check_other_names(others or {})
+    check_names(student_names(student))
     with new_folder(out, occupied=resume or overwrite) as folder:
         bench = _open(synthetic, student, tasks, data, target, representations, others or {}, config)
         notes = _notes(bench)

@@ -1,6 +1,6 @@
 """Students by name: builds them and checks once that they fit the images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -38,6 +38,18 @@ def student_builder(name: str, image_size: int, *, batch_size: int = 2) -> Calla
         for mode in (True, False):
             _check(name, model.train(mode), images)
     return build
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses names that no adapter builds, before there are images; an adapter without `check_name` leaves it open.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for name in names:
+        adapter, plain_name = find_adapter(name)
+        if hasattr(adapter, "check_name"):
+            adapter.check_name(plain_name)
 
 
 def find_adapter(name: str) -> tuple[StudentAdapter, str]:

@@ -30,7 +30,7 @@ from lightly_distill.method.split import require_count, require_enough
 from lightly_distill.method.state import DistillState, saved_maps, saved_projection
 from lightly_distill.method.target_maps import find_grid
 from lightly_distill.models.rows import Layout
-from lightly_distill.models.students import student_builder
+from lightly_distill.models.students import check_names, student_builder
 from lightly_distill.models.targets import Target, as_target, load_target
 from lightly_distill.runs import curves
 from lightly_distill.runs.lock import locked
@@ -73,7 +73,8 @@ class DistillationStage:
             several students as a sequence, and parts as mappings, such as `pool={"size": 5}`.
 
     Raises:
-        UsageError: If an option is unknown or out of range, or the target's encoder cannot be found.
+        UsageError: If an option is unknown or out of range, no student has this name, or the target's encoder cannot
+            be found.
 
     Example:
         >>> stage = DistillationStage(target=model, student="resnet18", num_images=1000)
@@ -105,6 +106,7 @@ class DistillationStage:
         self.config = config or make_config(None if preset == AUTO else preset, **options)
         self._open_options = options if preset == AUTO else None
         self.verbose = verbose
+        check_names(self.config.students)
         with aloud(verbose):
             self.target = load_target(target, encoder) if isinstance(target, str) else as_target(target, encoder)
 

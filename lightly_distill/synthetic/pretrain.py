@@ -17,7 +17,7 @@ from lightly_distill.data.pixels import Normalised
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
 from lightly_distill.models.recipe import Recipe, RecipeOptions, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
-from lightly_distill.models.students import find_adapter, student_builder
+from lightly_distill.models.students import check_names, find_adapter, student_builder
 from lightly_distill.runtime.console import speaking
 from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import new_folder
@@ -112,7 +112,7 @@ def pretrain(
         UsageError: If a number is out of range, the student is unknown or does not fit, or `out` is not empty.
         DistillError: If the loss is no longer a finite number.
     """
-    _check_student(student, synthetic)
+    check_student(student, synthetic)
     settings = choose(config, find_recipe(recipe), options)
     if transform is not None and not callable(transform):
         raise UsageError(f"transform is a function of an image (3, S, S); got {transform!r}.")
@@ -293,13 +293,15 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]
     return list(torch.tensor_split(order, parts))
 
 
-def _check_student(student: Any, synthetic: Any) -> None:
-    """Refuses a set in the place of the student, and several students."""
+def check_student(student: Any, synthetic: Any) -> None:
+    """Refuses a set in the place of the student, several students, and an unknown one."""
     folders = isinstance(student, str) and isinstance(synthetic, str) and not Path(synthetic).exists()
     if hasattr(student, "normalised") or isinstance(student, Path) or (folders and Path(student).is_dir()):
         raise UsageError("The student comes first, then the set: pretrain('resnet18', synthetic).")
     if isinstance(student, str) and "," in student:
         raise UsageError(f"One student is pre-trained at a time, such as 'resnet18'; got '{student}'.")
+    if isinstance(student, str):
+        check_names([student])
 
 
 def _check(images: Normalised) -> None:

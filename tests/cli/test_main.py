@@ -314,16 +314,40 @@ def test_each_entry_point_loads_and_offers_what_its_protocol_says() -> None:
             assert all(callable(getattr(adapter, function)) for function in needed)
 
 
-def test_a_wrong_source_or_folder_is_told_before_the_target_is_loaded(
+def test_a_wrong_source_folder_or_student_is_told_before_the_target_is_loaded(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "costly_target.py").write_text("def make():\n    raise RuntimeError('the target was loaded')\n")
     (place / "used").mkdir()
     (place / "used" / "notes.txt").write_text("mine")
-    for data, out, message in (("phtos", "run", "photos"), ("photos", "used", "is not empty")):
-        assert main(["distill", "--data", data, "--target", "costly_target:make", "--out", out, *SMALL]) == 2
+    for data, out, student, message in (
+        ("phtos", "run", "convnet_4_4", "photos"),
+        ("photos", "used", "convnet_4_4", "is not empty"),
+        ("photos", "run", "resnt18", "timm knows no model 'resnt18'. Did you mean 'resnet18'"),
+    ):
+        options = ["--data", data, "--target", "costly_target:make", "--out", out, *SMALL, "--student", student]
+        assert main(["distill", *options]) == 2
         error = capsys.readouterr().err
         assert message in error and "was loaded" not in error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["distill", "--data", "photos", "--target", TARGET, "--student"],
+        ["pretrain", "--set", "run", "--student"],
+        ["evaluate", "--set", "run", "--task", "animals", "--student"],
+        ["sweep", "--data", "photos", "--target", TARGET, "--task", "animals", "--sizes", "4", "--student"],
+        ["sweep", "--data", "photos", "--target", TARGET, "--task", "animals", "--sizes", "4", "--evaluate-student"],
+    ],
+)
+def test_an_unknown_student_is_told_with_the_nearest_before_anything_else(
+    command: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "resnt18", "--out", "x"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("lightly-distill: error: timm knows no model 'resnt18'. Did you mean 'resnet18', ")
+    assert len(told.splitlines()) == 1 and not Path("x").exists()
 
 
 MODEL = """

@@ -316,16 +316,18 @@ def test_options_are_checked_when_the_stage_is_made() -> None:
         DistillationStage(target=SSLModel(), verbos=False)
     with pytest.raises(UsageError, match="either config or preset and options"):
         DistillationStage(target=SSLModel(), config=DistillConfig(), seed=1)
+    with pytest.raises(UsageError, match=r"timm knows no model 'resnt18'. Did you mean 'resnet18'"):
+        DistillationStage(target=SSLModel(), student=["convnet_4_4", "resnt18"])
     assert DistillationStage(target=SSLModel(), preset="cifar", seed=4).config.steps == 160_000
 
 
-def test_a_student_that_does_not_exist_is_refused_before_the_target_runs(folder: Path) -> None:
+def test_a_student_that_does_not_fit_is_refused_before_the_target_runs(folder: Path) -> None:
     class Untouchable(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             pytest.fail("the target ran")
 
-    with pytest.raises(UsageError, match="resnet18"):
-        DistillationStage(target=Untouchable(), **{**OPTIONS, "student": "resnet81"}).run(folder)
+    with pytest.raises(UsageError, match="5 blocks need images of 32x32 or more"):
+        DistillationStage(target=Untouchable(), **{**OPTIONS, "student": "convnet_4_4_4_4_4"}).run(folder)
 
 
 def test_a_set_that_could_not_be_saved_is_refused_before_any_long_work(caplog: pytest.LogCaptureFixture) -> None:

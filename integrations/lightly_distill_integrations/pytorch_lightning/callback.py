@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from lightly_distill.errors import UsageError
 from lightly_distill.method.auto import AUTO
 from lightly_distill.method.config import DistillConfig, DistillOptions, make_config
+from lightly_distill.models.students import check_names
 from lightly_distill.runs.run_folder import RunFolder
 from lightly_distill.runs.stage import DistillationStage
 from lightly_distill.runs.trackers import numbers
@@ -59,8 +60,8 @@ class DistillationCallback(Callback):
         synthetic: The newest synthetic set; None before there is one.
 
     Raises:
-        UsageError: If an option is unknown or out of range. When training starts: if the encoder, the images or the
-            students cannot be used, the folder is taken, or the strategy shards the model.
+        UsageError: If an option is unknown or out of range, or no student has this name. When training starts: if the
+            encoder, the images or the students cannot be used, the folder is taken, or the strategy shards the model.
 
     Example:
         >>> trainer = Trainer(max_epochs=100, callbacks=[DistillationCallback(student="resnet18", num_images=1000)])
@@ -83,7 +84,7 @@ class DistillationCallback(Callback):
         if every_n_epochs is not None and every_n_epochs < 1:
             raise UsageError(f"every_n_epochs must be a positive whole number; got {every_n_epochs!r}.")
         check_known(options, DistillationCallback, DistillConfig)
-        make_config(None if preset == AUTO else preset, **options)  # refuses a wrong one now
+        check_names(make_config(None if preset == AUTO else preset, **options).students)  # refuses a wrong one now
         self.synthetic: SyntheticSet | None = None
         self._given = None if out is None else Path(out)
         self._out: Path | None = None  # of this fit

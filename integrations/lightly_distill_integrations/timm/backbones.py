@@ -30,6 +30,15 @@ _FEW_PATCHES = 4  # of a side
 _logger = logging.getLogger(__name__)
 
 
+def check_name(name: str) -> None:
+    """Refuses a name that timm does not know, and an option that there is not.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    _resolve(name)
+
+
 def build(name: str, image_size: int) -> nn.Module:
     """Builds a freshly initialised backbone without a head.
 

@@ -48,7 +48,7 @@ from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.sight import find_for_target, target_frame
 from lightly_distill.method.split import require_enough
-from lightly_distill.models.students import student_builder
+from lightly_distill.models.students import check_names, student_builder
 from lightly_distill.runs.representations import find_representations, keeper
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runs.stage import DistillationStage
@@ -134,6 +134,7 @@ def sweep(
     budgets: dict[int, int] = {}
     plan = None if bytes else plan_search(search, trials, search_size, wanted, stage.config)
     students = student_names(student or stage.config.students)
+    check_names(students)
     task_names = [find_task(task)[0] for task in tasks]
     check_task_names(task_names)
     begun = read_record(folder)

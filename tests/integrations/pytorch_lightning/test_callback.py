@@ -218,6 +218,8 @@ def test_options_are_checked_when_it_is_made() -> None:
         DistillationCallback(every_n_epochs=0)
     with pytest.raises(UsageError, match="Unknown preset"):
         DistillationCallback(preset="cifar100")
+    with pytest.raises(UsageError, match=r"timm knows no model 'resnt18'. Did you mean 'resnet18'"):
+        DistillationCallback(student="resnt18")
 
 
 SCRIPT = """
