@@ -64,7 +64,6 @@ def config_of_run(options: Namespace) -> list[str]:
     config = options.out / "config.yaml"
     if not config.is_file():
         return []
-    _logger.info("Going on with the settings in %s; other options have the last word.", config)
     return ["--config", str(config)]
 
 
@@ -115,6 +114,10 @@ def run(options: Namespace) -> None:
     locate(options.data)
     config = stage_config(options)
     check_names(config.students)
+    if options.resume and is_main():
+        RunFolder.check_settings(options.out, config)
+        for file in options.config or []:
+            _logger.info("Going on with the settings in %s; other options have the last word.", file)
     target = given_target(options)
     stage = DistillationStage(target, config=config)
     flags = {name: options[name] for name in ("resume", "overwrite", "strict")}

@@ -107,6 +107,18 @@ def load_newest(folder: Path, *, strict: bool = False) -> tuple[dict[str, Tensor
     raise DistillError(f"No checkpoint in {folder} can be used ({'; '.join(faults)}): start again with --overwrite.")
 
 
+def newest_facts(folder: Path) -> dict[str, Any] | None:
+    """Returns the facts of the newest checkpoint that can be opened, at once and unchecked; None if there is none."""
+    for path in reversed(_all(folder)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts: dict[str, Any] = json.loads(file.metadata()["state"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            continue
+        return facts
+    return None
+
+
 def exists(folder: Path) -> bool:
     """Returns whether there is a checkpoint, whole or not."""
     return bool(_all(folder))

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ import yaml
 from torch import Tensor
 
 from lightly_distill.errors import DistillError, UsageError
-from lightly_distill.method.config import as_recorded
+from lightly_distill.method.config import DistillConfig, as_recorded
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs import checkpoint, lock, representations
@@ -32,7 +32,7 @@ from lightly_distill.runtime import signals
 from lightly_distill.runtime.background import Background
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
-from lightly_distill.runtime.settings import differences
+from lightly_distill.runtime.settings import differences, to_dict
 
 TRACKERS = "trackers"
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", representations.FOLDER, "pictures", "set", TRACKERS)
@@ -124,6 +124,20 @@ class RunFolder:
             raise UsageError(f"The output folder {path} cannot be made: {above} is a file.")
         if not os.access(above, os.W_OK | os.X_OK):
             raise UsageError(f"The output folder {path} cannot be written to: no permission in {above}.")
+
+    @staticmethod
+    def check_settings(path: Path | None, config: DistillConfig) -> None:
+        """Refuses to go on with other settings than those of the run, before target and images are looked at.
+
+        What is decided by these is compared by `load_checkpoint`, which compares all.
+
+        Raises:
+            UsageError: If a setting is another; the message names each.
+        """
+        begun = None if path is None else checkpoint.newest_facts(path / "checkpoints")
+        if begun is not None:
+            before, now = (_fixed_config(each) for each in (begun["settings"]["config"], to_dict(config)))
+            _require_same(path, [line for line in differences(before, now, "config.") if not _decided_later(line)])
 
     def begin(self, *, resumed: bool, config: Mapping[str, Any]) -> None:
         """Makes the folder, removes an old run unless it is resumed, and writes the configuration.
@@ -223,11 +237,7 @@ class RunFolder:
             _logger.warning("The run in %s had no checkpoint yet: it starts from the beginning.", self.path)
             return None
         tensors, facts = checkpoint.load_newest(self.path / "checkpoints", strict=strict)
-        changed = differences(_fixed(facts["settings"]), _fixed(self._settings))
-        if changed:
-            raise UsageError(
-                f"The run in {self.path} had other settings ({'; '.join(changed)}): give the old ones or another --out."
-            )
+        _require_same(self.path, differences(_fixed(facts["settings"]), _fixed(self._settings)))
         self.seconds_before = facts["seconds"]
         self.sessions = self._sessions_after(facts.get("sessions", []), facts["step"])
         log = self.path / "metrics.jsonl"
@@ -291,10 +301,26 @@ def _remove_unfinished(folder: Path) -> None:
         remove(workspace)
 
 
+def _require_same(path: Path | None, changed: Sequence[str]) -> None:
+    if changed:
+        raise UsageError(
+            f"The run in {path} had other settings ({'; '.join(changed)}): give the old ones or another --out."
+        )
+
+
+def _decided_later(difference: str) -> bool:
+    """Returns whether a line of `differences` is of a setting whose default depends on target and images."""
+    return difference.removeprefix("config.").partition(":")[0] in ("target_map", "map_dims", "target_size")
+
+
+def _fixed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain = as_recorded(json.loads(json.dumps(config)))  # as a checkpoint gives it back: lists, not tuples
+    return {name: value for name, value in plain.items() if name not in FREE_TO_CHANGE}
+
+
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a checkpoint gives it back: lists, not tuples
-    config = as_recorded(plain["config"])
-    plain["config"] = {name: value for name, value in config.items() if name not in FREE_TO_CHANGE}
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    plain["config"] = _fixed_config(plain["config"])
     if not plain["config"]["target_map"]:
         del plain["config"]["map_dims"]  # of no account
     plain["source"].pop("name")  # how it was written; the fingerprint says what it is

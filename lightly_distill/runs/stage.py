@@ -205,6 +205,8 @@ class DistillationStage:
                 require_run_log(log)
                 folder = Path(out) if out is not None else None
                 RunFolder.check(folder, resume=resume, overwrite=overwrite)
+                if resume:
+                    RunFolder.check_settings(folder, self.config)
                 held.enter_context(locked(folder))
                 return folder, resume, strict
 

@@ -84,8 +84,12 @@ def test_a_run_goes_on_with_its_own_settings_where_its_folder_alone_is_given(
     assert main(["distill", "--resume", "--out", "run"]) == 0
     assert yaml.safe_load(Path("run/config.yaml").read_text())["seed"] == 5
     assert "Going on with the settings in run/config.yaml" in caplog.text
-    assert main(["distill", "--resume", "--out", "run", "--seed", "6"]) == 2
-    assert "seed: 5 -> 6" in capsys.readouterr().err
+    caplog.clear(), capsys.readouterr()
+    options = ["--seed", "6", "--pool.size", "3", "--log-every", "7", "--target", "no:target"]
+    assert main(["distill", "--resume", "--out", "run", *options]) == 2
+    told = capsys.readouterr().err
+    assert "The run in run had other settings (config.pool.size: 2 -> 3; config.seed: 5 -> 6)" in told
+    assert len(told.splitlines()) == 1 and not caplog.messages  # before anything else is told
     assert main(["distill", "--resume", "--out", "nowhere"]) == 2
     assert "Missing: --data SRC, --target SPEC." in capsys.readouterr().err
 

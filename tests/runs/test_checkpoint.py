@@ -33,6 +33,15 @@ def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
     )
 
 
+def test_the_facts_of_the_newest_that_opens_are_had_at_once(tmp_path: Path) -> None:
+    assert checkpoint.newest_facts(tmp_path) is None
+    save(tmp_path, 5, tensors(2.0), {"loss": 0.5})
+    newer = save(tmp_path, 6, tensors(3.0), {"loss": 0.25})
+    assert checkpoint.newest_facts(tmp_path) == {"step": 6, "loss": 0.25}
+    newer.write_bytes(newer.read_bytes()[:50])
+    assert checkpoint.newest_facts(tmp_path) == {"step": 5, "loss": 0.5}
+
+
 def test_a_snapshot_is_of_the_moment_whatever_the_run_changes_in_place_afterwards(tmp_path: Path) -> None:
     state, losses = {"weight": torch.ones(2, 3), "step": torch.tensor(4.0)}, [0.5]
     taken = checkpoint.snapshot(4, state, {"losses": losses})
