@@ -155,9 +155,8 @@ def accuracy_by_images(
         axis.axvline(chosen, color=INK, linestyle=(0, (1, 3)), linewidth=1.5, label=f"recommended: {written(chosen)}")
     counts = sorted({count for curve in curves.values() for count in curve})
     axis.set_xscale("log")
-    axis.set_xlim(counts[0] / 1.25, counts[-1] * 1.25)
-    ticks = _apart(counts)
-    axis.set_xticks(ticks, [written(count) for count in ticks])
+    beside = min(1.25, (counts[-1] / counts[0]) ** 0.1) if len(counts) > 1 else 1.25  # sizes that are close fill it too
+    axis.set_xlim(counts[0] / beside, counts[-1] * beside)
     axis.set_xticks([], minor=True)
     axis.margins(y=0.1)
     values = [accuracies for curve in curves.values() for accuracies in curve.values()]
@@ -166,6 +165,7 @@ def accuracy_by_images(
     axis.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     set_title(figure, title)
+    _set_ticks_apart(axis, {count: written(count) for count in counts})
     figure.savefig(path)
 
 
@@ -210,14 +210,19 @@ def _of_seeds(accuracies: Iterable[Sequence[float]]) -> str:
     return f", mean and deviation of {seeds} seeds" if seeds > 1 else ", one seed"
 
 
-def _apart(counts: Sequence[int]) -> list[int]:
-    """Returns those of increasing counts whose numbers do not run into each other on a logarithmic axis."""
-    shown = [counts[-1]]
-    room = math.log(counts[-1] / counts[0]) / 6
-    for count in reversed(counts[:-1]):
-        if math.log(shown[-1] / count) >= room:
-            shown.append(count)
-    return shown[::-1]
+def _set_ticks_apart(axis: "Axes", labels: Mapping[int, str]) -> None:
+    """Sets the ticks below a finished axis, of increasing places, without those whose labels run into others."""
+    axis.set_xticks(list(labels), list(labels.values()))
+    axis.figure.draw_without_rendering()  # type: ignore[union-attr]  # lays it out
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+    gap = max(box.height for box in boxes)
+    shown: list[int] = []
+    left = math.inf  # of the label to the right
+    for place, box in reversed(list(zip(labels, boxes, strict=True))):
+        if box.x1 + gap <= left:
+            shown.append(place)
+            left = box.x0
+    axis.set_xticks(shown[::-1], [labels[place] for place in shown[::-1]])
 
 
 def _zoom(axis: "Axes", lowest: float, highest: float) -> None:

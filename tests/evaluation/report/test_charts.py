@@ -1,4 +1,5 @@
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,13 @@ def test_accuracy_by_images_has_a_curve_for_each_arm_and_lines_across(tmp_path: 
 
 @pytest.mark.parametrize(
     ("counts", "shown"),
-    [([50], [50]), ([50, 100, 200, 500], [50, 100, 200, 500]), ([10, 950, 1000], [10, 1000])],
+    [
+        ([50], [50]),
+        ([10, 20], [10, 20]),
+        ([50, 100, 200, 500], [50, 100, 200, 500]),
+        ([10, 950, 1000], [10, 1000]),
+        ([1_234_567, 1_234_568], [1_234_567, 1_234_568]),
+    ],
 )
 def test_numbers_of_images_that_would_run_into_each_other_are_left_out(
     tmp_path: Path, axes: list[Axes], counts: list[int], shown: list[int]
@@ -216,6 +223,20 @@ def test_numbers_of_images_that_would_run_into_each_other_are_left_out(
     charts.accuracy_by_images({"distilled": {count: [0.5] for count in counts}}, tmp_path / "curve.png", {})
     (axis,) = axes
     assert [label.get_text() for label in axis.get_xticklabels()] == [f"{count:,}" for count in shown]
+
+
+@pytest.mark.parametrize("of_bytes", [False, True])
+@pytest.mark.parametrize(
+    "counts", [[90, 100, 110, 120, 130], [9980, 10_020, 11_900, 23_400], [145_000 + 1000 * n for n in range(9)]]
+)
+def test_close_numbers_below_a_chart_do_not_touch(
+    tmp_path: Path, axes: list[Axes], counts: list[int], of_bytes: bool
+) -> None:
+    curves = {"distilled": {count: [0.5, 0.6] for count in counts}}
+    charts.accuracy_by_images(curves, tmp_path / "curve.svg", {}, of_bytes=of_bytes)
+    boxes = [label.get_window_extent() for label in axes[0].get_xticklabels()]
+    assert len(boxes) > 1 and all(right.x0 - left.x1 > 3 for left, right in pairwise(boxes))
+    assert boxes[-1].x1 < axes[0].figure.bbox.x1
 
 
 def test_difference_bars_go_both_ways_from_zero(tmp_path: Path, axes: list[Axes]) -> None:
