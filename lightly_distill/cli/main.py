@@ -15,10 +15,12 @@ from lightly_distill.cli import demo, distill, evaluate, inspect, pretrain, publ
 from lightly_distill.cli.options import PROGRAM
 from lightly_distill.cli.wording import commands_of, in_plain_words
 from lightly_distill.errors import UsageError
-from lightly_distill.runtime.console import aloud
+from lightly_distill.runtime.console import aloud, tell_once
 from lightly_distill.runtime.processes import is_main
 from lightly_distill.runtime.settings import flat
 from lightly_distill.synthetic.pretrain import RECIPES
+
+_logger = logging.getLogger(__name__)
 
 # in the order of --help
 COMMANDS = {
@@ -90,7 +92,8 @@ def _run(argv: list[str]) -> int:
     if not options.debug:
         warnings.filterwarnings("ignore")
     try:
-        COMMANDS[parsed.command].run(options)
+        with nullcontext() if options.debug else _retries_told_once():
+            COMMANDS[parsed.command].run(options)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted{getattr(COMMANDS[parsed.command], 'INTERRUPTED', '')}", file=sys.stderr)
         return 130
@@ -99,6 +102,24 @@ def _run(argv: list[str]) -> int:
     except Exception as error:  # whatever it is, a user of the command line gets one line
         return _told(error, debug=options.debug)
     return 0
+
+
+@contextmanager
+def _retries_told_once() -> Iterator[None]:
+    """Has one line told of a Hub that does not answer, where its client tells two of each of many tries."""
+    client = logging.getLogger("huggingface_hub.utils._http")
+
+    def told(record: logging.LogRecord) -> bool:
+        if record.msg.startswith("Retrying in ") or " thrown while requesting " in record.msg:
+            tell_once(_logger, logging.WARNING, "The Hugging Face Hub does not answer; it is asked a few times more.")
+            return False
+        return True
+
+    client.addFilter(told)
+    try:
+        yield
+    finally:
+        client.removeFilter(told)
 
 
 def _told(error: Exception, *, debug: bool) -> int:

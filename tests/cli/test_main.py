@@ -1,5 +1,6 @@
 import filecmp
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet
+from lightly_distill.cli import inspect as inspect_command
 from lightly_distill.cli import sweep as sweep_command
 from lightly_distill.cli.main import main
 from lightly_distill.evaluation import measure
@@ -193,6 +195,24 @@ def test_a_failure_in_mid_run_is_one_line_and_debug_shows_where(
     assert "diverged" in error and "pool.lr" in error and "Traceback" not in error
     with pytest.raises(Exception, match="diverged"):
         distill(*arguments, "--debug", out="debug")
+
+
+@pytest.mark.parametrize(("options", "heard"), [([], 1), (["--debug"], 4)])
+def test_the_many_tries_of_the_hubs_client_are_told_in_one_line(
+    options: list[str], heard: int, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def asks_the_hub(options: Any) -> None:
+        for number in (1, 2):
+            client.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://a/b")
+            client.warning(f"Retrying in {number}s [Retry {number}/5].")
+        client.warning("Something else.")
+
+    client = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(inspect_command, "run", asks_the_hub)
+    assert main(["inspect", "me/photos", *options]) == 0
+    *tries, other = caplog.messages
+    assert len(tries) == heard and other == "Something else." and not client.filters
+    assert options or tries == ["The Hugging Face Hub does not answer; it is asked a few times more."]
 
 
 def test_a_recipe_is_what_other_options_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
