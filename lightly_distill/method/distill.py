@@ -15,6 +15,7 @@ import torch
 from lightly_distill.errors import DistillError
 from lightly_distill.method.cadence import Cadence, measures
 from lightly_distill.method.config import DistillConfig
+from lightly_distill.method.forecast import Forecast
 from lightly_distill.method.grain import smooth_step_
 from lightly_distill.method.objective import Objective
 from lightly_distill.method.pool import Slot
@@ -78,11 +79,15 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
     chunk_size = state.pool.chunk_size if state.initial else config.chunk_size
     if not state.initial and config.precision == "auto":
         _settle_precision(state, held_out or real.plain(real.split.train[: config.batch_size]), config)
-    _tell_costs(state, real, held_out, config, chunk_size)
+    forecast = _forecast(state, real, held_out, config, chunk_size)
     if state.step == config.steps:
         _logger.info("All %s steps were done before.", f"{config.steps:,}")
+    else:
+        forecast.tell_memory(state.pool.chunk_size)
     if not state.initial:  # not a resumed run
-        _warm_up(state, held_out, config, recorder)
+        _warm_up(state, held_out, config, recorder, forecast)
+    elif state.step < config.steps:
+        forecast.tell_time()
 
     shown, note = state.team.all.main, ""
     progress = Progress("Distilling", config.steps, "step", done=state.step, shown=shown)
@@ -118,23 +123,20 @@ def distill(state: DistillState, real: RealImages, config: DistillConfig, record
         recorder.leave(state, cadence.stop)
 
 
-def _tell_costs(
+def _forecast(
     state: DistillState,
     real: RealImages,
     held_out: RealBatch | None,
     config: DistillConfig,
     chunk_size: int | str | None,
-) -> None:
-    """Has the chunks decided, and memory and time to come told."""
-    warm, looks = (
-        bool(state.initial),
-        sum(measures(step, config.steps) for step in range(state.step + 1, config.steps + 1)),
-    )
-    measured = 0 if held_out is None else (looks + (not warm)) * (len(held_out.images) + len(state.images))
+) -> Forecast:
+    """Has the chunks decided, and returns what is to come."""
     with _precision(state):  # in which the students will work
-        state.pool.fit_memory(
-            state.images, real.batch_size, chunk_size, steps=config.steps - state.step, measured=measured, warm=warm
-        )
+        plan = state.pool.fit_memory(state.images, real.batch_size, chunk_size)
+    looks = sum(measures(step, config.steps) for step in range(state.step + 1, config.steps + 1))
+    looks += not state.initial
+    seen = 0 if held_out is None else len(held_out.images) + len(state.images)
+    return Forecast(plan, config.steps - state.step, looks * seen * len(state.pool.slots) // state.team.divide.count)
 
 
 def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> T:
@@ -161,11 +163,13 @@ def _in_memory(state: DistillState, batch: RealBatch, work: Callable[[], T]) -> 
         )
 
 
-def _warm_up(state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder) -> None:
+def _warm_up(
+    state: DistillState, held_out: RealBatch | None, config: DistillConfig, recorder: Recorder, forecast: Forecast
+) -> None:
     """Trains the pool to staggered ages, and measures and saves what the first step starts from."""
     with _precision(state), EndOnSignal(partial(recorder.leave, state)):
         first = RealBatch(state.images[:0], state.representations[:0])
-        _in_memory(state, first, partial(state.pool.warm_up, *state.learned()))
+        _in_memory(state, first, partial(state.pool.warm_up, *state.learned(), tell=forecast.tell_time))
     state.initial = held_out_loss(state, held_out, config)
     try:
         recorder.log({"step": 0, **state.initial})

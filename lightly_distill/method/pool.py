@@ -1,11 +1,12 @@
 """The pool of online students, each at another point of its training on the synthetic set."""
 
-import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from lightly_distill.data.augment import vary
 from lightly_distill.errors import DistillError
 from lightly_distill.method.compiled import Compiler
 from lightly_distill.method.config import PoolConfig
-from lightly_distill.method.memory import estimate
+from lightly_distill.method.memory import Estimate, estimate
 from lightly_distill.method.step import chunks_of
 from lightly_distill.method.watch import Watch
 from lightly_distill.models.recipe import make_optimizer
@@ -23,11 +24,9 @@ from lightly_distill.runtime import seeding
 from lightly_distill.runtime.device import free_memory
 from lightly_distill.runtime.processes import SOLO, Team
 from lightly_distill.runtime.progress import Progress
-from lightly_distill.runtime.words import duration
 
-_LONG = 10.0  # seconds of waiting that a user wonders about
-
-_logger = logging.getLogger(__name__)
+_TIMED = 6  # training steps that show how long all take, at most
+_LONG = 1.0  # seconds after which there are enough of them
 
 StudentBuilder = Callable[[], nn.Module]
 
@@ -119,25 +118,16 @@ class StudentPool:
             self._compiler.compile(name, student, self._probe)
         return student, features
 
-    def fit_memory(
-        self,
-        images: Tensor,
-        batch_size: int,
-        chunk_size: int | str | None,
-        *,
-        steps: int,
-        measured: int = 0,
-        warm: bool = False,
-    ) -> None:
-        """Decides how many synthetic images a student is given at a time, and logs what the steps will need.
+    def fit_memory(self, images: Tensor, batch_size: int, chunk_size: int | str | None) -> Estimate:
+        """Decides how many synthetic images a student is given at a time.
 
         Args:
             images: Synthetic images, shape (M, C, H, W).
             batch_size: Real images of a step.
             chunk_size: As in `DistillConfig`.
-            steps: Outer steps to come.
-            measured: Images that each student is shown in all measurements to come.
-            warm: Whether the students are warmed up already, in a run that goes on.
+
+        Returns:
+            What the steps will need.
         """
         divide = self.team.divide
         share = len(range(batch_size)[divide.share(batch_size)])
@@ -149,23 +139,7 @@ class StudentPool:
         # the least of all processes, which must agree
         sizes = [size for size in self.team.all.gather(plan.chunk_size) if size is not None]
         self.chunk_size = min(sizes, default=None)
-        if not steps:
-            return
-        training = 0 if warm else sum(self._first_ages())
-        measuring = measured * len(self.slots) / divide.count * plan.image_seconds
-        warming, stepping = training * plan.training_seconds, steps * plan.seconds + measuring
-        _logger.info(
-            "Estimated: %.2g GiB for activations and features%s; about %s for %s outer steps and their measurements%s.",
-            plan.bytes / 2**30,
-            "" if self.chunk_size is None else f", in chunks of {self.chunk_size} synthetic images",
-            duration(stepping),
-            f"{steps:,}",
-            "" if warm else f", and before them {duration(warming)} for {training:,} training steps of the pool",
-        )
-        if warming > max(stepping, _LONG):
-            _logger.info(
-                "Fewer or younger students start sooner: pool.size (--pool.size), pool.max_age (--pool.max-age)."
-            )
+        return plan
 
     def draw(self, step: int) -> Slot:
         """Returns the slot of an outer step, drawn uniformly from those of this process."""
@@ -173,16 +147,43 @@ class StudentPool:
         draw = torch.randint(len(self.slots), (1,), generator=seeding.generator(self.seed, "draw", number))
         return self.slots[int(draw)]
 
-    def warm_up(self, images: Tensor, representations: Tensor) -> None:
-        """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread."""
+    def warm_up(
+        self, images: Tensor, representations: Tensor, tell: Callable[[int, float], None] | None = None
+    ) -> None:
+        """Trains each student for a number of steps drawn uniformly from 1..T, so that the ages are spread.
+
+        Args:
+            images: Synthetic images.
+            representations: Their targets.
+            tell: Is told, after the first training steps, how many there are and how many seconds all take.
+        """
         ages = self._first_ages()
-        with Progress("Warming up the pool", sum(ages), "step", shown=self.team.all.main) as progress:
+        if tell is not None:
+            each = self._time_some(ages, images, representations)
+            tell(sum(ages), sum(age * each[slot.name] for slot, age in zip(self.slots, ages, strict=True)))
+        done = sum(slot.age for slot in self.slots)  # of a warm-up that is tried again too
+        with Progress("Warming up the pool", sum(ages), "step", shown=self.team.all.main, done=done) as progress:
             for slot, age in zip(self.slots, ages, strict=True):
-                progress.add(slot.age)  # of a warm-up that is tried again
                 while slot.age < age:
                     self._train(slot, images, representations)
                     progress.add()
         self.watch.settle()
+
+    def _time_some(self, ages: Sequence[int], images: Tensor, representations: Tensor) -> dict[str, float]:
+        """Takes the first training steps of a student of each architecture, and returns the seconds of one by name."""
+        seconds: dict[str, float] = {}
+        together = self.team.divide.count > 1  # who train a student together take as many steps
+        for slot, age in sorted(zip(self.slots, ages, strict=True), key=lambda pair: -pair[1]):
+            if slot.name in seconds:
+                continue
+            each: list[float] = []
+            while slot.age < age and len(each) < _TIMED and (together or sum(each[1:]) < _LONG):
+                started = time.perf_counter()
+                self._train(slot, images, representations)
+                self.watch.settle()
+                each.append(time.perf_counter() - started)
+            seconds[slot.name] = median(each[1:] or each or [0.0])  # the first one loads and chooses
+        return seconds
 
     def _first_ages(self) -> list[int]:
         """Returns the ages of the students of this process after the warm-up."""

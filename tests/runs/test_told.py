@@ -3,6 +3,7 @@
 import logging
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -87,15 +88,38 @@ def test_what_took_no_step_tells_of_no_seconds(tmp_path: Path, caplog: pytest.Lo
     assert "GiB at the peak" in caplog.text and "a step" not in caplog.text
 
 
-def test_the_estimate_counts_the_measurements(
+def test_the_estimate_counts_the_measurements_and_takes_the_seconds_of_real_training_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # by passes alone a step takes 10 s, 1 s of it to train a student, which really takes 2 s; an image measured, 1 s
+    monkeypatch.setattr(pool, "estimate", lambda *args, **options: Estimate(None, 2**30, 10.0, 1.0, 1.0))
+    monkeypatch.setattr(StudentPool, "_time_some", lambda self, ages, *tensors: {"convnet_4_4": 2.0})
+    stage, images = DistillationStage(tiny.encoder(), **tiny.QUICK), tiny.images(40)
+    stage.run(images, out=tmp_path)
+    students, measured = tiny.QUICK["pool"]["size"], 4 * (4 + 8)  # before the first step and after each of three
+    memory, told = (line for line in caplog.messages if line.startswith("Estimated: "))
+    assert memory == "Estimated: 1 GiB for activations and features."
+    warming, stepping = told.removeprefix("Estimated: ").split(" training steps of the pool, then about ")
+    seconds, steps = warming.split(" s for ")
+    assert float(seconds) == 2 * int(steps)
+    assert stepping == f"{duration(3 * 11 + students * measured)} for 3 outer steps and their measurements."
+
+
+def test_the_first_training_step_does_not_count_in_the_estimate(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # a step takes 10 s, a training step of the pool 1 s, an image of a measurement 1 s
-    monkeypatch.setattr(pool, "estimate", lambda *args, **options: Estimate(None, 2**30, 10.0, 1.0, 1.0))
-    DistillationStage(tiny.encoder(), **tiny.QUICK).run(tiny.images(40))
-    (told,) = (line for line in caplog.messages if line.startswith("Estimated:"))
-    students, measured = tiny.QUICK["pool"]["size"], 4 * (4 + 8)  # before the first step and after each of three
-    assert f"about {duration(3 * 10 + students * measured)} for 3 outer steps and their measurements" in told
+    train, now = StudentPool._train, [0.0]
+
+    def slow_at_first(self: StudentPool, *args: Any) -> None:
+        now[0] += 0.5 if now[0] else 500.0
+        train(self, *args)
+
+    monkeypatch.setattr(StudentPool, "_train", slow_at_first)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    DistillationStage(tiny.encoder(), **{**tiny.QUICK, "pool": {"size": 2, "max_age": 40}}).run(tiny.images(40))
+    (told,) = (line for line in caplog.messages if "training steps of the pool" in line)
+    seconds, rest = told.removeprefix("Estimated: ").split(" s for ", 1)
+    assert float(seconds) == pytest.approx(int(rest.split()[0]) / 2, rel=0.05)
 
 
 def test_the_seconds_of_a_step_are_not_those_of_the_last_row_alone(

@@ -50,7 +50,7 @@ def test_a_script_is_told_what_was_taken_how_far_it_is_and_where_it_was_written(
     told = run(tmp_path)
     assert "Target: Model.backbone (its 'backbone', as Lightly evaluates it)." in told
     assert "Distilling 40 images of a tensor into 8" in told
-    assert "for 3 outer steps and their measurements, and before them" in told and "training steps of the pool" in told
+    assert "training steps of the pool, then about" in told and "for 3 outer steps and their measurements." in told
     assert "Wrote run" in told and "Pre-trained convnet_4_4 for 2 steps: loss" in told
 
 
