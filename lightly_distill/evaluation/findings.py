@@ -45,10 +45,11 @@ class Comparison:
 
     def cell(self) -> str:
         """Returns the numbers, short."""
+        signed = f"{round(self.difference, 1) + 0.0:+.1f}"  # not -0.0
         if self.error is None:
-            return f"{self.difference:+.1f}"
+            return signed
         few = f", only {self.seeds} seeds" if self.seeds < ENOUGH else ""
-        return f"{self.difference:+.1f} ± {self.error:.1f} ({self._p()}{few})"
+        return f"{signed} ± {self.error:.1f} ({self._p()}{few})"
 
     def sentence(self) -> str:
         """Returns the numbers and what they mean, in a sentence without its subject."""

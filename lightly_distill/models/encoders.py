@@ -114,6 +114,7 @@ def load_model(spec: str, target_class: str | None = None) -> Any:
         return adapters.get("targets", _CHECKPOINT_ADAPTER).load_checkpoint(spec, model_class)
     if model_class is not None:
         raise UsageError(f"A target class goes with a checkpoint, such as last.ckpt; '{spec}' names its own.")
+    _refuse_files(spec)
     if not (separator and prefix and rest):
         raise UsageError(
             f"'{spec}' is no target. Expected timm:NAME, timm:NAME@FILE, a checkpoint ending in "
@@ -136,6 +137,7 @@ def _refuse_files(spec: str) -> None:
     file, _, attribute = spec.partition(":")
     if file.endswith(".py"):
         module = ".".join(Path(file).with_suffix("").parts).lstrip(".")
+        attribute = attribute or "FUNCTION"
         raise UsageError(
             f"'{spec}' names a file; a function that returns the model is named by its module: {module}:{attribute}. "
             "Importing it runs all of the file that is not under `if __name__ == '__main__':`."

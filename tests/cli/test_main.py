@@ -595,13 +595,13 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "lightly-distill 0.1.0\n"
 
 
-@pytest.mark.parametrize("spec", ["simclr.py:SimCLR", "scripts/simclr.py:SimCLR", "./simclr.py:SimCLR"])
+@pytest.mark.parametrize("spec", ["simclr.py:SimCLR", "scripts/simclr.py:SimCLR", "./simclr.py:SimCLR", "simclr.py"])
 def test_a_script_is_not_run_to_find_a_target(spec: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("scripts").mkdir()
     for folder in (Path(), Path("scripts")):
         (folder / "simclr.py").write_text("open('ran', 'w')\n")
     assert main(["distill", "--data", "photos", "--target", spec, "--out", "run"]) == 2
-    right = "scripts.simclr:SimCLR" if "scripts" in spec else "simclr:SimCLR"
+    right = f"{'scripts.' * ('scripts' in spec)}simclr:{'SimCLR' if ':' in spec else 'FUNCTION'}"
     assert f"is named by its module: {right}. Importing it runs all of the file" in capsys.readouterr().err
     assert not Path("ran").exists() and not Path("run").exists()
 

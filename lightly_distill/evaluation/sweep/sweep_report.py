@@ -237,7 +237,7 @@ def _costs(sweep: "Sweep") -> Table:
             saved = f"{'-' * (cost.saved < 0)}{duration(abs(cost.saved))}"
             cells += [duration(cost.small), duration(cost.full), saved, words.size_text(cost.saved_bytes), paid]
         table.rows.append(cells)
-        if size == sweep.recommended:
+        if size == sweep.recommended and not sweep.doubt:
             table.bold = {(row, column) for column in range(len(cells))}
     return table
 

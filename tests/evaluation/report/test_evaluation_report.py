@@ -149,6 +149,11 @@ def test_a_difference_within_noise_is_called_so(
     assert ("settle" in made.sentence()) == ("settle" in sentence)
 
 
+def test_no_difference_has_no_minus() -> None:
+    assert findings.Comparison(-0.04, 1.9, 1.0, seeds=3).cell() == "+0.0 ± 1.9 (p = 1)"
+    assert findings.Comparison(-0.06, None, math.nan, seeds=1).cell() == "-0.1"
+
+
 def test_a_ceiling_below_scratch_leaves_no_gap() -> None:
     result = made_up()
     result.arms["full"].values[MEASURES[0]] = [0.3, 0.3, 0.3]

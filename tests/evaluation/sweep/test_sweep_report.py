@@ -95,6 +95,8 @@ def test_the_best_distilled_sets_and_the_recommended_cost_are_bold(tmp_path: Pat
     _, text = written(tmp_path, made_up())
     assert re.findall(r"^\| (\S+) distilled .*\*\*61.0", text, re.M) == ["500"]
     assert re.findall(r"^\| \*\*(\d+)\*\* ", text, re.M) == ["100"]
+    _, text = written(tmp_path, made_up(ahead=0.0))  # no gain, no recommendation
+    assert re.findall(r"^\| \*\*(\d+)\*\* ", text, re.M) == []
 
 
 def test_the_search_is_told_trial_by_trial(tmp_path: Path) -> None:
