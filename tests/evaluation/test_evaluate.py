@@ -235,7 +235,8 @@ def test_a_runs_configuration_names_the_data_and_the_target(tmp_path: Path, monk
     [
         ({"baselines": ["randm"]}, r"Unknown baseline 'randm'\. Did you mean 'random'"),
         ({"probes": ["lin"]}, r"Unknown probe 'lin'\. Did you mean 'linear'"),
-        ({"baselines": ["random"]}, r"need the real images and the target model: give data and target, or leave"),
+        ({"baselines": ["random"]}, r"The arm random needs the real images and .*: give data and target, or other"),
+        ({"baselines": ["scratch", "random", "kmeans"]}, r"The arms random and kmeans need the real images and the"),
         ({"seeds": 0}, "seeds is a number of repetitions"),
         ({"tasks": []}, "Name a task to try the students on"),
         ({"tasks": [task(classes=1)]}, "has one class only"),

@@ -3,7 +3,7 @@
 Another arm is another entry of `ARMS`. Help, report, evaluation and sweep read all that they know of it there.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -327,8 +327,8 @@ def open_inputs(
         missing = missing_origin(synthetic, data, target)
         if missing:
             raise UsageError(
-                f"The arms {_that_need('real')} need the real images and the target model: give {missing}, or leave "
-                "these arms out."
+                f"{_those_asked(arms, 'real')} the real images and the target model, which a set without the folder "
+                f"of its run does not say: give {missing}, or other baselines."
             )
         real = real_side(
             synthetic,
@@ -352,6 +352,12 @@ def open_inputs(
 def _that_need(need: Need) -> str:
     *names, last = (arm.name for arm in ARMS.values() if need in arm.needs)
     return f"{', '.join(names)} and {last}"
+
+
+def _those_asked(arms: Sequence[Arm], need: Need) -> str:
+    """Returns the beginning of a sentence on what those of the arms have need of that have it."""
+    names = [arm.name for arm in arms if need in arm.needs]
+    return f"The arm {names[0]} needs" if len(names) == 1 else f"The arms {', '.join(names[:-1])} and {names[-1]} need"
 
 
 def _shape(synthetic: SyntheticSet) -> str:

@@ -210,7 +210,7 @@ def test_a_distillation_that_stopped_goes_on_from_its_checkpoint(
 
 def test_a_run_without_a_checkpoint_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StudentPool, "warm_up", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(StudentPool, "warm_up", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         run(tmp_path / "out", sizes=(4,), probes=("knn",))
     left = tmp_path / "out" / "size-4" / "run"
     assert (left / "config.yaml").exists() and not list(left.glob("checkpoints/*"))
