@@ -193,7 +193,7 @@ def lead(results: Sequence[Evaluation]) -> list[str]:
     words = {"better": "clearly better", "worse": "clearly worse", "unclear": "within noise"}
     counts = [f"{word} in {verdicts.count(name)}" for name, word in words.items() if name in verdicts]
     counts[0] += f" of {len(found)} comparison{'s' if len(found) > 1 else ''}"
-    return [*lines, f"Distilled against as many random real images: {', '.join(counts)}."]
+    return [*lines, f"Distilled against as many random real images, each measure by itself: {', '.join(counts)}."]
 
 
 def arms_of(result: Evaluation) -> Arms:
