@@ -27,7 +27,8 @@ SOURCE_HELP = (
 )
 TARGET_HELP = (
     "The self-supervised model: a checkpoint (.ckpt, .pt, .pth, .pth.tar, .bin, .safetensors), timm:NAME or "
-    "torchvision:NAME, timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, timm:hf_hub:OWNER/NAME or "
+    "torchvision:NAME with the weights that are published, which are fetched (of timm from the Hugging Face Hub), "
+    "timm:NAME@FILE or torchvision:NAME@FILE with weights in a checkpoint, timm:hf_hub:OWNER/NAME or "
     "timm:local-dir:DIR for a model that was saved with its configuration, or pkg.module:callable, a function that "
     "returns a model: its module is imported, which runs all of it that is not under `if __name__ == '__main__':`. No "
     "code in a file of weights is run. timm:NAME:random has random weights, for trying out."

@@ -236,7 +236,13 @@ def test_every_command_explains_its_options(capsys: pytest.CaptureFixture[str]) 
         ("distill", ["--num-images", "Number of synthetic images", "--pool.max-age", "torchvision:NAME", "--resume"]),
         (
             "distill",
-            ["--strict", "--checkpoint-minutes", "130 SIGINT, 138 SIGUSR1, 143 SIGTERM", "a second one ends it"],
+            [
+                "with the weights that are published, which are fetched",
+                "--strict",
+                "--checkpoint-minutes",
+                "130 SIGINT, 138 SIGUSR1, 143 SIGTERM",
+                "a second one ends it",
+            ],
         ),
         (
             "pretrain",

@@ -68,7 +68,7 @@ def test_both_files_hold_the_numbers(tmp_path: Path) -> None:
     assert markdown_rows(text)[: len(expected)] == expected
     for told in (seen.text, text):
         assert "Recovered gap: 80%. This is the share that the 6 synthetic images give of what pre-training on" in told
-        assert "random real images: clearly better in 2 of 2 comparisons." in told
+        assert "random real images, each measure by itself: clearly better in 2 of 2 comparisons." in told
         assert "80% of the gap recovered; 10.0 points above random (standard error 1.2, p = 0.013, 3 seeds)" in told
         assert "mean ± standard deviation of 3 seeds (0, 1, 2)" in told
     first = text.split("\n\n")[1]
