@@ -185,7 +185,6 @@ class TargetTruth:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def _rest(self) -> None:
-        """Takes the target off the device, unless every step needs it; all images of a pass have been seen."""
-        self._sight.report()
+        """Takes the target off the device, unless every step needs it."""
         if self._views.fixed:
             self._target.to("cpu")

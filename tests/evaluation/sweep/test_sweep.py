@@ -74,7 +74,7 @@ def test_what_each_size_would_say_of_the_same_images_is_told_once(
     own = DistillationStage(tiny.encoder(), target_size=16, **{**OPTIONS, "steps": 0})
     run(tmp_path / "out", stage=own, data=list(IMAGES), seeds=1, probes=["knn"], baselines=["scratch"])
     assert sum(line.startswith("Distilling") for line in caplog.messages) == 2
-    for once in ("The target sees images of 16 pixels", "Image size: 8, as item 0 of a list.", "and were enlarged."):
+    for once in ("The target sees images of 16 pixels", "Image size: 8, as item 0 of a list.", "and are enlarged."):
         assert sum(once in line for line in caplog.messages) == 1, once
 
 
