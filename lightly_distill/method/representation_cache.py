@@ -106,7 +106,7 @@ class RepresentationCache:
         self._folder, self._facts, self._processes = folder, dict(facts or {}), processes
         self._also, self._shared = tuple(also), shared
         self._used: Path | None = None
-        self._beside: set[Path] = set()
+        self._in_use: set[Path] = set()
 
     def keep(self, views: str, count: int, compute: Compute, *, bf16: bool = False) -> Representations:
         """Returns the representations of all images, computing what is not there.
@@ -123,8 +123,10 @@ class RepresentationCache:
         """
         name = self._key(views, bf16)
         self._used = None if self._folder is None else self._folder / name
-        if self._used is not None and self._processes.main:
-            _remove_partial(self._used, ABANDONED if self._shared else 0)
+        if self._used is not None:
+            self._in_use.add(self._used)
+            if self._processes.main:
+                _remove_partial(self._used, ABANDONED if self._shared else 0)
         self._processes.wait()
         parts = torch.split(torch.arange(count), SHARD)
         mine = range(self._processes.index, len(parts), self._processes.count)
@@ -146,7 +148,7 @@ class RepresentationCache:
         """
         file = f"{self._key(name, bf16=False)}.safetensors"
         if self._folder is not None:
-            self._beside.add(self._folder / file)
+            self._in_use.add(self._folder / file)
         for folder in (self._folder, *self._also):
             if folder is not None and (folder / file).is_file():
                 try:
@@ -160,9 +162,9 @@ class RepresentationCache:
         return tensors
 
     def forget_others(self) -> None:
-        """Removes the shards of all keys but the one in use, and what else is in the folder, unless others use it."""
+        """Removes the shards of all keys but those in use, and what else is in the folder, unless others use it."""
         for path in self._folder.glob("*") if self._folder is not None and not self._shared else ():
-            if path != self._used and path not in self._beside:
+            if path not in self._in_use:
                 remove(path)
 
     def _key(self, views: str, bf16: bool) -> str:
