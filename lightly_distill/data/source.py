@@ -71,7 +71,7 @@ class Source(ABC):
         fingerprint: str,
         skipped: dict[str, int],
     ) -> None:
-        self._items, self._num_workers = decoder.items, decoder.num_workers
+        self._decoder, self._items, self._num_workers = decoder, decoder.items, decoder.num_workers
         self.scale, self.value_range = decoder.items.scale, _value_range(decoder)
         self.kept = kept
         self.name = decoder.items.name
@@ -131,6 +131,16 @@ class Source(ABC):
             if decoded.fault:
                 raise DistillError(f"{self.name} changed since it was first read. {decoded.fault}")
             yield decoded.images
+
+    def part(self, indices: Tensor) -> "Source":
+        """Returns some of the images, in memory, as a source of its own, which has their originals too.
+
+        Args:
+            indices: int64, shape (B,); increasing.
+        """
+        images = self.read(indices)
+        fingerprint = hashlib.sha256(images.numpy().data).hexdigest()
+        return _MemorySource(images, self._decoder, self.kept[indices], self.sides[indices], fingerprint, {})
 
     def smaller_than(self, frame: Frame) -> int:
         """Returns how many of the originals have fewer pixels than a frame, so that they are enlarged into it."""
