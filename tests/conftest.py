@@ -1,4 +1,6 @@
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def float32_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results of tests do not depend on what the processor can do."""
     monkeypatch.setattr("lightly_distill.method.distill.computes_bf16", lambda device: False)
+
+
+@pytest.fixture(autouse=True)
+def what_the_command_line_logs_is_its_own() -> Iterator[None]:
+    """A test does not hear what the command line in another test has switched on."""
+    loggers = [logging.getLogger(name) for name in ("lightly_distill", "lightly_distill_integrations")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
