@@ -30,8 +30,8 @@ def float32_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def loggers_as_they_were() -> Iterator[None]:
-    """The command line sets levels, for its process; the next test is to hear what it asks for."""
+def what_the_command_line_logs_is_its_own() -> Iterator[None]:
+    """A test does not hear what the command line in another test has switched on."""
     loggers = [logging.getLogger(name) for name in ("lightly_distill", "lightly_distill_integrations")]
     levels = [logger.level for logger in loggers]
     yield

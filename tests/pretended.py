@@ -245,6 +245,8 @@ class _Naming(TorchFunctionMode):
         on_device = _names_device(kwargs.get("device"))
         if name in ("tensor", "as_tensor") and on_device:  # on `meta` they would not look at the numbers
             return func(*args, **{**kwargs, "device": "cpu"}).to(_META)
+        if func == torch.Tensor.data.__set__ and isinstance(args[0], _OnDevice):
+            args[0].inner = args[1].inner  # or it would keep the layout of before
         if name == "new_tensor" and isinstance(args[0], _OnDevice):
             return args[0].inner.new_tensor(*args[1:], **{**kwargs, "device": "cpu"}).to(_META)
         if on_device:
@@ -331,6 +333,11 @@ def _refuse_mixture(name: str, func: Any, args: Any, tensors: list[Tensor]) -> N
             "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
             f"({name} @ {_place()})"
         )
+    if name.startswith("_fused_"):
+        lists = [arg for arg in args if isinstance(arg, list) and arg and isinstance(arg[0], _OnDevice)]
+        for each in zip(*lists, strict=False):
+            if len({one.stride() for one in each if one.ndim}) > 1:
+                raise RuntimeError("params, grads and their moments must have same dtype, device, and layout")
 
 
 def _inner(value: Any) -> Any:

@@ -33,11 +33,12 @@ def on_cpu() -> SyntheticSet:
     return DistillationStage(tiny.encoder(), **OPTIONS).run(tiny.images(40))
 
 
-@pytest.mark.parametrize("views", [0, "random"])
+@pytest.mark.parametrize(("views", "optimizer"), [(0, "sgd"), ("random", "adamw")])
 def test_a_run_and_one_that_goes_on_give_the_set_of_the_cpu(
-    seen: pretended.Seen, tmp_path: Path, views: int | str
+    seen: pretended.Seen, tmp_path: Path, views: int | str, optimizer: str
 ) -> None:
-    options = {**OPTIONS, "source_views": views, "target_dims": 3}
+    pool = {**OPTIONS["pool"], "optimizer": optimizer}
+    options = {**OPTIONS, "source_views": views, "target_dims": 3, "pool": pool}
     expected = DistillationStage(tiny.encoder(), **options).run(tiny.images(40))
     model = tiny.encoder().to("cuda")  # as after training
     straight = DistillationStage(model, **{**options, "device": "cuda"}).run(tiny.images(40), out=tmp_path / "straight")

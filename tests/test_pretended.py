@@ -135,3 +135,20 @@ def test_what_is_changed_in_place_stays_the_same_tensor() -> None:
     with pretended.cuda():
         there: Tensor = torch.zeros(2, device="cuda")
         assert there.add_(1) is there and torch.sum(there.view(2, 1), 1, out=there) is there
+
+
+def test_a_fused_step_refuses_a_gradient_in_another_layout() -> None:
+    with pretended.cuda():
+        weight = nn.Parameter(torch.randn(4, 3, 2, 2).to("cuda"))
+        optimizer = torch.optim.AdamW([weight], fused=True)
+        weight.grad = torch.randn(4, 3, 2, 2).to("cuda", memory_format=torch.channels_last)
+        with pytest.raises(RuntimeError, match="layout"):
+            optimizer.step()
+        weight.grad = weight.grad.contiguous()
+        optimizer.step()
+
+
+def test_a_module_that_is_moved_twice_lies_in_memory_as_it_says() -> None:
+    with pretended.cuda():
+        layer = nn.Conv2d(3, 4, 3).to("cuda").to(memory_format=torch.channels_last)
+        assert layer.weight.stride() == layer.weight.detach().inner.stride()

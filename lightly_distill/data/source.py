@@ -57,8 +57,8 @@ class Source(ABC):
         original_side: Shorter side of the first image before it was resized, in pixels.
         originals: SHA-256 of the shorter sides of all: sources whose images are alike at S may have originals of other
             sizes.
+        sides: These sides, in pixels, int64, shape (n,).
         in_any_order: Whether `again` takes indices in any order; else in increasing order only.
-        enlarged: How many of the images that `again` last gave were smaller than asked for.
     """
 
     in_memory = False
@@ -67,24 +67,23 @@ class Source(ABC):
         self,
         decoder: Decoder,
         kept: Tensor,
-        original_side: int,
-        originals: str,
+        sides: Tensor,
         fingerprint: str,
         skipped: dict[str, int],
     ) -> None:
-        self._items, self._num_workers = decoder.items, decoder.num_workers
+        self._decoder, self._items, self._num_workers = decoder, decoder.items, decoder.num_workers
         self.scale, self.value_range = decoder.items.scale, _value_range(decoder)
         self.kept = kept
         self.name = decoder.items.name
         self.located = decoder.located
         self.frame = decoder.frame
         self.image_size = decoder.image_size
-        self.original_side = original_side
-        self.originals = originals
+        self.sides = sides
+        self.original_side = int(sides[0])
+        self.originals = hashlib.sha256(sides.numpy().data).hexdigest()
         self.in_any_order = decoder.items.in_any_order
         self.fingerprint = fingerprint
         self.skipped = skipped
-        self.enlarged = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -123,7 +122,6 @@ class Source(ABC):
             DistillError: If an image can no longer be decoded, naming it.
         """
         decoder = Decoder(self._items, frame, num_workers=self._num_workers)
-        self.enlarged = 0
         for decoded in decode_batches(decoder, (self._items.keys(self.kept[some].tolist()) for some in batches)):
             for number, reason in decoded.skipped.items():
                 raise DistillError(
@@ -132,8 +130,21 @@ class Source(ABC):
                 )
             if decoded.fault:
                 raise DistillError(f"{self.name} changed since it was first read. {decoded.fault}")
-            self.enlarged += sum(side * frame.crop < frame.size for side in decoded.sides)
             yield decoded.images
+
+    def part(self, indices: Tensor) -> "Source":
+        """Returns some of the images, in memory, as a source of its own, which has their originals too.
+
+        Args:
+            indices: int64, shape (B,); increasing.
+        """
+        images = self.read(indices)
+        fingerprint = hashlib.sha256(images.numpy().data).hexdigest()
+        return _MemorySource(images, self._decoder, self.kept[indices], self.sides[indices], fingerprint, {})
+
+    def smaller_than(self, frame: Frame) -> int:
+        """Returns how many of the originals have fewer pixels than a frame, so that they are enlarged into it."""
+        return int((self.sides.double() * frame.crop < frame.size).sum())
 
 
 class _MemorySource(Source):
@@ -327,8 +338,7 @@ class FirstPass(NamedTuple):
     """What was found when everything was decoded; the names are those of `Source`."""
 
     kept: Tensor
-    original_side: int
-    originals: str
+    sides: Tensor
     fingerprint: str
     skipped: dict[str, int]
 
@@ -351,7 +361,7 @@ def first_pass(decoder: Decoder, images: Tensor | Spool) -> FirstPass:
     skipped: dict[int, str] = {}
     outside: dict[int, int] = {}
     warned: dict[int, str] = {}
-    first_side, sides = 0, hashlib.sha256()
+    sides = array("q")
     with Progress(f"Reading {items.name}", items.count, "image", delay=1) as progress:
         for decoded in decode_batches(decoder, decoder.chunks(CHUNK)):
             if decoded.fault:
@@ -363,8 +373,7 @@ def first_pass(decoder: Decoder, images: Tensor | Spool) -> FirstPass:
                 images.numpy()[len(kept) : len(kept) + len(decoded.images)] = decoded.images.numpy()
             digest.update(decoded.images.numpy().data)
             kept.extend(decoded.kept)
-            first_side = first_side or next(iter(decoded.sides), 0)
-            sides.update(array("q", decoded.sides).tobytes())
+            sides.extend(decoded.sides)
             skipped |= decoded.skipped
             outside |= decoded.outside
             warned |= decoded.warnings
@@ -376,7 +385,7 @@ def first_pass(decoder: Decoder, images: Tensor | Spool) -> FirstPass:
         _report_outside(items, whole, outside)
     _report_warned(items, warned)
     counts = _report(items, len(kept) + len(skipped), skipped)
-    return FirstPass(torch.tensor(kept), first_side, sides.hexdigest(), digest.hexdigest(), counts)
+    return FirstPass(torch.tensor(kept), torch.tensor(sides), digest.hexdigest(), counts)
 
 
 def _value_range(decoder: Decoder) -> ValueRange | None:

@@ -187,7 +187,8 @@ def _outer_step(state: DistillState, slot: Slot, batch: RealBatch, config: Disti
             gradient = _gradient(state, slot, batch, config, late=False)
     _look(state, slot, gradient)
     gradients = state.team.split.mean(gradient.images, gradient.representations)
-    state.images.grad, state.representations.grad = gradients
+    # in the layout of what they change, which convolutions do not keep: a fused optimizer refuses others
+    state.images.grad, state.representations.grad = (each.contiguous() for each in gradients)
     decay = 1 - (1 - config.outer.final_lr) * state.step / config.steps
     rates = (config.outer.lr_images, config.outer.lr_representations)
     for group, rate in zip(state.optimizer.param_groups, rates, strict=True):

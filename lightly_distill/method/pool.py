@@ -253,11 +253,7 @@ class StudentPool:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of all slots by flat name, those of all processes."""
-        own = self._own_tensors()
-        if self.team.split.count == 1:
-            return own
-        parts = self.team.split.gather({name: value.detach().cpu() for name, value in own.items()})
-        return {name: value for part in parts for name, value in part.items()}
+        return self.team.split.gather_tensors(self._own_tensors())
 
     def _own_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -288,12 +284,13 @@ class StudentPool:
             own = {_renamed(name.removeprefix(prefix)): v for name, v in tensors.items() if name.startswith(prefix)}
             for part, module in (("student.", slot.student), ("head.", slot.head)):
                 module.load_state_dict({n.removeprefix(part): v for n, v in own.items() if n.startswith(part)})
-            for number, parameter in enumerate(slot.optimizer.param_groups[0]["params"]):
-                start = f"optimizer.{number}."
+            group = slot.optimizer.param_groups[0]
+            for number, parameter in enumerate(group["params"]):
+                start, counted = f"optimizer.{number}.", parameter.device if group["fused"] else "cpu"
                 for name, value in own.items():
                     if name.startswith(start):
                         # as the parameter lies in memory: a checkpoint does not keep channels last
-                        kept = torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
+                        kept = torch.empty_like(parameter).copy_(value) if value.ndim else value.to(counted, copy=True)
                         slot.optimizer.state[parameter][name.removeprefix(start)] = kept
 
 

@@ -108,7 +108,18 @@ class RealImages:
         if grid and target_maps is None:
             sight = Sight(source, frame)
             target_maps = kept_maps(sight, target, len(source), device, grid, config.map_dims, cache, processes)
-        truth = TargetTruth(source, target, views, device, cache, frame, target_maps=target_maps, bf16=bf16)
+        asks_for_all = config.target_dims is not None or config.init == "kmeans"
+        truth = TargetTruth(
+            source,
+            target,
+            views,
+            device,
+            cache,
+            frame,
+            target_maps=target_maps,
+            bf16=bf16,
+            keep_plain=asks_for_all,
+        )
         if config.target_dims is not None:
             dims, whiten = config.target_dims, config.target_whiten
             projection = projection or processes.in_main(

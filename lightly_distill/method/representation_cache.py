@@ -1,6 +1,6 @@
 """The target's representations of all real images, computed once: kept in memory, or in shards on disk.
 
-A shard is the file `FIRST-SHA256.npy` of SHARD images: float32, shape (V, N, D), written aside, renamed, memory-mapped.
+A shard is the file `FIRST-SHA256.npy` of some images: float32, shape (V, N, D), written aside, renamed, memory-mapped.
 Its name holds the first image and the hash of its numbers, so that one that is not whole is noticed and computed again.
 A run that goes on computes the missing ones only, and so does another run on the same images with the same target.
 
@@ -28,7 +28,9 @@ from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
 from lightly_distill.runtime.progress import Progress
 
-SHARD = 8192  # images
+SHARD = 8192  # images at most, ...
+PARTS = 16  # ... and of a smaller source so many shards: processes divide them, and an interruption costs one
+LEAST = 128  # images of a shard, but for the last
 ABANDONED = 3600.0  # seconds in which a file that another run is writing changes at least once
 _FORMAT = 1
 
@@ -41,11 +43,12 @@ class Representations:
     """Representations of V views of each image.
 
     Args:
-        shards: float32, shape (V, N, D), in the order of the images; all but the last of SHARD images.
+        shards: float32, shape (V, N, D), in the order of the images; all but the last of the same N.
     """
 
     def __init__(self, shards: Sequence[Tensor]) -> None:
         self._shards = shards
+        self._size = shards[0].shape[1]
 
     @property
     def width(self) -> int:
@@ -62,7 +65,7 @@ class Representations:
         Returns:
             float32, shape (B, D).
         """
-        shards, places = indices // SHARD, indices % SHARD
+        shards, places = indices // self._size, indices % self._size
         gathered = torch.empty(len(indices), self._shards[0].shape[-1])
         for shard in torch.unique(shards).tolist():
             here = shards == shard
@@ -106,7 +109,7 @@ class RepresentationCache:
         self._folder, self._facts, self._processes = folder, dict(facts or {}), processes
         self._also, self._shared = tuple(also), shared
         self._used: Path | None = None
-        self._beside: set[Path] = set()
+        self._in_use: set[Path] = set()
 
     def keep(self, views: str, count: int, compute: Compute, *, bf16: bool = False) -> Representations:
         """Returns the representations of all images, computing what is not there.
@@ -123,10 +126,13 @@ class RepresentationCache:
         """
         name = self._key(views, bf16)
         self._used = None if self._folder is None else self._folder / name
-        if self._used is not None and self._processes.main:
-            _remove_partial(self._used, ABANDONED if self._shared else 0)
+        if self._used is not None:
+            self._in_use.add(self._used)
+            if self._processes.main:
+                _remove_partial(self._used, ABANDONED if self._shared else 0)
         self._processes.wait()
-        parts = torch.split(torch.arange(count), SHARD)
+        size = SHARD if self._has_large_shards(name, min(SHARD, count)) else shard_size(count)
+        parts = torch.split(torch.arange(count), size)
         mine = range(self._processes.index, len(parts), self._processes.count)
         own = {number: self._find(name, parts[number]) for number in mine}
         missing = [number for number, shard in own.items() if shard is None]
@@ -146,7 +152,7 @@ class RepresentationCache:
         """
         file = f"{self._key(name, bf16=False)}.safetensors"
         if self._folder is not None:
-            self._beside.add(self._folder / file)
+            self._in_use.add(self._folder / file)
         for folder in (self._folder, *self._also):
             if folder is not None and (folder / file).is_file():
                 try:
@@ -160,15 +166,23 @@ class RepresentationCache:
         return tensors
 
     def forget_others(self) -> None:
-        """Removes the shards of all keys but the one in use, and what else is in the folder, unless others use it."""
+        """Removes the shards of all keys but those in use, and what else is in the folder, unless others use it."""
         for path in self._folder.glob("*") if self._folder is not None and not self._shared else ():
-            if path != self._used and path not in self._beside:
+            if path not in self._in_use:
                 remove(path)
 
     def _key(self, views: str, bf16: bool) -> str:
         precision = {"precision": "bf16"} if bf16 else {}
         facts = {**self._facts, **precision, "views": views, "dtype": "float32", "format": _FORMAT}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _has_large_shards(self, name: str, images: int) -> bool:
+        """Returns whether the first shard is of SHARD images, or of all: older versions made no smaller ones."""
+        for folder in (self._folder, *self._also):
+            for path in (folder / name).glob(f"{0:09d}-*.npy") if folder is not None else ():
+                if _load(path, images) is not None:
+                    return True
+        return False
 
     def _find(self, name: str, indices: Tensor) -> _Shard | None:
         """Returns a shard that is there and whole."""
@@ -215,6 +229,11 @@ class RepresentationCache:
         if found is None:
             raise DistillError(f"{place} cannot be read in each process: representations need a folder that all share.")
         return found
+
+
+def shard_size(count: int) -> int:
+    """Returns N of so many images; the number of processes has no part in it, as others may read what these keep."""
+    return min(SHARD, max(LEAST, -(-count // PARTS)))
 
 
 def _remove_partial(folder: Path, older_than: float) -> None:

@@ -42,7 +42,6 @@ class Sight:
         self._source, self.frame = source, frame
         self.apart = frame.size != source.image_size
         self.scale = frame.size / source.image_size
-        self._seen = self._enlarged = 0
         self._said = False
 
     @property
@@ -66,12 +65,8 @@ class Sight:
         if not self.apart:
             yield from self._source.stream(chunks)
             return
-        counted = 0
-        for images in self._source.again(chunks, self.frame):  # who takes them may stop at the last one that is wanted
-            self._seen += len(images)
-            self._enlarged += self._source.enlarged - counted
-            counted = self._source.enlarged
-            yield images
+        self._report()
+        yield from self._source.again(chunks, self.frame)
 
     def represented(
         self,
@@ -96,19 +91,20 @@ class Sight:
         result[order] = found
         return result
 
-    def report(self) -> None:
-        """Logs how many images had to be enlarged, if any; once."""
-        if self._enlarged and not self._said:
+    def _report(self) -> None:
+        """Logs how many images of the source have to be enlarged, if any; once."""
+        smaller = 0 if self._said else self._source.smaller_than(self.frame)
+        self._said = True
+        if smaller:
             tell_once(
                 _logger,
                 logging.WARNING,
-                "%d of %d images of %s are smaller than the %d pixels that the target sees, and were enlarged.",
-                self._enlarged,
-                self._seen,
+                "%d of %d images of %s are smaller than the %d pixels that the target sees, and are enlarged.",
+                smaller,
+                len(self._source),
                 called(self._source.name),
                 self.frame.size,
             )
-            self._said = True
 
 
 def find_for_target(

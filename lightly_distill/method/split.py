@@ -41,6 +41,11 @@ def require_enough(source: Source, config: DistillConfig) -> int:
     return require_count(len(source), source.name, config)
 
 
+def held_out_of(count: int, config: DistillConfig) -> int:
+    """Returns how many of `count` images are held out."""
+    return min(config.holdout, count // 10)
+
+
 def require_count(count: int, name: str, config: DistillConfig) -> int:
     """Returns how many of `count` images are held out.
 
@@ -52,7 +57,7 @@ def require_count(count: int, name: str, config: DistillConfig) -> int:
     Raises:
         UsageError: If the source has too few images for the synthetic set.
     """
-    held = min(config.holdout, count // 10)
+    held = held_out_of(count, config)
     if count - held < config.num_images:
         aside = "" if count < config.num_images else ", keep none aside with holdout=0 (--holdout 0),"
         raise UsageError(

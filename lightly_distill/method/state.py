@@ -17,6 +17,7 @@ from lightly_distill.method.start import initial
 from lightly_distill.method.step import RealBatch
 from lightly_distill.method.target_maps import TargetMaps
 from lightly_distill.models.projection import Projection
+from lightly_distill.models.recipe import fused
 from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.processes import ALONE, Processes, Team
 
@@ -82,14 +83,15 @@ class DistillState:
         """
         team = Team.of(processes, config.parallel)
         index, batch = chosen or initial(real, config)
-        images, representations = batch.images.clone(), batch.representations.clone()
+        images, representations = (each.contiguous().clone() for each in (batch.images, batch.representations))
         processes.copy_from_main(images, representations)  # on a GPU, computed twice they need not be the same
         targets = real.truth.layout
         # a selection trains no student: one of each kind, or of each process, is enough
         few = replace(config.pool, size=max(len(students), team.split.count))
         own = config.pool if config.steps else few
         pool = StudentPool(students, own, images, targets, config.seed, team, compile=config.compile)
-        optimizer = torch.optim.AdamW([{"params": [images]}, {"params": [representations]}], weight_decay=0.0)
+        learned = [{"params": [images]}, {"params": [representations]}]
+        optimizer = torch.optim.AdamW(learned, weight_decay=0.0, fused=fused(images.device))
         state = cls(images, representations, targets, index, pool, optimizer, team)
         state.precision = "bf16" if config.precision == "bf16" else "fp32"
         state.projection, state.target_maps = real.projection, real.target_maps

@@ -151,4 +151,13 @@ def kept_maps(
         name = f"map {grid} {dims}{sight.key}"
         return cache.beside(name, fit) if isinstance(cache, RepresentationCache) else fit()
 
-    return TargetMaps(grid, Projection(**processes.in_main(kept)))
+    found = TargetMaps(grid, Projection(**processes.in_main(kept)))
+    if found.channels < dims:
+        tell_once(
+            _logger,
+            logging.INFO,
+            "Each cell of the target's map has %d principal components, fewer than map_dims=%d (--map-dims).",
+            found.channels,
+            dims,
+        )
+    return found

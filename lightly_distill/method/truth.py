@@ -5,6 +5,7 @@ Shapes: n real images, V fixed views of each, B images of a batch, D numbers of 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from lightly_distill.data.decode import Frame
 from lightly_distill.data.pixels import crop_and_flip
 from lightly_distill.data.source import Source
 from lightly_distill.method.krr import full_precision
-from lightly_distill.method.representation_cache import Keeper, RepresentationCache
+from lightly_distill.method.representation_cache import Keeper, RepresentationCache, Representations
 from lightly_distill.method.sight import Sight
 from lightly_distill.method.target_maps import TargetMaps
 from lightly_distill.method.views import Drawn, Views
@@ -62,6 +63,7 @@ class TargetTruth:
         frame: What the target sees of each image; by default what students see.
         target_maps: Which map of the target is kept; None: none.
         bf16: Whether the target computes in bfloat16.
+        keep_plain: Whether those of all images as they are are kept too, for who asks for all of them.
 
     Attributes:
         projection: Applied to all representations that are returned, on the device; None returns them as they are.
@@ -82,6 +84,7 @@ class TargetTruth:
         *,
         target_maps: TargetMaps | None = None,
         bf16: bool = False,
+        keep_plain: bool = False,
     ) -> None:
         # on the device, as each step of random views needs it
         self._maps = target_maps and replace(target_maps, projection=target_maps.projection.to(device))
@@ -89,10 +92,18 @@ class TargetTruth:
         self._sight = Sight(source, frame or source.frame)
         self.projection: Projection | None = None
         self._target = target.to(device)
+        keeper = cache or RepresentationCache()
+        rest = self._sight.key + (target_maps.key if target_maps else "")
+
+        def kept(views: Views) -> Representations:
+            compute = partial(self._of_all_views, views)
+            return keeper.keep(views.key + rest, len(source), compute, bf16=bf16)
+
         if views.fixed:
-            kept, key = cache or RepresentationCache(), views.key + self._sight.key
-            key += target_maps.key if target_maps else ""
-            self._kept = kept.keep(key, len(source), self._of_all_views, bf16=bf16)
+            self._kept = kept(views)
+        self._plain = self._kept if views.plain else None
+        if keep_plain and self._plain is None:
+            self._plain = kept(Views(0, len(source), 0))
         self._rest()
 
     @property
@@ -104,16 +115,17 @@ class TargetTruth:
     @property
     def _dim(self) -> int:
         """Numbers of the target's own representation."""
-        if self._views.fixed:
-            width = self._kept.width
+        kept = self._kept if self._views.fixed else self._plain
+        if kept is not None:
+            width = kept.width
             return width - self._maps.channels * self._maps.grid**2 if self._maps else width
         assert self._target.dim is not None, "it has been asked"
         return self._target.dim
 
     def of_images(self, indices: Tensor) -> Tensor:
         """Returns the target's representations of images as they are."""
-        if self._views.plain:
-            return self._projected(self._kept.gather(torch.zeros_like(indices), indices)).cpu()
+        if self._plain is not None:
+            return self._projected(self._plain.gather(torch.zeros_like(indices), indices)).cpu()
         rows = self._sight.represented(self._target, indices, self._device, self._ask)
         self._rest()
         return self._projected(rows).cpu()
@@ -145,12 +157,12 @@ class TargetTruth:
         views = (self._view(*each) for each in zip(self._sight.images(chunks), crops, strict=True))
         return self._projected(torch.cat([self._unguarded(view) for view in views]))
 
-    def _of_all_views(self, indices: Tensor) -> Iterator[Tensor]:
+    def _of_all_views(self, views: Views, indices: Tensor) -> Iterator[Tensor]:
         """Computes the representations of all fixed views of some images, a few at a time, shape (V, B, D)."""
         chunks = self._sight.chunks(indices)
         for chunk, images in zip(chunks, self._sight.images(chunks), strict=True):
-            views = (self._view(images, crops[chunk]) for crops in self._views.table)
-            yield torch.stack([self._ask(view.float() / 255).cpu() for view in views])
+            shown = (self._view(images, crops[chunk]) for crops in views.table)
+            yield torch.stack([self._ask(view.float() / 255).cpu() for view in shown])
 
     def _view(self, images: Tensor, crops: Tensor) -> Tensor:
         return send(crop_and_flip(images, crops, self._sight.scale), self._device)
@@ -185,7 +197,6 @@ class TargetTruth:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def _rest(self) -> None:
-        """Takes the target off the device, unless every step needs it; all images of a pass have been seen."""
-        self._sight.report()
+        """Takes the target off the device, unless every step needs it."""
         if self._views.fixed:
             self._target.to("cpu")

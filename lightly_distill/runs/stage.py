@@ -26,7 +26,7 @@ from lightly_distill.method.projection import MOST, check_dims
 from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.representation_cache import RepresentationCache
 from lightly_distill.method.sight import find_for_target, try_target
-from lightly_distill.method.split import require_count, require_enough
+from lightly_distill.method.split import held_out_of, require_count, require_enough
 from lightly_distill.method.state import DistillState, saved_maps, saved_projection
 from lightly_distill.method.target_maps import find_grid
 from lightly_distill.models.rows import Layout
@@ -329,7 +329,8 @@ class DistillationStage:
             if isinstance(found, Brought):
                 found.check(views=config.source_views, items=None, dim=dim)
             if config.target_dims is not None:
-                check_dims(config.target_dims, images=items, dim=dim)
+                train = None if items is None else items - held_out_of(items, config)
+                check_dims(config.target_dims, images=train, dim=dim)
                 dim = min(MOST, dim) if config.target_dims == "auto" else config.target_dims
             sides = (3, images.image_size, images.image_size)
             shape = dict(zip(set_facts.MAX_SHAPE, (config.num_images, *sides, dim), strict=True))

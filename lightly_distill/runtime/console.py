@@ -27,7 +27,12 @@ def shown() -> bool:
 
 
 def tell_once(logger: logging.Logger, level: int, message: str, *args: object) -> None:
-    """Logs a line, unless it was told in the block of the outermost `aloud` already, as each part of a sweep would."""
+    """Logs a line, unless it was told in the block of the outermost `aloud` already, as each part of a sweep would.
+
+    Of several processes, the first one tells what all of them would: Python shows warnings of others on their own.
+    """
+    if not is_main():
+        return
     told = _told.get()
     if told is not None and message % args in told:
         return

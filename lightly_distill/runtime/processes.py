@@ -104,6 +104,18 @@ class Processes:
             if row.data_ptr() != tensor.data_ptr():
                 tensor.detach().copy_(row)
 
+    def gather_tensors(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the tensors of all processes by name, in every process; with several on the CPU, and none pickled."""
+        if self.count == 1:
+            return own
+        whole = {}
+        for index, kinds in enumerate(self.gather({name: (value.shape, value.dtype) for name, value in own.items()})):
+            for name, (shape, dtype) in kinds.items():
+                value = own[name] if index == self.index else torch.empty(shape, dtype=dtype)
+                self.copy_from(index, value)
+                whole[name] = value.detach().cpu()
+        return whole
+
     def wait(self) -> None:
         """Returns when all processes have come here."""
         if self.count > 1:

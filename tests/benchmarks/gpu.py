@@ -101,6 +101,8 @@ class Tests:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             self._part.keep(report.nodeid, report.outcome if report.outcome != "failed" else report.longreprtext)
+            if report.user_properties:
+                self._part.write(measured={**self._part.kept.get("measured", {}), **dict(report.user_properties)})
 
 
 def right(part: Part, folder: Path) -> bool:

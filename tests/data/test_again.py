@@ -145,11 +145,18 @@ def test_a_jpeg_is_decoded_in_part_but_at_twice_the_size_at_least(size: int, mon
     torch.testing.assert_close(shown.pixels.float(), picture(image, Frame(size, 0.8)).pixels.float(), rtol=0, atol=6)
 
 
-def test_images_smaller_than_asked_for_are_counted() -> None:
+@pytest.mark.parametrize("kind", ["folder", "stream"])
+def test_a_part_of_a_source_has_its_originals_too(kind: str, tmp_path: Path) -> None:
+    source, chosen = open_source(of_kind(kind, tmp_path), image_size=S), torch.tensor([1, 4, 20])
+    part = source.part(chosen)
+    assert torch.equal(part.read(torch.arange(3)), source.read(chosen)) and part.fingerprint != source.fingerprint
+    assert torch.equal(again(part), again(source, chosen)) and part.sides.tolist() == source.sides[chosen].tolist()
+
+
+def test_images_smaller_than_asked_for_are_counted_without_reading_them_again() -> None:
     source = open_source([pictures.numbered(i, side=20 + 4 * (i % 3)) for i in range(N)], image_size=S)
     for frame, small in ((Frame(20), 0), (Frame(T), 20), (Frame(20, 0.9), 10)):
-        again(source, frame=frame)
-        assert source.enlarged == small
+        assert source.smaller_than(frame) == small
 
 
 def test_the_first_side_is_known_before_and_after_opening() -> None:

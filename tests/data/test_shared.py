@@ -78,7 +78,7 @@ def facts(source: Source) -> dict[str, Any]:
     images = [source.read(some.flip(0)), *source.stream([some, some[:2]]), larger]
     return {
         "images": [hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in images],
-        "known": [source.fingerprint, source.originals, source.original_side, len(source), source.kept.tolist()],
+        "known": [source.fingerprint, source.originals, source.sides.tolist(), len(source), source.kept.tolist()],
         "in_memory": source.in_memory,
     }
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -215,7 +216,8 @@ from lightly_distill.method.real_images import RealImages
 from lightly_distill.data.source import open_source
 from lightly_distill.models.targets import as_target
 
-torch.use_deterministic_algorithms(True)
+exact = sys.argv[1] == "exact"
+torch.use_deterministic_algorithms(exact)
 config = tiny.config(steps=40, checkpoint_every=1, device="cuda")
 
 def session(saved=None):
@@ -229,21 +231,42 @@ def session(saved=None):
     return state, memory
 
 straight, memory = session()
+gaps = []
 for stop in (1, 23):
     resumed, _ = session(memory.saved[stop])
     ours, theirs = resumed.tensors(), straight.tensors()
-    different = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
-    assert not different and resumed.facts() == straight.facts(), (stop, different)
+    if exact:
+        different = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+        assert not different and resumed.facts() == straight.facts(), (stop, different)
+    for name in ("images", "representations"):
+        gaps.append(((ours[name] - theirs[name]).norm() / theirs[name].norm()).item())
+print(max(gaps))
 """
+
+
+def gap_of_resumed_runs(kind: str, device: str) -> float:
+    """Returns the largest relative difference of what a straight and a resumed run have learned, of a new process."""
+    # a process of its own: cuBLAS reads its setting when it starts
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    script = CUDA.replace('"cuda"', repr(device))
+    result = subprocess.run([sys.executable, "-c", script, kind], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return float(result.stdout.split()[-1])
 
 
 @pytest.mark.gpu
 def test_a_resumed_run_equals_the_uninterrupted_one_on_cuda_with_deterministic_algorithms() -> None:
-    # a process of its own: cuBLAS reads its setting when it starts
-    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
-    result = subprocess.run([sys.executable, "-c", CUDA], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    assert gap_of_resumed_runs("exact", "cuda") == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_without_deterministic_algorithms_a_resumed_run_stays_near_the_uninterrupted_one(
+    device: str, record_property: Callable[[str, object], None]
+) -> None:
+    gap = gap_of_resumed_runs("near", device)
+    record_property("largest relative difference of a resumed run", gap)
+    assert gap <= (0 if device == "cpu" else 1e-2)
 
 
 def test_a_state_that_is_not_whole_is_refused_by_name() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightly_distill.errors import DistillError
 from lightly_distill.method import representation_cache
-from lightly_distill.method.representation_cache import RepresentationCache
+from lightly_distill.method.representation_cache import RepresentationCache, shard_size
 from lightly_distill.runtime import progress
 from lightly_distill.runtime.files import replacing
 from lightly_distill.runtime.seeding import generator
@@ -57,6 +57,30 @@ def test_kept_representations_are_the_computed_ones_in_memory_and_on_disk(tmp_pa
         assert torch.equal(everything(cache, Compute()), TRUTH)
     assert [path.name.split("-")[0] for path in files(tmp_path)] == ["000000000", "000000010", "000000020"]
     assert everything(cache, compute := Compute()) is not None and compute.asked == []
+
+
+@pytest.mark.parametrize(("count", "size"), [(48, 128), (2000, 128), (8000, 500), (10_000, 625), (10**6, 8192)])
+def test_a_source_of_any_size_is_in_parts_that_processes_divide_evenly(
+    count: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(representation_cache, "SHARD", 8192)
+    assert shard_size(count) == size
+    parts = [len(part) for part in torch.split(torch.arange(count), size)]
+    assert count <= size or max(sum(parts[rank::2]) for rank in (0, 1)) <= 0.55 * count
+
+
+def test_the_larger_shards_of_older_versions_are_read_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(representation_cache, "PARTS", 1)
+    everything(RepresentationCache(tmp_path, FACTS), Compute())
+    files(tmp_path)[1].unlink()
+    monkeypatch.setattr(representation_cache, "PARTS", 16)
+    monkeypatch.setattr(representation_cache, "LEAST", 1)
+    assert shard_size(COUNT) == 2
+    compute = Compute()
+    assert torch.equal(everything(RepresentationCache(tmp_path, FACTS), compute), TRUTH)
+    assert compute.asked == list(range(10, 20)) and len(files(tmp_path)) == 3
 
 
 def test_what_was_computed_before_an_interruption_is_not_computed_again(tmp_path: Path) -> None:

@@ -122,15 +122,24 @@ def test_crop_and_interpolation_are_the_targets_where_the_sizes_differ_and_both_
     assert target_frame(opened, target, None) == Frame(96, 1.0, "bilinear")
 
 
-def test_small_originals_are_enlarged_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_small_originals_are_enlarged_and_that_is_said_once_before_the_target_sees_any(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     images = [image.resize((40, 40)) if i % 4 == 0 else image for i, image in enumerate(photographs(12))]
+    said_before: list[int] = []
+
+    def see(images: Tensor) -> Tensor:
+        said_before.append(len(caplog.records))
+        return images.mean((2, 3))
+
     with caplog.at_level(logging.WARNING):
-        real = of(images, seeing(), target_size=64, source_views=2, holdout=2)
+        real = of(images, seeing(see), target_size=64, source_views=2, holdout=2, target_map=0)
         real.held_out()
         real.plain(torch.arange(4))
     assert [record.getMessage() for record in caplog.records] == [
-        "3 of 12 images of a list are smaller than the 64 pixels that the target sees, and were enlarged."
+        "3 of 12 images of a list are smaller than the 64 pixels that the target sees, and are enlarged."
     ]
+    assert set(said_before) == {1}
 
 
 def test_small_tensors_work_as_before_and_are_enlarged_on_request(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,3 +104,15 @@ def test_components_are_found_in_a_sample_of_a_large_source(monkeypatch: pytest.
     real = RealImages.of_target(open_source(tiny.images(40)), as_target(model), config, CPU)
     assert real.target_maps is not None and real.target_maps.channels == 2
     assert sum(seen) < 2 * 40  # the sample once more, not the source
+
+
+def test_fewer_components_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2))
+    for dims, told in ((4, False), (9, True)):
+        caplog.clear()
+        config = tiny.config(target_map=2, map_dims=dims)
+        with caplog.at_level("INFO"):
+            real = RealImages.of_target(open_source(tiny.images(40)), as_target(model), config, CPU)
+        assert real.target_maps is not None and real.target_maps.channels == 4
+        line = f"Each cell of the target's map has 4 principal components, fewer than map_dims={dims} (--map-dims)."
+        assert (line in caplog.messages) == told

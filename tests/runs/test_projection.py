@@ -144,9 +144,19 @@ def test_too_many_directions_are_refused_before_the_target_computes(options: dic
     one = stage(**options)
     shown: list[int] = []
     one.target.register_forward_pre_hook(lambda module, inputs: shown.append(len(inputs[0])))
+    images, read = tiny.images(COUNT), set()
+
+    class Images:
+        def __len__(self) -> int:
+            return COUNT
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            read.add(index)
+            return images[index]
+
     with pytest.raises(UsageError, match=message):
-        one.run(tiny.images(COUNT))
-    assert sum(shown) <= 4
+        one.run(Images())
+    assert sum(shown) <= 4 and len(read) < COUNT  # the first few and a sample of their values, not all
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ class Asked:
 def distil(data: Any = None, **arguments: Any) -> tuple[SyntheticSet, int]:
     """Distils, and returns how many images the target was shown."""
     asked = Asked()
-    options = {**OPTIONS, **{name: arguments.pop(name) for name in list(arguments) if name in ("seed", "source_views")}}
+    own = ("seed", "source_views", "student", "target_dims", "init")
+    options = {**OPTIONS, **{name: arguments.pop(name) for name in list(arguments) if name in own}}
     run = DistillationStage(asked.target, **options).run(tiny.images(COUNT) if data is None else data, **arguments)
     return run, asked.images
 
@@ -73,6 +74,26 @@ def test_runs_that_share_a_folder_compute_once_whatever_their_seed_and_size(
     assert len(list(shared.iterdir())) == 3
     distil(representations=shared, out=tmp_path / "run", overwrite=True)
     assert len(list(shared.iterdir())) == 3  # a run that is replaced takes nothing from the others
+
+
+@pytest.mark.parametrize("views", [2, "random"])
+@pytest.mark.parametrize("needs_all", [{"target_dims": 4}, {"init": "kmeans"}])
+def test_what_views_need_of_the_images_as_they_are_is_computed_once_too(
+    tmp_path: Path, views: Any, needs_all: dict[str, Any]
+) -> None:
+    options = {"source_views": views, **needs_all}
+    in_steps = 3 * 16 if views == "random" else 0
+    shared, run = tmp_path / "shared", tmp_path / "run"
+    first, asked = distil(representations=shared, **options)
+    assert asked == COUNT + (in_steps or 2 * COUNT)
+    second, asked = distil(representations=shared, **options)
+    assert asked == in_steps and torch.equal(first.images, second.images)
+    assert distil(representations=shared, student="convnet_2_2", **options)[1] == in_steps
+    alone, _ = distil(out=run, **options)
+    assert torch.equal(first.images, alone.images) and torch.equal(first.representations, alone.representations)
+    # of a run that is replaced, both are kept for the one that replaces it
+    assert distil(out=run, overwrite=True, **options)[1] == in_steps
+    assert distil(out=run, overwrite=True, **options)[1] == in_steps
 
 
 def test_another_runs_folder_is_read_and_left_as_it_is(tmp_path: Path) -> None:

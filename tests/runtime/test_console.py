@@ -1,11 +1,14 @@
 """What a script prints that has not set up logging."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lightly_distill.runtime.console import tell_once
 
 SCRIPT = """
 import logging, sys
@@ -67,3 +70,12 @@ def test_other_processes_do_not_speak(tmp_path: Path) -> None:
 def test_a_script_with_logging_of_its_own_gets_each_line_once(tmp_path: Path) -> None:
     told = run(tmp_path, setup="logging.basicConfig(level=logging.INFO, format='own %(message)s')")
     assert told.count("Distilling 40 images") == 1 and "own Distilling 40 images" in told
+
+
+def test_what_all_processes_would_tell_is_told_by_the_first_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        tell_once(logging.getLogger("lightly_distill"), logging.WARNING, "of %s", rank)
+    assert caplog.messages == ["of 0"]

@@ -17,6 +17,7 @@ import several
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet, UsageError
 from lightly_distill.runs import stage
+from lightly_distill.runs.checkpoint import load_newest
 from lightly_distill.runs.run_folder import run_metrics
 from lightly_distill.runtime import processes
 from lightly_distill.runtime.processes import ALONE, Processes, launched
@@ -370,6 +371,15 @@ def test_representations_without_a_folder_are_sent_as_tensors(tmp_path: Path) ->
     one = in_one(tmp_path / "one", source_views=2, steps=2)
     for rank in "01":
         close(one, SyntheticSet.load(tmp_path / rank))
+
+
+def test_the_students_of_a_split_pool_are_sent_as_tensors(tmp_path: Path) -> None:
+    options = {**OPTIONS, "parallel": "pool", "steps": 2}
+    for status, _, errors in finish(start({"out": str(tmp_path / "two")}, options, before=NO_TENSOR_PICKLED)):
+        assert status == 0, errors
+    tensors, facts = load_newest(tmp_path / "two" / "checkpoints")
+    students = {name.split(".")[1] for name in tensors if name.startswith("pool.")}
+    assert students == {str(index) for index in range(len(facts["slots"]))} and len(students) > 1
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

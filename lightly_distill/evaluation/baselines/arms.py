@@ -200,9 +200,7 @@ class TargetBackbone(nn.Module):
 
     def _of(self, source: Source, indices: Tensor) -> Tensor:
         sight = Sight(source, self._real.frame or source.frame)
-        found = sight.represented(self.target, indices, self._real.device)
-        sight.report()
-        return found
+        return sight.represented(self.target, indices, self._real.device)
 
 
 _TABLE = (

@@ -174,7 +174,7 @@ def _fitting(budgets: Sequence[int], stage: DistillationStage, source: Source) -
     """Returns each budget of bytes by how many learned images should fit into it."""
     config = stage.config
     count = min(len(source), max(_OF, 2 * config.target_dims if isinstance(config.target_dims, int) else 0))
-    some = source.read(torch.arange(len(source))[:: len(source) // count])
+    some = source.part(torch.arange(len(source))[:: len(source) // count])
     few = replace(config, steps=0, num_images=min(_SAMPLE, len(some)), holdout=0)
     _logger.info("A selection of %d images, to see how many bytes they take:", few.num_images)
     selected = DistillationStage(stage.target, config=few).run(some)

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 import tiny
-from lightly_distill import DistillationStage, DistillError, SyntheticSet, UsageError, evaluate, sweep
+from lightly_distill import DistillationStage, DistillError, SyntheticSet, UsageError, as_target, evaluate, sweep
+from lightly_distill.data.source import open_source
 from lightly_distill.evaluation import measure
 from lightly_distill.evaluation.sweep import sweep as size_sweep
 from lightly_distill.evaluation.sweep.record import Sweep
@@ -74,7 +75,7 @@ def test_what_each_size_would_say_of_the_same_images_is_told_once(
     own = DistillationStage(tiny.encoder(), target_size=16, **{**OPTIONS, "steps": 0})
     run(tmp_path / "out", stage=own, data=list(IMAGES), seeds=1, probes=["knn"], baselines=["scratch"])
     assert sum(line.startswith("Distilling") for line in caplog.messages) == 2
-    for once in ("The target sees images of 16 pixels", "Image size: 8, as item 0 of a list.", "and were enlarged."):
+    for once in ("The target sees images of 16 pixels", "Image size: 8, as item 0 of a list.", "and are enlarged."):
         assert sum(once in line for line in caplog.messages) == 1, once
 
 
@@ -428,6 +429,24 @@ def test_sweep_is_a_function_wherever_it_was_imported_from() -> None:
     import lightly_distill
 
     assert lightly_distill.sweep is sweep is size_sweep.sweep
+
+
+def test_the_selection_that_tells_bytes_is_of_the_originals_that_the_target_sees(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="lightly_distill")
+    images = [torch.randint(256, (3, 32, 32), generator=seeding.generator(0, "image", i)).byte() for i in range(40)]
+    shown: list[torch.Tensor] = []
+
+    def see(seen: torch.Tensor) -> torch.Tensor:
+        shown.append(seen)
+        return seen.flatten(1)[:, :9]
+
+    own = DistillationStage(as_target(see, mean=(0,) * 3, std=(1,) * 3), **OPTIONS, image_size=8, target_size=32)
+    size_sweep._fitting([10**6], own, open_source(images, image_size=8))
+    (all_of_them,) = (seen for seen in shown if len(seen) == len(images))
+    torch.testing.assert_close(all_of_them * 255, torch.stack(images).float())
+    assert "enlarged" not in caplog.text
 
 
 @pytest.mark.slow
