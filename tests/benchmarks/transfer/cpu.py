@@ -17,7 +17,7 @@ CPU = Setting(
     name="cpu",
     images=10_000,
     resnet=("resnet-9", 0.5),
-    target_epochs=40,
+    target_epochs=60,
     stage={
         "student": "convnet_32_64_128",
         "num_images": 100,
