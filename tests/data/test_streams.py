@@ -149,7 +149,7 @@ def shards(name, count):
     folder = Path(name)
     folder.mkdir()
     for shard in range(count):
-        with tarfile.open(folder / f"{shard:03d}.tar", "w") as archive:
+        with tarfile.open(folder / f"{shard:03d}.tar.gz", "w:gz") as archive:  # which has no index
             for number in range(shard * SHARD, (shard + 1) * SHARD):
                 content = jpeg(number)
                 member = tarfile.TarInfo(f"{number:06d}.jpg")
