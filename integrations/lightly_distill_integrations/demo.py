@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "num_images": 20,
     "steps": 2000,
     "batch_size": 256,
+    "target_dims": None,  # of Barlow Twins on digits, what lies beyond the usual 64 components teaches too
     # as many steps as the pre-training takes; mirrored, a digit is none, and a minute is too short for mixtures
     "pool": {"size": 30, "max_age": 60, "mixup": False, "crop_and_flip": False},
 }
