@@ -531,7 +531,7 @@ def test_a_strangers_configuration_runs_no_code(
     Path("evil.py").write_text("from pathlib import Path\nPath('ran').touch()\ndef go(): ...\n")
     for named in ("target: evil:go", "target: x.ckpt\ntarget_class: evil:go"):
         Path("got/config.yaml").write_text(f"data: photos\n{named}\n")
-        with pytest.raises(UsageError, match="give target, or leave these arms out"):
+        with pytest.raises(UsageError, match="give target, or other baselines"):
             evaluate("got", STUDENT, [task()], **QUICK)
     assert not Path("ran").exists()
 

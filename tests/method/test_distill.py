@@ -260,7 +260,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_on_cuda_with_deterministic_a
     assert gap_of_resumed_runs("exact", "cuda") == 0
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def test_without_deterministic_algorithms_a_resumed_run_stays_near_the_uninterrupted_one(
     device: str, record_property: Callable[[str, object], None]
 ) -> None:
