@@ -133,8 +133,9 @@ class DistillConfig:
     covariance of real images and their representations."""
     target_dims: int | Literal["auto"] | None = "auto"
     """Predict so many principal components of the target's representations, of the real images that are not held out,
-    instead of all their numbers, and keep with the set what brings the target's own space back. auto: 64, or as many
-    as there are, without that, which would outweigh a small set. null: the target's own numbers."""
+    instead of all their numbers, and keep with the set what brings the target's own space back, and that of its map.
+    auto: 64, or as many as there are, without that, which would outweigh a small set. null: the target's own
+    numbers."""
     target_whiten: bool = False
     """Scale the principal components to the same variance, so that the loss is not ruled by the first of them."""
     target_map: int | Literal["auto"] = "auto"

@@ -185,7 +185,9 @@ def real_side(
     sha256, frame = model.weights_sha256(), _recorded_frame(own)
     kept = kept_by_run(synthetic, known, source, sha256) if found is None else keeper(found, source, sha256, None)
     target_maps = None
-    if grid:
+    if grid and own.map_projection is not None:
+        target_maps = TargetMaps(grid, own.map_projection)
+    elif grid:
         sight, dims = Sight(source, frame or source.frame), made.map_dims if made else own.layout.channels
         target_maps = kept_maps(sight, model.to(device), len(source), device, grid, dims, kept)
     return RealSide(

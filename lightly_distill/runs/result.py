@@ -30,7 +30,7 @@ def finished(
         std: As `mean`.
         provenance: Of the set.
         image_quality: Of the WebP in which images of 8 bits are stored; None: without loss.
-        keep_projection: Whether the set brings what restores the target's own space.
+        keep_projection: Whether the set brings what restores the target's own spaces.
     """
     images, rows = (tensor.detach().cpu() for tensor in state.learned())
     scales = None
@@ -47,6 +47,7 @@ def finished(
         source_index=state.source_index,
         provenance=provenance,
         projection=state.projection if keep_projection else None,
+        map_projection=state.target_maps.projection if keep_projection and state.target_maps else None,
     )
 
 
@@ -72,6 +73,7 @@ def as_set(
         rest: Further arguments of `SyntheticSet`.
     """
     if images.dtype != torch.uint8:
+        rest.pop("map_projection", None)
         return SyntheticSet(images, targets.split(rows)[0].contiguous(), **rest)
     if scales is None:
         scales = fit_scales(rows, targets, target_bits)

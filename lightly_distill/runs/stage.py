@@ -281,7 +281,7 @@ class DistillationStage:
             std=target.std,
             provenance=provenance(facts, state, run, held, device, run.seconds_before + time.perf_counter() - started),
             image_quality=config.image_quality,
-            keep_projection=config.target_dims != "auto",
+            keep_projection=isinstance(config.target_dims, int),
         )
         _logger.info("Measured: %s", _cost(synthetic, run))
         losses = synthetic.provenance["heldout_loss"]

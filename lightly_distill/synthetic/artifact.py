@@ -5,6 +5,7 @@
     lightly_distill.json              format version, shape, normalisation, scales, provenance, metrics, hashes
     preview.png                       the grid of images; in format 2 preview.webp, a few of them
     projection.safetensors            what brings back the target's own space, where the set is of principal components
+    map_projection.safetensors        the same for each cell of the map
 
 A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read. From the
 Hub nothing is fetched before that JSON has been read and its claims compared with the sizes that the Hub reports.
@@ -31,6 +32,7 @@ from lightly_distill.synthetic.set_facts import (
     CARD,
     DATA,
     FACTS,
+    MAP_PROJECTION,
     MAX_SHAPE,
     PROJECTION,
     bytes_on_disk,
@@ -38,18 +40,15 @@ from lightly_distill.synthetic.set_facts import (
     check_file,
     hashed,
     layout_of,
+    projection_shapes,
     read_facts,
     shape_of,
     written,
 )
 
 _PREVIEWED = 16  # images, of a set of 8 bits
-_OWN_FILE = re.compile(
-    "|".join(
-        [*map(re.escape, (CARD, FACTS, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION)), r"data/train-\d+-of-\d+\.parquet"]
-    ),
-    re.ASCII,
-)
+_NAMES = (CARD, FACTS, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION, MAP_PROJECTION)
+_OWN_FILE = re.compile("|".join([*map(re.escape, _NAMES), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII)
 _LEFT_BY_THE_SYSTEM = re.compile(r"(data/)?\.[^/]*")  # such as .DS_Store; not what is in a hidden folder, such as .git
 
 
@@ -150,7 +149,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise DistillError(f"{folder / DATA} cannot be read as a synthetic set: {error}") from error
     return {
         **data,
-        "projection": _projection(folder / PROJECTION, facts) if PROJECTION in facts["files"] else None,
+        **{Path(name).stem: _projection(folder / name, shape) for name, shape in projection_shapes(facts).items()},
         **{key: facts[key] for key in ("mean", "std", "provenance", "metrics")},
     }
 
@@ -207,14 +206,13 @@ def _card_in(folder: Path) -> str | None:
     return card.read_text(encoding="utf-8", errors="surrogateescape") if card.is_file() else None
 
 
-def _projection(path: Path, facts: dict[str, Any]) -> Projection:
+def _projection(path: Path, shape: tuple[int, int]) -> Projection:
     """Reads what `_write_files` wrote, its hash checked."""
     try:
         with safe_open(path, framework="pt") as file:
             found = Projection(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise DistillError(f"{path} cannot be read as a projection: {first_line(error)}") from error
-    shape = (facts["projection"]["from"], facts["shape"]["d"])
     if tuple(found.basis.shape) != shape:
         raise DistillError(f"{path} has a basis of shape {tuple(found.basis.shape)}, {FACTS} says {shape}.")
     return found
@@ -240,12 +238,10 @@ def _write_files(synthetic: Contents, folder: Path, before: str | None) -> None:
         parquet.write(
             folder / DATA, synthetic.images, synthetic.representations, synthetic.source_index, displayable=displayable
         )
-    if synthetic.projection is not None:
-        save_file(
-            {name: value.cpu().contiguous() for name, value in synthetic.projection.tensors().items()},
-            folder / PROJECTION,
-        )
-        make_ordinary(folder / PROJECTION)
+    for name, projection in ((PROJECTION, synthetic.projection), (MAP_PROJECTION, synthetic.map_projection)):
+        if projection is not None:
+            save_file({part: value.cpu().contiguous() for part, value in projection.tensors().items()}, folder / name)
+            make_ordinary(folder / name)
     (folder / FACTS).write_text(written(synthetic, folder), encoding="utf-8")
     text = card.text(synthetic, size=bytes_on_disk(folder), before=before)
     (folder / CARD).write_text(text, encoding="utf-8", errors="surrogateescape")

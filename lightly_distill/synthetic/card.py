@@ -67,6 +67,7 @@ def text(
         scales={"representations": 1 if synthetic.scales is None or has_one_scale(synthetic) else synthetic.dim},
         preview=EIGHT_BIT_PREVIEW if synthetic.pixels is not None else PREVIEW,
         projection=synthetic.projection,
+        map_projection=synthetic.map_projection,
         facts=facts(synthetic) | _sizes(synthetic, size),
         config=_config(synthetic.provenance.get("config")),
         verdict=_join(synthetic.metrics.get("verdict")),

@@ -40,6 +40,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
         projection: By which the target's representations became those of the set; None where these are its own.
+        map_projection: By which each cell of the target's map became one of the set; None where that is not kept.
 
     Attributes:
         pixels: uint8, shape (m, 3, H, W); None in a set of format 1.
@@ -62,6 +63,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         provenance: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
         projection: Projection | None = None,
+        map_projection: Projection | None = None,
     ) -> None:
         are_pixels = isinstance(images, Tensor) and images.dtype == torch.uint8
         _check("images", images, ("m", "C", "H", "W"), torch.uint8 if are_pixels else torch.float32)
@@ -82,11 +84,8 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
             )
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise UsageError(f"mean and std must be finite, and std positive; got mean {list(mean)}, std {list(std)}.")
-        if projection is not None and projection.basis.shape[1] != representations.shape[1]:
-            raise UsageError(
-                f"The projection of a synthetic set gives {projection.basis.shape[1]} numbers, its representations "
-                f"have {representations.shape[1]}."
-            )
+        _check_projection("representations", projection, representations.shape[1])
+        _check_projection("maps", map_projection, 0 if maps is None else maps.shape[1])
         self.mean: tuple[float, ...] = tuple(float(value) for value in mean)
         self.std: tuple[float, ...] = tuple(float(value) for value in std)
         self._kept = images.detach()
@@ -104,7 +103,7 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         self.source_index = source_index
         self.provenance = provenance or {}
         self.metrics = metrics or {}
-        self.projection = projection
+        self.projection, self.map_projection = projection, map_projection
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -141,6 +140,12 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         """Returns the representations in the target's own space, float32, shape (m, D): D is d without a projection."""
         return self.representations if self.projection is None else self.projection.restore(self.representations)
 
+    def original_maps(self) -> Tensor | None:
+        """Returns the maps in the target's own space, float32, shape (m, D, g, g): D is C without a projection."""
+        if self.maps is None or self.map_projection is None:
+            return self.maps
+        return self.map_projection.restore(self.maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
     def displayable(self) -> Tensor:
         """Returns the images for eyes: uint8, shape (m, 3, H, W), clipped to what a screen can show."""
         if self._kept.dtype == torch.uint8:
@@ -166,6 +171,15 @@ def _check(name: str, value: Tensor, shape: tuple[str, ...], dtype: torch.dtype)
         )
     if value.is_floating_point() and not value.isfinite().all():
         raise UsageError(f"The {name} of a synthetic set must be finite; got NaN or infinity.")
+
+
+def _check_projection(part: str, projection: Projection | None, count: int) -> None:
+    """Refuses a projection to other numbers than a part of the set has."""
+    if projection is not None and projection.basis.shape[1] != count:
+        raise UsageError(
+            f"The projection of the {part} of a synthetic set gives {projection.basis.shape[1]} numbers, and they have "
+            f"{count}."
+        )
 
 
 def _check_codes(scales: Tensor | None, targets: Tensor, layout: Layout) -> None:

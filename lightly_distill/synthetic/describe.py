@@ -61,6 +61,8 @@ def describe_set(synthetic: SyntheticSet, folder: Path | None) -> str:
         lines["maps"] = f"{count} of {grid}x{grid} cells with {cells} numbers, {_statistics(synthetic.maps)}, 8 bits"
     if synthetic.projection is not None:
         lines["projection"] = synthetic.projection.words()
+    if synthetic.map_projection is not None:
+        lines["map projection"] = synthetic.map_projection.words()
     if synthetic.origin:
         lines["on the Hub"] = synthetic.origin
     if folder is not None:

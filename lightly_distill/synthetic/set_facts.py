@@ -23,13 +23,13 @@ KIND = "synthetic_set"
 FACTS = "lightly_distill.json"
 DATA = "data/train-00000-of-00001.parquet"
 CARD = "README.md"
-PROJECTION = "projection.safetensors"
-_HASHED = (DATA, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION)  # those of them that a set has
+PROJECTION, MAP_PROJECTION = "projection.safetensors", "map_projection.safetensors"
+_HASHED = (DATA, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION, MAP_PROJECTION)  # those of them that a set has
 MAX_FACTS = 16 * 2**20  # bytes of JSON
 MAX_SHAPE = {"m": 10**6, "C": 3, "H": 4096, "W": 4096, "d": 2**17}
 MAX_NUMBERS = 2**31 - 1  # of all images, and of all representations: 8 GiB each, and what Arrow's lists can count
 MAX_BESIDE = 64 * 2**20  # bytes of all files but the data
-_FILE_NAME = re.compile(rf"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png|webp)|{re.escape(PROJECTION)}", re.ASCII)
+_FILE_NAME = re.compile(rf"(\w[\w-]*/)*\w[\w-]*\.(md|parquet|png|webp)|(map_)?{re.escape(PROJECTION)}", re.ASCII)
 
 
 def layout_of(facts: dict[str, Any]) -> Layout:
@@ -115,9 +115,11 @@ def check_sizes(facts: dict[str, Any], sizes: Mapping[str, int], owner: str) -> 
     pixels = math.prod(sides)
     # float32 as it is, a PNG that no compression helped, and what a table needs for each row and itself
     most = count * (4 * (pixels + layout_of(facts).width) + 2 * pixels + 2**12) + 2**20
-    projection = claimed.get(PROJECTION, 0)
-    beside = sum(claimed.values()) - claimed[DATA] - projection
-    if claimed[DATA] > most or projection > _most_projection(facts) or beside > MAX_BESIDE:
+    shapes = projection_shapes(facts)
+    # float32 and a header
+    fits = all(claimed[name] <= 4 * (old * new + old + new + 1) + 2**16 for name, (old, new) in shapes.items())
+    beside = sum(claimed.values()) - claimed[DATA] - sum(claimed[name] for name in shapes)
+    if claimed[DATA] > most or not fits or beside > MAX_BESIDE:
         raise DistillError(
             f"{owner} has {sum(claimed.values())} bytes, more than a set of the shape {facts['shape']} can have: "
             "refused."
@@ -149,11 +151,10 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
             raise TypeError(f"{key} must be an object")
     if "scales" in facts:
         _check_scales(path, facts)
-    if PROJECTION in facts["files"]:
-        original = facts["projection"]["from"]
+    for original, kept in projection_shapes(facts).values():
         check_shape({**facts["shape"], "d": original}, str(path), DistillError)
-        if original < facts["shape"]["d"] or original * facts["shape"]["d"] > MAX_NUMBERS:
-            raise DistillError(f"{path} has a projection from {original} numbers to {facts['shape']['d']}: refused.")
+        if original < kept or original * kept > MAX_NUMBERS:
+            raise DistillError(f"{path} has a projection from {original} numbers to {kept}: refused.")
     for name, expected in facts["files"].items():
         if not _FILE_NAME.fullmatch(name):
             raise DistillError(f"{path} names a file that no synthetic set has: {name!r}")
@@ -214,11 +215,11 @@ def check_file(path: Path, expected: dict[str, Any]) -> None:
         )
 
 
-def _most_projection(facts: dict[str, Any]) -> int:
-    """Returns how many bytes a projection of this shape can take: float32, and a header."""
-    original: int = facts["projection"]["from"] if PROJECTION in facts["files"] else 0
-    dim: int = facts["shape"]["d"]
-    return 4 * (original * dim + original + dim + 1) + 2**16
+def projection_shapes(facts: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Returns from how many numbers to how many each file of a projection leads, by its name."""
+    kept = {PROJECTION: facts["shape"]["d"], MAP_PROJECTION: layout_of(facts).channels}
+    files: dict[str, Any] = facts["files"]
+    return {name: (facts[Path(name).stem]["from"], new) for name, new in kept.items() if name in files}
 
 
 def written(synthetic: Contents, folder: Path) -> str:
@@ -228,6 +229,7 @@ def written(synthetic: Contents, folder: Path) -> str:
         UsageError: If provenance or metrics are not JSON.
     """
     projection, maps = synthetic.projection, synthetic.maps
+    of_maps = synthetic.map_projection
     of_floats = OF_FLOATS if projection is not None else WITHOUT_PROJECTION
     facts = {
         "format_version": of_floats if synthetic.pixels is None else FORMAT_VERSION,
@@ -236,6 +238,7 @@ def written(synthetic: Contents, folder: Path) -> str:
         **({"map": {"channels": maps.shape[1], "grid": maps.shape[2]}} if maps is not None else {}),
         **({"scales": _scales(synthetic)} if synthetic.scales is not None else {}),
         **({"projection": {"from": projection.dim}} if projection is not None else {}),
+        **({"map_projection": {"from": of_maps.dim}} if of_maps is not None else {}),
         "mean": synthetic.mean,
         "std": synthetic.std,
         "provenance": synthetic.provenance,

@@ -29,6 +29,7 @@ class SyntheticSet(Contents):
         metrics: JSON-able: measured results.
         projection: By which the target's representations became those of the set; None where these are its own. See
             `original_representations`.
+        map_projection: The same, of each cell of the target's map. See `original_maps`.
 
     Attributes:
         origin: Where it was loaded from on the Hugging Face Hub, `OWNER/NAME@COMMIT`; empty for any other set.
@@ -55,6 +56,7 @@ class SyntheticSet(Contents):
             std=self.std,
             source_index=self.source_index[indices],
             projection=self.projection,
+            map_projection=self.map_projection,
         )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:

@@ -9,11 +9,12 @@ import yaml
 from torch.utils.data import TensorDataset
 
 import tiny
-from lightly_distill import DistillationStage, SyntheticSet, UsageError, as_target, evaluate, pretrain
+from lightly_distill import DistillationStage, DistillError, SyntheticSet, UsageError, as_target, evaluate, pretrain
 from lightly_distill.evaluation.baselines.arms import ARMS, open_inputs
 from lightly_distill.models.rows import Layout
 from lightly_distill.runs.origin import real_side
 from lightly_distill.sharing.near_copies import find_near_copies
+from lightly_distill.synthetic.describe import describe_set
 
 COUNT, STUDENT = 60, "convnet_4_4"
 OPTIONS: dict[str, Any] = {
@@ -52,6 +53,23 @@ def test_the_set_has_8_bits_components_and_a_map_and_is_what_was_returned(tmp_pa
     assert loaded.projection is None  # it would outweigh the set
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["target_map"] == 4
     assert {"before_after.png", "loss.png"} <= {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
+
+
+def test_components_asked_for_come_with_what_leads_back_to_the_targets_own_map(tmp_path: Path) -> None:
+    loaded = SyntheticSet.load(stage(target_dims=5).run(tiny.images(COUNT)).save(tmp_path / "set"))
+    assert loaded.projection is not None and loaded.map_projection is not None and loaded.maps is not None
+    assert loaded.map_projection.dim == 6 and (loaded.maps.shape[1], loaded.layout.grid) == (3, 4)
+    own = loaded.original_maps()
+    assert own is not None and own.shape == (len(loaded), 6, 4, 4)
+    cells = loaded.map_projection.apply(own.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(cells, loaded.maps)
+    for part in ("map projection", "3 principal components of 6 numbers"):
+        assert part in describe_set(loaded, None)
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert "3 principal components of the 6 channels of the target's; `synthetic.original_maps()`" in card
+    (tmp_path / "set" / "map_projection.safetensors").write_bytes(b"")
+    with pytest.raises(DistillError, match=r"map_projection.safetensors is not the file that was written"):
+        SyntheticSet.load(tmp_path / "set")
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
