@@ -28,7 +28,7 @@ def distilled(students: str, **options: Any) -> SyntheticSet:
     return DistillationStage(tiny.encoder(), **{**options, "student": students}).run(tiny.images())
 
 
-@pytest.mark.parametrize("target_map", [0, 2])
+@pytest.mark.parametrize("target_map", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_each_architecture_of_a_mixed_pool_is_compiled_once(target_map: int, caplog: pytest.LogCaptureFixture) -> None:
     distilled("convnet_4_4,convnet_4_8,convnet_8_8", target_map=target_map, compile=True)
     # the six first students, and those that took their places

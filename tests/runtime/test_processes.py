@@ -84,7 +84,7 @@ def test_shares_are_consecutive_even_and_complete() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"source_views": "random", "chunk_size": 2},
         pytest.param({"source_views": 2}, marks=pytest.mark.slow),
     ],

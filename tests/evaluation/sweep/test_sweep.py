@@ -183,7 +183,7 @@ def test_a_sweep_that_stopped_between_sizes_ends_as_one_that_did_not(
     assert all(torch.equal(a, b) for a, b in zip(sets(tmp_path / "out"), sets(straight[0]), strict=True))
 
 
-@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_distillation_that_stopped_goes_on_from_its_checkpoint(
     straight: tuple[Path, Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
