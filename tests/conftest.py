@@ -28,10 +28,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported by now; a measurement of memory collects all else first, which took 0.3 s each time
 
 
-@pytest.fixture(autouse=True)
-def float32_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of tests do not depend on what the processor can do."""
-    monkeypatch.setattr("lightly_distill.method.distill.computes_bf16", lambda device: False)
+@pytest.fixture(autouse=True, scope="session")
+def float32_on_any_processor() -> Iterator[None]:
+    """Results of tests, and of what several of them share, do not depend on what the processor can do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightly_distill.runtime.device.computes_bf16", lambda device: False)
+        yield
 
 
 @pytest.fixture(autouse=True)

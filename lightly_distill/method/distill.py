@@ -30,7 +30,7 @@ from lightly_distill.method.step import (
     require_finite,
     require_finite_sums,
 )
-from lightly_distill.runtime.device import computes_bf16
+from lightly_distill.runtime.device import gains_from_bf16
 from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.signals import EndOnSignal
 
@@ -277,10 +277,11 @@ def _named(when: str, slot: Slot) -> Iterator[None]:
 
 
 def _settle_precision(state: DistillState, real: RealBatch, config: DistillConfig) -> None:
-    """Takes bfloat16 if all processors compute in it, and the outer loss of each architecture stays what it is."""
-    if not all(state.team.all.gather(computes_bf16(state.images.device))):
-        return
+    """Takes bfloat16 if all architectures are quicker in it everywhere, and the outer loss of each stays what it is."""
     slots = {slot.name: slot for slot in state.pool.slots}.values()
+    quicker = all(gains_from_bf16(slot.student, state.images.device) for slot in slots)
+    if not all(state.team.all.gather(quicker)):
+        return
     exact = [_held_out_loss_of(slot, state, real, config) for slot in slots]
     state.precision = "bf16"
     rough = [_held_out_loss_of(slot, state, real, config) for slot in slots]

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ from lightly_distill.models.recipe import Recipe, RecipeOptions, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
 from lightly_distill.models.students import check_names, find_adapter, student_builder
 from lightly_distill.runtime.console import speaking
-from lightly_distill.runtime.device import resolve_device
+from lightly_distill.runtime.device import gains_from_bf16, resolve_device
 from lightly_distill.runtime.files import new_folder
 from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.seeding import generator, global_seed
@@ -46,12 +47,16 @@ class PretrainConfig(Recipe):
     """Images of a step, at least 2; all, if the set has fewer."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate: as it is, or down to 0."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the student's features; weights and loss are float32. auto: fp32, but bf16 on a CPU that computes in it,
+    unless the student has convolutions in groups, which are slower in it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number(self, "steps")
         check_number(self, "batch_size", least=2)
         check_one_of("schedule", self.schedule, ("constant", "cosine"))
+        check_one_of("precision", self.precision, ("auto", "fp32", "bf16"))
 
 
 class PretrainOptions(RecipeOptions, total=False):
@@ -60,12 +65,13 @@ class PretrainOptions(RecipeOptions, total=False):
     steps: int
     batch_size: int
     schedule: Literal["constant", "cosine"]
+    precision: Literal["auto", "fp32", "bf16"]
 
 
 RECIPES: dict[str, PretrainConfig] = {
     "default": PretrainConfig(),
     # 1,000 epochs of its 1,000 images: KRR-ST, arXiv:2310.06511, section 4
-    "paper": PretrainConfig(steps=4000, mixup=False, crop_and_flip=False, optimizer="sgd"),
+    "paper": PretrainConfig(steps=4000, mixup=False, crop_and_flip=False, optimizer="sgd", precision="fp32"),
 }
 
 
@@ -228,6 +234,9 @@ class Training:
         self._transform = transform
         self._rows, self._head, self._config, self._seed = rows.train(), head, config, seed
         self._optimizer = make_optimizer(rows, head, config)
+        device = next(head.parameters()).device
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and gains_from_bf16(rows, device))
+        self._precision = torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
         self.step, self._pass = 0, 0
         self.lr: float = self._optimizer.param_groups[0]["lr"]
 
@@ -257,7 +266,9 @@ class Training:
         if config.schedule == "cosine":
             for group in self._optimizer.param_groups:
                 group["lr"] = self.lr * (1 + math.cos(math.pi * self.step / config.steps)) / 2
-        loss = row_loss(self._head(self._rows(batch)), truth, layout)
+        with self._precision:
+            rows = self._rows(batch)
+        loss = row_loss(self._head(rows.float()), truth, layout)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._optimizer.step()
