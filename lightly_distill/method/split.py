@@ -59,9 +59,10 @@ def require_count(count: int, name: str, config: DistillConfig) -> int:
     """
     held = held_out_of(count, config)
     if count - held < config.num_images:
+        usable = "image" if count == 1 else "images"
         aside = "" if count < config.num_images else ", keep none aside with holdout=0 (--holdout 0),"
         raise UsageError(
-            f"{called(name)} has {count} usable images ({held} of them held out to measure the loss), fewer than "
+            f"{called(name)} has {count} usable {usable} ({held} of them held out to measure the loss), fewer than "
             f"num_images={config.num_images}: ask for at most {count - held}{aside} or give a larger source."
         )
     return held
