@@ -96,7 +96,7 @@ class TransferConfig(PretrainConfig):
         """Returns how students are pre-trained on an arm of so many images.
 
         Where these are the whole source, for `full_epochs` and without mixup, which is for want of images. Several
-        times the bytes are trained on for longer, up to four times, which suits more images better.
+        times the bytes are trained on for twice the steps, which suits more images better.
         """
         own = PretrainConfig(**{field.name: getattr(self, field.name) for field in fields(PretrainConfig)})
         if arm.size_matters:

@@ -51,9 +51,9 @@ class PoolConfig(Recipe):
     size: int = 20
     """Number of students, l in the paper. A short run wants many: images fitted to few networks fit only those."""
     max_age: int = 500
-    """Training steps after which a student is replaced by a fresh one, T in the paper. Best about as many as the
-    pre-training on the finished set will take, 500 by default; before the first step each student takes up to so many,
-    so that a smaller number starts sooner."""
+    """Training steps after which a student is replaced by a fresh one, T in the paper. Best not far below
+    what the pre-training on the finished set takes, 1,000 by default; before the first step each student takes up to so
+    many, so that a smaller number starts sooner."""
 
     prefix = "pool."
 
@@ -140,7 +140,7 @@ class DistillConfig:
     """Scale the principal components to the same variance, so that the loss is not ruled by the first of them."""
     target_map: int | Literal["auto"] = "auto"
     """Predict the target's last map too, averaged to so many cells a side: not only what is in an image but where.
-    auto: 4, or as many as the target's map has; 0 where it has no map of at least 2. 0: no map."""
+    auto: 2, or 0 where it has no map of so many. 0: no map."""
     map_dims: int = 16
     """Principal components of each cell of the target's map."""
     eight_bits: bool = True

@@ -24,7 +24,7 @@ from lightly_distill.runtime import seeding
 from lightly_distill.runtime.console import tell_once
 from lightly_distill.runtime.processes import ALONE, Processes
 
-GRIDS = (4, 3, 2)  # of which the first that a target has is taken, if the user does not say
+GRID = 2  # if the user does not say: the bytes of a finer map teach more as further images
 SAMPLE = 2048  # images in whose maps the principal components are found, evenly spread over the source
 
 _logger = logging.getLogger(__name__)
@@ -81,26 +81,22 @@ def find_grid(target: Target, size: int, wanted: int | Literal["auto"], device: 
         device: Where the target computes.
 
     Returns:
-        g; 0 where no map is wanted, or the target has none of at least 2 cells a side and that was left to us.
+        g; 0 where no map is wanted, or the target has none of so many cells and that was left to us.
 
     Raises:
         UsageError: If the map that is wanted is not there.
     """
+    grid = GRID if wanted == "auto" else wanted
     images = torch.rand(1, 3, size, size, generator=seeding.generator(0, "grid")).to(device)
-    if wanted != "auto":
-        if wanted:
-            target.maps(images, wanted)
-        return wanted
-    reason = ""
-    for grid in GRIDS:
-        try:
+    try:
+        if grid:
             target.maps(images, grid)
-        except UsageError as error:
-            reason = str(error)
-        else:
-            return grid
-    tell_once(_logger, logging.INFO, "Representations alone are predicted, no map. %s", reason)
-    return 0
+    except UsageError as error:
+        if wanted != "auto":
+            raise
+        tell_once(_logger, logging.INFO, "Representations alone are predicted, no map. %s", error)
+        return 0
+    return grid
 
 
 def fit_maps(sight: Sight, target: Target, count: int, device: torch.device, grid: int, dims: int) -> TargetMaps:

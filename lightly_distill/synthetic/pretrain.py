@@ -41,7 +41,7 @@ class PretrainConfig(Recipe):
     KRR-ST (arXiv:2310.06511).
     """
 
-    steps: int = 500
+    steps: int = 1000
     """Training steps, whatever the number of images."""
     batch_size: int = 256
     """Images of a step, at least 2; all, if the set has fewer."""

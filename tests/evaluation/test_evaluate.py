@@ -373,7 +373,7 @@ def test_more_random_images_are_trained_on_for_longer(
     options = {"data": tiny.images(600), "target": target, "baselines": names, "probes": ["knn"], **QUICK, "seeds": 1}
     whole = DistillationStage(target, student=STUDENT, num_images=30, steps=0).run(tiny.images(600))
     evaluate(whole, STUDENT, [task()], **options)
-    assert [count for _, count in sorted(steps)] == [3, 3, 6, 12, 12]  # the set itself is the smallest
+    assert [count for _, count in sorted(steps)] == [3, 3, 6, 6, 6]  # the set itself is the smallest
 
 
 def test_another_arm_is_one_entry_of_the_table(

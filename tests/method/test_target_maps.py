@@ -71,8 +71,9 @@ def test_another_run_finds_components_and_maps_and_does_not_ask_the_target_again
 
 
 def test_left_to_us_the_grid_is_what_the_target_has() -> None:
-    assert find_grid(as_target(tiny.encoder()), 8, "auto", CPU) == 4
-    assert find_grid(as_target(tiny.encoder()), 6, "auto", CPU) == 3
+    assert find_grid(as_target(tiny.encoder()), 8, "auto", CPU) == 2
+    assert find_grid(as_target(tiny.encoder()), 2, "auto", CPU) == 0
+    assert find_grid(as_target(tiny.encoder()), 8, 3, CPU) == 3
     assert find_grid(as_target(tiny.encoder()), 8, 0, CPU) == 0
 
 

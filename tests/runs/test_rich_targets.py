@@ -49,18 +49,18 @@ def same(first: SyntheticSet, second: SyntheticSet) -> bool:
 def test_the_set_has_8_bits_components_and_a_map_and_is_what_was_returned(tmp_path: Path) -> None:
     returned = stage().run(tiny.images(COUNT), out=tmp_path / "run")
     loaded = SyntheticSet.load(tmp_path / "run")
-    assert same(returned, loaded) and loaded.layout == Layout(53, channels=3, grid=4)  # 54 images are not held out
+    assert same(returned, loaded) and loaded.layout == Layout(53, channels=3, grid=2)  # 54 images are not held out
     assert loaded.projection is None  # it would outweigh the set
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["target_map"] == 4
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["target_map"] == 2
     assert {"before_after.png", "loss.png"} <= {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
 
 
 def test_components_asked_for_come_with_what_leads_back_to_the_targets_own_map(tmp_path: Path) -> None:
     loaded = SyntheticSet.load(stage(target_dims=5).run(tiny.images(COUNT)).save(tmp_path / "set"))
     assert loaded.projection is not None and loaded.map_projection is not None and loaded.maps is not None
-    assert loaded.map_projection.dim == 6 and (loaded.maps.shape[1], loaded.layout.grid) == (3, 4)
+    assert loaded.map_projection.dim == 6 and (loaded.maps.shape[1], loaded.layout.grid) == (3, 2)
     own = loaded.original_maps()
-    assert own is not None and own.shape == (len(loaded), 6, 4, 4)
+    assert own is not None and own.shape == (len(loaded), 6, 2, 2)
     cells = loaded.map_projection.apply(own.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     torch.testing.assert_close(cells, loaded.maps)
     for part in ("map projection", "3 principal components of 6 numbers"):
@@ -178,7 +178,7 @@ def test_kmeans_starts_by_the_representations_whatever_the_maps_say() -> None:
 
 def test_a_set_whose_maps_could_not_be_read_again_is_refused_before_the_work() -> None:
     with pytest.raises(UsageError, match="The synthetic set asked for, with its maps, has the shape"):
-        stage(map_dims=10_000).check(tiny.images(COUNT))
+        stage(map_dims=40_000).check(tiny.images(COUNT))
 
 
 def test_a_map_that_the_target_lacks_is_refused_before_images_are_read() -> None:

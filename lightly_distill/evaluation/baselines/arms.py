@@ -217,7 +217,7 @@ _TABLE = (
             "as many random real images, with targets of the same kinds, as take "
             + (f"{times} times the bytes of the set" if times > 1 else "the bytes of the set"),
             ("real",),
-            longer=min(times, 4),
+            longer=min(times, 2),
             make=_random_of_bytes(times),
         )
         for times in TIMES
