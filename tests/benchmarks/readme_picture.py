@@ -1,21 +1,20 @@
 """Draws the picture of the README: images before and after distilling, and accuracy against bytes.
 
-    python tests/benchmarks/transfer/worth.py --out DIR --num-images 300 --arms random@bytes random@bytes-x2
     cd tests/benchmarks/transfer/results
-    python ../../readme_picture.py --set DIR/seed0/set --results worth-3.json --lossless worth-2.json
+    python ../../readme_picture.py --set DIR/seed0/set --results worth-4.json worth-5.json
 
-Each file of results has a list of evaluations, one of each seed. Those of --lossless are of real images that are stored
-without loss, and of the arms that no set changes.
+Each file of results has a list of evaluations of sets of one size, one of each seed, as `transfer/worth.py --out DIR`
+leaves them; one of the files also has scratch and full.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightly_distill import SyntheticSet
 from lightly_distill.runtime.words import size_text
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 OUT = Path(__file__).parents[2] / "examples" / "pictures" / "before_after.png"
 SHOWN = 9  # images, one column each
 MEASURE = "cifar10/linear@2000"
+ARMS = ("scratch", "distilled", "random@bytes", "random@bytes-x2", "random@bytes-x5", "full")
 TEXT = 15  # points: still to be read when a phone shows the picture at 400 pixels
 Results = list[dict[str, Any]]
 
@@ -39,23 +39,21 @@ def main() -> None:
     """Reads the set and results, draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path, required=True)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--lossless", type=Path, required=True)
+    parser.add_argument("--results", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    results, lossless = (json.loads(file.read_text()) for file in (options.results, options.lossless))
+    results = [json.loads(file.read_text()) for file in options.results]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(SyntheticSet.load(options.set), results, lossless, options.out)
+    draw(SyntheticSet.load(options.set), results, options.out)
     print(f"{options.out}: {options.out.stat().st_size} bytes")
 
 
-def draw(synthetic: SyntheticSet, results: Results, lossless: Results, out: Path) -> None:
+def draw(synthetic: SyntheticSet, results: Sequence[Results], out: Path) -> None:
     """Draws both parts, one above the other.
 
     Args:
         synthetic: A distilled set.
-        results: Of such sets and of real images that are stored as they are.
-        lossless: Of real images that are stored without loss.
+        results: Of such sets and of real images that are stored as they are, for each size.
         out: PNG to write.
     """
     before = real_images(IMAGES).read(synthetic.source_index[:SHOWN])
@@ -68,36 +66,34 @@ def draw(synthetic: SyntheticSet, results: Results, lossless: Results, out: Path
         figure.figimage(grid, left, bottom)  # pixel by pixel: an axis would blur them, and the file would be large
         middle = (bottom + len(grid) / 2) / height
         figure.text((left - 8) / figure.bbox.width, middle, name, size=TEXT, color=INK, ha="right", va="center")
-    _draw_accuracies(figure.add_axes((0.12, 0.145, 0.86, 0.495)), results, lossless)
+    _draw_accuracies(figure.add_axes((0.12, 0.145, 0.86, 0.495)), results)
     figure.savefig(out)
 
 
-def _accuracies(results: Results, arm: str) -> NDArray[np.float64]:
-    return 100 * np.array([value for each in results for value in each["arms"][arm][MEASURE]])
+def _point(results: Results, arm: str) -> tuple[float, float, float]:
+    """Returns bytes, mean accuracy and its standard deviation over seeds, in %."""
+    values = 100 * np.array([value for each in results for value in each["arms"][arm][MEASURE]])
+    return float(np.mean([each["bytes"][arm] for each in results])), float(values.mean()), float(values.std(ddof=1))
 
 
-def _draw_accuracies(axis: "Axes", results: Results, lossless: Results) -> None:
-    bytes_of = "random@bytes"
-    real = ["random", *(f"{bytes_of}{times}" for times in ("", "-x2", "-x5", "-x10"))]
-    for found, arms, name, colour in (
-        (results, ["distilled"], "300 distilled images", OURS),
-        (results, [bytes_of, f"{bytes_of}-x2"], "real images, lossy too", COLOURS[4]),
-        (lossless, real, "real images without loss", COLOURS[1]),
-        (lossless, ["full"], "all 10,000 real images", COLOURS[2]),
+def _draw_accuracies(axis: "Axes", results: Sequence[Results]) -> None:
+    points = {arm: sorted(_point(one, arm) for one in results if arm in one[0]["arms"]) for arm in ARMS}
+    for name, arms, colour in (
+        ("distilled images", ["distilled"], OURS),
+        ("as many bytes of real images, stored alike", [arm for arm in ARMS if "bytes" in arm], COLOURS[4]),
+        ("all 10,000 real images", ["full"], COLOURS[2]),
     ):
-        values = [_accuracies(found, arm) for arm in arms]
-        places = [float(np.mean([each["bytes"][arm] for each in found])) for arm in arms]
-        means, spread = [each.mean() for each in values], [each.std(ddof=1) for each in values]
+        places, means, spread = zip(*sorted(point for arm in arms for point in points[arm]), strict=True)
         drawn: dict[str, Any] = {"color": colour, "ecolor": INK, "capsize": 4, "markersize": 9, "linewidth": 1.5}
         axis.errorbar(places, means, spread, fmt="o-", label=name, **drawn)
-    axis.legend(loc=(0.42, 0.16), frameon=False, fontsize=TEXT, labelcolor=INK)
-    scratch = _accuracies(lossless, "scratch").mean()
+    axis.legend(loc=(0.2, 0.16), frameon=False, fontsize=TEXT, labelcolor=INK)
+    scratch = points["scratch"][0][1]
     axis.axhline(scratch, color=COLOURS[0], linestyle="--", linewidth=1.5)
-    axis.text(2.8e7, scratch + 0.6, "not pre-trained", size=TEXT, color=INK, ha="right")
+    axis.text(4.8e6, scratch + 0.6, "not pre-trained", size=TEXT, color=INK, ha="right")
     axis.set_xscale("log")
-    axis.set_xlim(3e4, 3e7)
-    axis.set_ylim(41, 62)
-    axis.set_xticks([1e5, 1e6, 1e7])
+    axis.set_xlim(3e4, 5e6)
+    axis.set_ylim(41, 63)
+    axis.set_xticks([5e4, 1e5, 3e5, 1e6, 3e6])
     axis.xaxis.set_major_formatter(lambda value, _: size_text(value))
     axis.tick_params(labelsize=TEXT)
     axis.minorticks_off()
