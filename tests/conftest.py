@@ -32,7 +32,7 @@ def pytest_collection_finish() -> None:
 def float32_on_any_processor() -> Iterator[None]:
     """Results of tests, and of what several of them share, do not depend on what the processor can do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightly_distill.runtime.device.computes_bf16", lambda device: False)
+        patch.setattr("lightly_distill.models.recipe.computes_bf16", lambda device: False)
         yield
 
 

@@ -30,7 +30,7 @@ from lightly_distill.method.step import (
     require_finite,
     require_finite_sums,
 )
-from lightly_distill.runtime.device import gains_from_bf16
+from lightly_distill.models.recipe import gains_from_bf16
 from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.signals import EndOnSignal
 
@@ -279,7 +279,7 @@ def _named(when: str, slot: Slot) -> Iterator[None]:
 def _settle_precision(state: DistillState, real: RealBatch, config: DistillConfig) -> None:
     """Takes bfloat16 if all architectures are quicker in it everywhere, and the outer loss of each stays what it is."""
     slots = {slot.name: slot for slot in state.pool.slots}.values()
-    quicker = all(gains_from_bf16(slot.student, state.images.device) for slot in slots)
+    quicker = all(gains_from_bf16(slot.student, state.images.detach()) for slot in slots)
     if not all(state.team.all.gather(quicker)):
         return
     exact = [_held_out_loss_of(slot, state, real, config) for slot in slots]

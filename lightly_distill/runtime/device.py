@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightly_distill.errors import UsageError
 
@@ -60,15 +60,6 @@ def computes_bf16(device: torch.device) -> bool:
     """Returns whether a CPU has instructions for bfloat16; elsewhere False. Without them it is slower than float32."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public ones
     return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
-def gains_from_bf16(model: nn.Module, device: torch.device) -> bool:
-    """Returns whether a model is quicker in bfloat16, as far as we know: on a CPU that computes in it.
-
-    Convolutions in groups are not: MobileNets and EfficientNets have 0.4 of their speed in it.
-    """
-    in_groups = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in model.modules())
-    return computes_bf16(device) and not in_groups
 
 
 def tf32(device: torch.device) -> str:

@@ -16,11 +16,11 @@ from typing_extensions import Unpack
 from lightly_distill.data.augment import vary
 from lightly_distill.data.pixels import Normalised
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
-from lightly_distill.models.recipe import Recipe, RecipeOptions, make_optimizer
+from lightly_distill.models.recipe import Recipe, RecipeOptions, gains_from_bf16, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
 from lightly_distill.models.students import check_names, find_adapter, student_builder
 from lightly_distill.runtime.console import speaking
-from lightly_distill.runtime.device import gains_from_bf16, resolve_device
+from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.files import new_folder
 from lightly_distill.runtime.progress import Progress
 from lightly_distill.runtime.seeding import generator, global_seed
@@ -159,7 +159,9 @@ def _trained(
         rows, features = with_rows(backbone, images[:2], synthetic.layout.grid)
         head = RowHead(features, synthetic.layout).to(place)
     # channels last: a third faster on a CPU; as the students of the pool
-    training = Training(rows.to(memory_format=torch.channels_last), head, settings, seed, transform)
+    rows = rows.to(memory_format=torch.channels_last)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and gains_from_bf16(rows, images[:2]))
+    training = Training(rows, head, settings, seed, transform, bf16=bf16)
     with Progress(f"Pre-training {student}", settings.steps, "step", shown=shown) as bar:
         first: float | None = None
         while training.step < settings.steps:
@@ -217,6 +219,7 @@ class Training:
         config: All settings.
         seed: Root of all random draws.
         transform: Of a batch of normalised images (B, 3, S, S), or None.
+        bf16: Whether features are computed in bfloat16.
 
     Attributes:
         step: Steps done.
@@ -230,12 +233,13 @@ class Training:
         config: PretrainConfig,
         seed: int,
         transform: "Callable[[Tensor], Tensor] | None" = None,
+        *,
+        bf16: bool = False,
     ) -> None:
         self._transform = transform
         self._rows, self._head, self._config, self._seed = rows.train(), head, config, seed
         self._optimizer = make_optimizer(rows, head, config)
         device = next(head.parameters()).device
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and gains_from_bf16(rows, device))
         self._precision = torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
         self.step, self._pass = 0, 0
         self.lr: float = self._optimizer.param_groups[0]["lr"]

@@ -425,7 +425,7 @@ def test_bf16_runs_and_stays_near_fp32() -> None:
 def test_auto_is_bf16_where_the_processor_computes_in_it_and_the_loss_stays_the_same(
     computes: bool, limit: float, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightly_distill.runtime.device.computes_bf16", lambda device: computes)
+    monkeypatch.setattr("lightly_distill.models.recipe.computes_bf16", lambda device: computes)
     monkeypatch.setattr("lightly_distill.method.distill.SAME", limit)
     rows = {}
     for precision in ("auto", taken):
@@ -439,14 +439,14 @@ def test_auto_is_bf16_where_the_processor_computes_in_it_and_the_loss_stays_the_
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightly_distill.runtime.device.computes_bf16", lambda device: True)
+    monkeypatch.setattr("lightly_distill.models.recipe.computes_bf16", lambda device: True)
     monkeypatch.setattr("lightly_distill.method.distill.SAME", 1.0)
     config = tiny.config(precision="auto")
     state, real = make(config)
     memory = Memory()
     distill(state, real, config, memory)
     tensors, facts = memory.saved[4]
-    monkeypatch.setattr("lightly_distill.runtime.device.computes_bf16", lambda device: False)  # of another machine
+    monkeypatch.setattr("lightly_distill.models.recipe.computes_bf16", lambda device: False)  # of another machine
     again, real = make(config)
     again.restore(tensors, facts)
     distill(again, real, config, Memory())

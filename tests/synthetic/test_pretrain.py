@@ -297,20 +297,26 @@ def test_a_transformer_is_trained_by_adamw_and_a_cosine_ends_at_no_rate(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("computes", "student", "taken"),
-    [(True, "convnet_4_4", "bf16"), (False, "convnet_4_4", "fp32"), (True, "test_efficientnet", "fp32")],
+    ("computes", "student", "size", "taken"),
+    [
+        (True, "convnet_4_4", 16, "bf16"),
+        (False, "convnet_4_4", 16, "fp32"),
+        (True, "test_efficientnet", 32, "fp32"),  # with convolutions in groups
+        (True, "test_resnet", 64, "bf16"),
+        (True, "test_resnet", 16, "fp32"),  # with a stride on a map of one pixel
+    ],
 )
 def test_auto_is_bf16_where_the_student_is_quicker_in_it(
-    computes: bool, student: str, taken: str, monkeypatch: pytest.MonkeyPatch
+    computes: bool, student: str, size: int, taken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightly_distill.runtime.device.computes_bf16", lambda device: computes)
+    monkeypatch.setattr("lightly_distill.models.recipe.computes_bf16", lambda device: computes)
     trained = {
-        precision: weights(pretrain(student, rich(size=32), steps=4, precision=precision, device="cpu", lr=0.01))
-        for precision in ("auto", "fp32", "bf16")
+        precision: weights(pretrain(student, rich(size=size), steps=4, precision=precision, device="cpu", lr=0.01))
+        for precision in ("auto", "fp32", taken)
     }
     assert torch.equal(trained["auto"], trained[taken])
-    gap = (trained["bf16"] - trained["fp32"]).norm() / trained["fp32"].norm()
-    assert 0 < gap < 0.05
+    gap = (trained["auto"] - trained["fp32"]).norm() / trained["fp32"].norm()
+    assert gap < 0.05 and (gap > 0) == (taken == "bf16")
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_there_are() -> None:
