@@ -71,8 +71,8 @@ def make_optimizer(student: nn.Module, head: nn.Module, recipe: Recipe) -> torch
 def gains_from_bf16(student: nn.Module, images: Tensor) -> bool:
     """Returns whether a student is quicker in bfloat16, as far as we know: on a CPU that computes in it.
 
-    Not with convolutions in groups: MobileNets and EfficientNets have 0.4 of their speed in it. And not with a stride on
-    a map of one pixel, of which torch 2.14 returns the weights' gradient in bfloat16 as whatever was in memory.
+    Not with convolutions in groups: MobileNets and EfficientNets have 0.4 of their speed in it. And not with a stride
+    on a map of one pixel, of which torch 2.14 returns the weights' gradient in bfloat16 as whatever was in memory.
 
     Args:
         student: On the device of the images.
