@@ -80,7 +80,7 @@ def _draw_accuracies(axis: "Axes", results: Sequence[Results]) -> None:
     points = {arm: sorted(_point(one, arm) for one in results if arm in one[0]["arms"]) for arm in ARMS}
     for name, arms, colour in (
         ("distilled images", ["distilled"], OURS),
-        ("as many bytes of real images, stored alike", [arm for arm in ARMS if "bytes" in arm], COLOURS[4]),
+        ("random real images, stored alike", [arm for arm in ARMS if "bytes" in arm], COLOURS[4]),
         ("all 10,000 real images", ["full"], COLOURS[2]),
     ):
         places, means, spread = zip(*sorted(point for arm in arms for point in points[arm]), strict=True)
