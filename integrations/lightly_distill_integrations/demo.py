@@ -43,7 +43,6 @@ SETTINGS: dict[str, Any] = {
     "steps": 2000,
     "batch_size": 256,
     "target_dims": None,  # of Barlow Twins on digits, what lies beyond the usual 64 components teaches too
-    "target_map": 4,  # of a digit that may be anywhere; what the numbers of tests/benchmarks were measured with
     # as many steps as the pre-training takes; mirrored, a digit is none, and a minute is too short for mixtures
     "pool": {"size": 30, "max_age": 60, "mixup": False, "crop_and_flip": False},
 }
