@@ -170,7 +170,7 @@ def available(group: Group) -> dict[str, EntryPoint]:
     return _declared(group, tuple(sys.path))
 
 
-@cache  # a search reads the metadata of all that is installed, which takes 10 ms
+@cache  # a search reads the metadata of all that is installed in these places, which takes 10 ms
 def _declared(group: Group, places: tuple[str, ...]) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=f"lightly_distill.{group}")}
 

@@ -160,7 +160,8 @@ class DistillConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the students' features, and on a GPU of the target's; the ridge solve keeps its own. auto: fp32, but
     bf16 on a processor that computes in it, where the outer loss stays the same to a thousandth and no student has
-    convolutions in groups, which are slower in it."""
+    convolutions in groups, which are slower in it, or a stride on a map of one pixel, of which torch gets the gradient
+    wrong."""
     compile: bool = False
     """Compile the students with torch.compile: about a quarter faster on a CPU, after a minute that it takes at first.
     Needs a C++ compiler."""

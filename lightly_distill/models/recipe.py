@@ -85,7 +85,7 @@ def gains_from_bf16(student: nn.Module, images: Tensor) -> bool:
     def look(module: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
         nonlocal fine
         strided = module.kernel_size != (1, 1) and module.stride != (1, 1)
-        fine &= module.groups == 1 and not (strided and given[0].shape[-1] == 1)
+        fine &= module.groups == 1 and not (strided and any(each.shape[-1] == 1 for each in given))
 
     convolutions = [module for module in student.modules() if isinstance(module, nn.Conv2d)]
     hooks = [module.register_forward_pre_hook(look) for module in convolutions]

@@ -49,7 +49,8 @@ class PretrainConfig(Recipe):
     """Of the learning rate: as it is, or down to 0."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the student's features; weights and loss are float32. auto: fp32, but bf16 on a CPU that computes in it,
-    unless the student has convolutions in groups, which are slower in it."""
+    unless the student has convolutions in groups, which are slower in it, or a stride on a map of one pixel, of which
+    torch gets the gradient wrong."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

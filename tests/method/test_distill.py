@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import reference
 import tiny
+from lightly_distill import DistillationStage
 from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, open_source
 from lightly_distill.errors import DistillError
@@ -436,6 +437,18 @@ def test_auto_is_bf16_where_the_processor_computes_in_it_and_the_loss_stays_the_
         assert state.precision == memory.saved[config.steps][1]["precision"] == taken
         rows[precision] = [(row["loss"], row["heldout_loss"]) for row in memory.rows[1:] if "heldout_loss" in row]
     assert rows["auto"] == rows[taken]
+
+
+@pytest.mark.parametrize(("student", "taken"), [("convnet_4_4", "bf16"), ("convnet_4_4,test_efficientnet", "fp32")])
+def test_auto_stays_fp32_where_one_of_the_students_is_slower_in_bf16(
+    student: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightly_distill.models.recipe.computes_bf16", lambda device: True)
+    monkeypatch.setattr("lightly_distill.method.distill.SAME", 1.0)
+    options = {**tiny.QUICK, "student": student, "pool": {"size": 2, "max_age": 2}, "steps": 1, "precision": "auto"}
+    images = torch.nn.functional.interpolate(tiny.images().float(), 32).byte()
+    made = DistillationStage(tiny.encoder(), **{**options, "image_size": 32}).run(images)
+    assert made.provenance["precision"] == taken
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
