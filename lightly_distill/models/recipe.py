@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from lightly_distill.errors import UsageError
 from lightly_distill.runtime.device import computes_bf16
 from lightly_distill.runtime.settings import check_bool, check_number, check_one_of
 
@@ -71,8 +72,8 @@ def make_optimizer(student: nn.Module, head: nn.Module, recipe: Recipe) -> torch
 def gains_from_bf16(student: nn.Module, images: Tensor) -> bool:
     """Returns whether a student is quicker in bfloat16, as far as we know: on a CPU that computes in it.
 
-    Not with convolutions in groups: MobileNets and EfficientNets have 0.4 of their speed in it. And not with a stride
-    on a map of one pixel, of which torch 2.14 returns the weights' gradient in bfloat16 as whatever was in memory.
+    Not with convolutions in groups: MobileNets and EfficientNets have 0.4 of their speed in it. And not where its
+    gradient is wrong, see `check_bf16`.
 
     Args:
         student: On the device of the images.
@@ -80,12 +81,42 @@ def gains_from_bf16(student: nn.Module, images: Tensor) -> bool:
     """
     if not computes_bf16(images.device):
         return False
-    fine = True
+    seen = _seen(student, images)
+    return not any(convolution.groups > 1 or _strided_on_one_pixel(convolution, shape) for convolution, shape in seen)
+
+
+def check_bf16(student: nn.Module, name: str, images: Tensor) -> None:
+    """Refuses a student whose gradient in bfloat16 is wrong.
+
+    On a CPU, torch 2.14 returns that of the weights of a convolution with a stride on a map of one pixel as whatever
+    was in memory.
+
+    Args:
+        student: On the device of the images.
+        name: Of the student.
+        images: As for `gains_from_bf16`.
+
+    Raises:
+        UsageError: If it has such a convolution at this size of images, and they are on a CPU.
+    """
+    if images.device.type == "cpu" and any(_strided_on_one_pixel(*each) for each in _seen(student, images)):
+        raise UsageError(
+            f"precision=bf16 does not suit student '{name}' at {images.shape[-1]} pixels: a convolution of it has a "
+            "stride on a map of one pixel, of which torch gets the gradient wrong in bfloat16 on a CPU. Give "
+            "precision=fp32 or auto, or larger images."
+        )
+
+
+def _strided_on_one_pixel(convolution: nn.Conv2d, shape: torch.Size) -> bool:
+    return convolution.kernel_size != (1, 1) and convolution.stride != (1, 1) and shape[-1] == 1
+
+
+def _seen(student: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, torch.Size]]:
+    """Returns the convolutions that an image passes, each with the shape of what it is given."""
+    seen: list[tuple[nn.Conv2d, torch.Size]] = []
 
     def look(module: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-        nonlocal fine
-        strided = module.kernel_size != (1, 1) and module.stride != (1, 1)
-        fine &= module.groups == 1 and not (strided and any(each.shape[-1] == 1 for each in given))
+        seen.extend((module, each.shape) for each in given)
 
     convolutions = [module for module in student.modules() if isinstance(module, nn.Conv2d)]
     hooks = [module.register_forward_pre_hook(look) for module in convolutions]
@@ -97,7 +128,7 @@ def gains_from_bf16(student: nn.Module, images: Tensor) -> bool:
         student.train(training)
         for hook in hooks:
             hook.remove()
-    return fine
+    return seen
 
 
 def fused(device: torch.device) -> bool | None:

@@ -29,6 +29,7 @@ from lightly_distill.method.sight import find_for_target, try_target
 from lightly_distill.method.split import held_out_of, require_count, require_enough
 from lightly_distill.method.state import DistillState, saved_maps, saved_projection
 from lightly_distill.method.target_maps import find_grid
+from lightly_distill.models.recipe import check_bf16
 from lightly_distill.models.rows import Layout
 from lightly_distill.models.students import check_names, student_builder
 from lightly_distill.models.targets import Target, as_target, load_target
@@ -322,6 +323,9 @@ class DistillationStage:
             found.check(views=config.source_views, items=items, dim=None)
         batch_size = min(2, config.num_images)
         students = [(name, student_builder(name, images.image_size, batch_size=batch_size)) for name in config.students]
+        if config.precision == "bf16" and device.type == "cpu":
+            for name, build in students:
+                check_bf16(build(), name, torch.zeros(1, 3, images.image_size, images.image_size))
         dim = try_target(images, self.target.to(device), frame, device)
         grid = _grid(config, self.target, frame.size, device, found)
         config = replace(config, target_map=grid)

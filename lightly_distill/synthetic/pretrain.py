@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 from lightly_distill.data.augment import vary
 from lightly_distill.data.pixels import Normalised
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
-from lightly_distill.models.recipe import Recipe, RecipeOptions, gains_from_bf16, make_optimizer
+from lightly_distill.models.recipe import Recipe, RecipeOptions, check_bf16, gains_from_bf16, make_optimizer
 from lightly_distill.models.rows import RowHead, row_loss, with_rows
 from lightly_distill.models.students import check_names, find_adapter, student_builder
 from lightly_distill.runtime.console import speaking
@@ -116,7 +116,8 @@ def pretrain(
         with the `mean` and `std` of the set; of a timm model, `timm.data.resolve_data_config(model=...)` tells them.
 
     Raises:
-        UsageError: If a number is out of range, the student is unknown or does not fit, or `out` is not empty.
+        UsageError: If a number is out of range, the student is unknown or does not fit images or precision, or `out` is
+            not empty.
         DistillError: If the loss is no longer a finite number.
     """
     check_student(student, synthetic)
@@ -161,6 +162,8 @@ def _trained(
         head = RowHead(features, synthetic.layout).to(place)
     # channels last: a third faster on a CPU; as the students of the pool
     rows = rows.to(memory_format=torch.channels_last)
+    if settings.precision == "bf16":
+        check_bf16(rows, student, images[:1])
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and gains_from_bf16(rows, images[:2]))
     training = Training(rows, head, settings, seed, transform, bf16=bf16)
     with Progress(f"Pre-training {student}", settings.steps, "step", shown=shown) as bar:

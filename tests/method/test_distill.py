@@ -17,7 +17,7 @@ import tiny
 from lightly_distill import DistillationStage
 from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import Source, open_source
-from lightly_distill.errors import DistillError
+from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.method import distill as distilling
 from lightly_distill.method.config import DistillConfig
 from lightly_distill.method.distill import distill, held_out_loss
@@ -449,6 +449,13 @@ def test_auto_stays_fp32_where_one_of_the_students_is_slower_in_bf16(
     images = torch.nn.functional.interpolate(tiny.images().float(), 32).byte()
     made = DistillationStage(tiny.encoder(), **{**options, "image_size": 32}).run(images)
     assert made.provenance["precision"] == taken
+
+
+def test_bf16_is_refused_where_the_gradient_of_a_student_is_wrong_in_it() -> None:
+    options = {**tiny.QUICK, "student": "convnet_4_4,test_resnet", "pool": {"size": 2, "max_age": 2}}
+    stage = DistillationStage(tiny.encoder(), **{**options, "image_size": 16, "precision": "bf16"})
+    with pytest.raises(UsageError, match="precision=bf16 does not suit student 'test_resnet' at 16 pixels"):
+        stage.run(torch.nn.functional.interpolate(tiny.images().float(), 16).byte())
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:

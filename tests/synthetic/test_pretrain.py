@@ -319,6 +319,12 @@ def test_auto_is_bf16_where_the_student_is_quicker_in_it(
     assert gap < 0.05 and (gap > 0) == (taken == "bf16")
 
 
+def test_bf16_is_refused_where_the_gradient_of_the_student_is_wrong_in_it() -> None:
+    with pytest.raises(UsageError, match=r"precision=bf16 does not suit student 'test_resnet' at 16 pixels: a convol"):
+        pretrain("test_resnet", rich(size=16), steps=1, precision="bf16", device="cpu")
+    pretrain("test_resnet", rich(size=64), steps=1, precision="bf16", device="cpu")
+
+
 def test_an_unknown_recipe_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(UsageError, match=r"Unknown recipe 'papers'\. Did you mean 'paper'"):
         run(recipe="papers")
