@@ -4,6 +4,7 @@ Files are decoded by threads of ours. The user's own objects are read by the thr
 more (an open archive has one position for all), unless worker processes are asked for.
 """
 
+import contextlib
 import logging
 import os
 from collections import deque
@@ -22,6 +23,7 @@ from lightly_distill.data.decode import Frame, UnusableImage, strict_pillow
 from lightly_distill.data.items import Items
 from lightly_distill.errors import DistillError, UsageError, first_line
 
+LOOKED_AT = 4  # items, for the size of the originals
 _MOST_THREADS = 8  # that decode; more of them wait for each other
 _AHEAD = 2  # lists of items decoded before they are asked for, beyond those that threads work on
 
@@ -80,13 +82,19 @@ class Decoder:
 
     @cached_property
     def original_side(self) -> int:
-        """Shorter side of the first usable image, in pixels; 0 if there is none."""
+        """Shorter side of the largest of the first images, in pixels; 0 if none at all is usable.
+
+        The first usable one and those among the next items: one alone may be a thumbnail.
+        """
+        largest = last = 0
         for key in self.items.each_key():
-            try:
-                return self.items.decode(key, None).side
-            except UnusableImage:
-                continue
-        return 0
+            if largest and self.items.number(key) > last:
+                break
+            with contextlib.suppress(UnusableImage):
+                side = self.items.decode(key, None).side
+                last = last if largest else self.items.number(key) + LOOKED_AT - 1
+                largest = max(largest, side)
+        return largest
 
     def chunks(self, size: int) -> Iterator[list[Any]]:
         """Yields the keys of all items in lists of `size`; the last one may be shorter."""

@@ -22,7 +22,7 @@ from torch.utils.data import Subset
 
 from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, Frame, UnusableImage
 from lightly_distill.data.items import Items, steady_items
-from lightly_distill.data.loader import Decoder, decode_batches
+from lightly_distill.data.loader import LOOKED_AT, Decoder, decode_batches
 from lightly_distill.data.locate import locate
 from lightly_distill.data.reading import Reading
 from lightly_distill.data.spool import Spool
@@ -54,7 +54,7 @@ class Source(ABC):
         frame: What is shown of each image; its size is S.
         scale: How values of more than 8 bits are read.
         value_range: Of these; None where no image that was looked at has more.
-        original_side: Shorter side of the first image before it was resized, in pixels.
+        original_side: Shorter side of the largest of the first originals, in pixels; see `Decoder.original_side`.
         originals: SHA-256 of the shorter sides of all: sources whose images are alike at S may have originals of other
             sizes.
         sides: These sides, in pixels, int64, shape (n,).
@@ -79,7 +79,7 @@ class Source(ABC):
         self.frame = decoder.frame
         self.image_size = decoder.image_size
         self.sides = sides
-        self.original_side = int(sides[0])
+        self.original_side = int(sides[kept < kept[0] + LOOKED_AT].max())
         self.originals = hashlib.sha256(sides.numpy().data).hexdigest()
         self.in_any_order = decoder.items.in_any_order
         self.fingerprint = fingerprint

@@ -113,8 +113,8 @@ class DistillConfig:
     target_size: int | None = None
     """Side in pixels of the images that the target sees: the region of the original that the students see, decoded at
     this size, never an enlarged small image unless the original is small. Default: the target's own size (of a timm
-    model its pretrained configuration's input_size), or the image size where it has none or the first original is no
-    larger than that. Give the image size to have the target see what the students see."""
+    model its pretrained configuration's input_size), or the image size where it has none or none of the first
+    originals is larger than that. Give the image size to have the target see what the students see."""
     num_workers: int = 0
     """Processes that read the real images. 0: none; files are decoded by threads then, and a dataset of your own is
     read by this process alone, which any dataset allows: one that holds an open archive allows no more."""

@@ -159,11 +159,12 @@ def test_images_smaller_than_asked_for_are_counted_without_reading_them_again() 
         assert source.smaller_than(frame) == small
 
 
-def test_the_first_side_is_known_before_and_after_opening() -> None:
-    images = [Image.new("RGB", (3, 3)), pictures.numbered(1, side=50, width=70), pictures.numbered(2, side=20)]
+@pytest.mark.parametrize(("sides", "side"), [((3, 50, 20), 50), ((20, 3, 50, 60, 90), 60), ((20, 3, 3, 3, 90), 20)])
+def test_the_side_of_the_first_originals_is_known_before_and_after_opening(sides: tuple[int, ...], side: int) -> None:
+    images = [pictures.numbered(number, side=each, width=each + 20) for number, each in enumerate(sides)]
     found = find_images(images, image_size=S)
     assert isinstance(found, Decoder)
-    assert found.original_side == open_source(found).original_side == 50
+    assert found.original_side == open_source(found).original_side == side
 
 
 def test_the_next_images_are_decoded_while_the_caller_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
