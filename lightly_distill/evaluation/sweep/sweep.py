@@ -7,6 +7,7 @@ size-100/run            as `distill` writes it
 size-100/evaluation     as `evaluate` writes it
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -37,6 +38,7 @@ from lightly_distill.evaluation.results import (
     RANDOM_OF_BYTES,
     SCRATCH,
     Evaluation,
+    read_results,
     write_results,
 )
 from lightly_distill.evaluation.stored import Footprint, most_within, stored_bytes
@@ -92,7 +94,7 @@ def sweep(
     """Distils and evaluates sets of several sizes, and finds the smallest that is good enough, and what it costs.
 
     Called again with the same arguments, it goes on where it stopped: a size that is finished is not made again, a
-    distillation goes on from its newest checkpoint. Other sizes may be given then.
+    distillation goes on from its newest checkpoint, an evaluation with the next arm. Other sizes may be given then.
 
     Args:
         stage: Target and settings. Its own number of images does not count.
@@ -310,6 +312,8 @@ def _one_size(
     synthetic = _distilled(DistillationStage(stage.target, config=config), source, place / "run", representations)
     known = next(iter(state.sizes.values())).results if state.sizes else []
     missing = [arm.name for arm in transfer.arms if arm.size_matters or not known]
+    folder = place / "evaluation"
+    begun = _begun(folder, synthetic, missing)
     results = evaluate(
         synthetic,
         state.settings["evaluate"]["student"],
@@ -317,6 +321,9 @@ def _one_size(
         data=source,
         target=stage.target,
         representations=representations,
+        out=folder,
+        resume=begun,
+        overwrite=not begun,
         config=replace(transfer, baselines=missing),
     )
     for result in results:
@@ -326,8 +333,6 @@ def _one_size(
                 f"The sets stay in {place.parent}; a sweep with other settings of pre-training needs another --out."
             )
     _complete(results, known, transfer)
-    folder = place / "evaluation"
-    folder.mkdir(exist_ok=True)
     write_results(results, folder)
     evaluation_report.write(results, synthetic, folder, run_metrics(place / "run"))
     facts = synthetic.provenance
@@ -340,6 +345,16 @@ def _distilled(stage: DistillationStage, source: Source, place: Path, representa
         return SyntheticSet.load(place)
     begun = any((place / "checkpoints").glob("step-*.safetensors"))
     return stage.run(source, out=place, resume=begun, overwrite=not begun, representations=representations)
+
+
+def _begun(folder: Path, synthetic: SyntheticSet, arms: Sequence[str]) -> bool:
+    """Returns whether a folder has the beginning of an evaluation of this very set, with no other arms than these."""
+    try:
+        known = read_results(folder)
+    except DistillError:  # there is none, or it is damaged
+        return False
+    own = json.loads(json.dumps(synthetic.provenance))
+    return all(each.setting["set"] == own and {*each.arms, *each.failed} <= {*arms} for each in known)
 
 
 def _complete(results: Sequence[Evaluation], known: Sequence[Evaluation], transfer: TransferConfig) -> None:

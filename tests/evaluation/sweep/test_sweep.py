@@ -209,6 +209,30 @@ def test_a_distillation_that_stopped_goes_on_from_its_checkpoint(
     assert torch.equal(sets(tmp_path / "out")[1], sets(straight[0])[1])
 
 
+def test_an_evaluation_that_stopped_goes_on_with_the_next_arm(
+    straight: tuple[Path, Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    last = [4, 8, 100]
+
+    def counts(attempt: measure.Attempt, student: str) -> Any:
+        trained.append(attempt.arm.name)
+        if len(trained) == last[0]:
+            raise KeyboardInterrupt
+        return real(attempt, student)
+
+    real = measure.Attempt.pretrained
+    monkeypatch.setattr(measure.Attempt, "pretrained", counts)
+    while len(last) > 1:  # three of eight at the first size are done; the other five, and two of four at the second
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out")
+        last.pop(0)
+        trained.clear()
+    done = run(tmp_path / "out")
+    assert trained == ["random", "distilled"]
+    assert values(done) == values(straight[1])
+
+
 def test_a_run_without_a_checkpoint_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StudentPool, "warm_up", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
