@@ -39,7 +39,7 @@ def arguments(parser: ArgumentParser) -> None:
         default=0,
         help="Root of all random draws: initial weights, order of the images, dropout.",
     )
-    parser.add_argument("--device", type=str, default="auto", help="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    parser.add_argument("--device", type=str, default="auto", help="`auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu`.")
 
 
 def run(options: Namespace) -> None:

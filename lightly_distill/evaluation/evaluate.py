@@ -66,7 +66,7 @@ def evaluate(
     Every arm is pre-trained with the same recipe and seeds; nothing is ever chosen by looking at test images.
 
     Args:
-        synthetic: The set, its folder, or that of the run that made it.
+        synthetic: The set, its folder, that of the run that made it, or its name on the Hub.
         student: Name of the backbone, or several.
         tasks: What `open_task` takes: labelled sources with a split for training and one for testing, or pairs. Or what
             it returned, which spares decoding it for each of many evaluations.

@@ -40,7 +40,7 @@ class TransferConfig(PretrainConfig):
     finetune_steps: int = FINETUNE_STEPS
     """Steps of fine-tuning, and of data-free distillation."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    """`auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu`."""
     num_workers: int = 0
     """Processes that read real images and tasks; 0: none, see `DistillConfig`."""
     column: str | None = None

@@ -51,9 +51,8 @@ class PoolConfig(Recipe):
     size: int = 20
     """Number of students, l in the paper. A short run wants many: images fitted to few networks fit only those."""
     max_age: int = 500
-    """Training steps after which a student is replaced by a fresh one, T in the paper. Best not far below
-    what the pre-training on the finished set takes, 1,000 by default; before the first step each student takes up to so
-    many, so that a smaller number starts sooner."""
+    """Training steps after which a student is replaced by a fresh one, T in the paper. Before the first step each
+    student takes up to so many: fewer start sooner and make the set worse; more than the default gained nothing."""
 
     prefix = "pool."
 
@@ -156,14 +155,14 @@ class DistillConfig:
     seed: int = 0
     """Root of every random draw."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N, mps or xpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the students' features, and on a GPU of the target's; the ridge solve keeps its own. auto: fp32, but
     bf16 on a processor that computes in it, where the outer loss stays the same to a thousandth and no student has
     convolutions in groups, which are slower in it, or a stride on a map of one pixel, of which torch gets the gradient
     wrong."""
     compile: bool = False
-    """Compile the students with torch.compile: about a quarter faster on a CPU, after a minute that it takes at first.
+    """Compile the students with torch.compile: wide ones are up to a quarter faster on a CPU, after a minute at first.
     Needs a C++ compiler."""
     parallel: Literal["batch", "pool"] = "batch"
     """With several processes. batch: they divide real batch and synthetic images, with the result of one process. pool:

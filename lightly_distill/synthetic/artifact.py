@@ -4,7 +4,7 @@
     data/train-00000-of-00001.parquet the images and their targets: `eight_bits.py` (format 2), `parquet.py` (format 1)
     lightly_distill.json              format version, shape, normalisation, scales, provenance, metrics, hashes
     preview.png                       the grid of images; in format 2 preview.webp, a few of them
-    projection.safetensors            what brings back the target's own space, where the set is of principal components
+    projection.safetensors            what brings back the target's own space, of components whose number was asked for
     map_projection.safetensors        the same for each cell of the map
 
 A set may come from a stranger: the JSON is checked first, then the hashes, and only then are the numbers read. From the

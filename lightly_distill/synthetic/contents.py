@@ -17,6 +17,8 @@ from lightly_distill.errors import UsageError
 from lightly_distill.models.projection import Projection
 from lightly_distill.models.rows import MAX_CODE, Layout
 
+_NO_WAY_BACK = "the set keeps no way back to the target's own numbers: distil it with a number, such as target_dims=64."
+
 PREVIEW = "preview.png"
 EIGHT_BIT_PREVIEW = "preview.webp"
 
@@ -39,7 +41,8 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
-        projection: By which the target's representations became those of the set; None where these are its own.
+        projection: By which the target's representations became those of the set; None where these are its own, or the
+            way back is not kept.
         map_projection: By which each cell of the target's map became one of the set; None where that is not kept.
 
     Attributes:
@@ -137,14 +140,32 @@ class Contents(Dataset[tuple[Tensor, Tensor]]):
         return self.layout.join(self.representations, self.maps)
 
     def original_representations(self) -> Tensor:
-        """Returns the representations in the target's own space, float32, shape (m, D): D is d without a projection."""
+        """Returns the representations in the target's own space, float32, shape (m, D): D is d without a projection.
+
+        Raises:
+            UsageError: If they are principal components of which the set does not keep the way back.
+        """
+        if self.projection is None and self._distilled_with("target_dims") == "auto":
+            raise UsageError(f"The representations are {self.dim} principal components, of which {_NO_WAY_BACK}")
         return self.representations if self.projection is None else self.projection.restore(self.representations)
 
     def original_maps(self) -> Tensor | None:
-        """Returns the maps in the target's own space, float32, shape (m, D, g, g): D is C without a projection."""
-        if self.maps is None or self.map_projection is None:
+        """Returns the maps in the target's own space, float32, shape (m, D, g, g); None where the set has none.
+
+        Raises:
+            UsageError: As `original_representations`.
+        """
+        if self.maps is None:
+            return None
+        if self.map_projection is None and self._distilled_with("target_map"):
+            raise UsageError(f"The maps are {self.maps.shape[1]} principal components, of which {_NO_WAY_BACK}")
+        if self.map_projection is None:
             return self.maps
         return self.map_projection.restore(self.maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+
+    def _distilled_with(self, setting: str) -> Any:
+        config = self.provenance.get("config")
+        return config.get(setting) if isinstance(config, dict) else None
 
     def displayable(self) -> Tensor:
         """Returns the images for eyes: uint8, shape (m, 3, H, W), clipped to what a screen can show."""

@@ -103,7 +103,7 @@ def pretrain(
         recipe: Of `RECIPES`, which the options change: `default`, or `paper` for that of KRR-ST.
         config: All settings at once, instead of recipe and options.
         seed: Root of all random draws: initial weights, order of the images, dropout.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu`.
         out: New or empty folder for the trained backbone, written as the student's library writes it.
         transform: Of each image, float32 in [0, 1], shape (3, S, S), to one of the same shape, anew in each step and
             before the recipe's own augmentation: such as a transform of `torchvision.transforms.v2` that changes

@@ -27,8 +27,8 @@ class SyntheticSet(Contents):
         source_index: Index of the real image that each started from, int64, shape (m,); -1 where it was noise.
         provenance: JSON-able: source, target, configuration, versions, losses, cost.
         metrics: JSON-able: measured results.
-        projection: By which the target's representations became those of the set; None where these are its own. See
-            `original_representations`.
+        projection: By which the target's representations became those of the set; None where these are its own, or the
+            way back is not kept. See `original_representations`.
         map_projection: The same, of each cell of the target's map. See `original_maps`.
 
     Attributes:

@@ -51,6 +51,9 @@ def test_the_set_has_8_bits_components_and_a_map_and_is_what_was_returned(tmp_pa
     loaded = SyntheticSet.load(tmp_path / "run")
     assert same(returned, loaded) and loaded.layout == Layout(53, channels=3, grid=2)  # 54 images are not held out
     assert loaded.projection is None  # it would outweigh the set
+    for ask in (loaded.original_representations, loaded.original_maps):
+        with pytest.raises(UsageError, match=r"principal components, of which the set keeps no way back"):
+            ask()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["target_map"] == 2
     assert {"before_after.png", "loss.png"} <= {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
 
