@@ -63,7 +63,8 @@ def evaluate(
 ) -> list[Evaluation]:
     """Pre-trains students on a synthetic set and on what it has to beat, and tries them on labelled tasks.
 
-    Every arm is pre-trained with the same recipe and seeds; nothing is ever chosen by looking at test images.
+    Every arm is pre-trained with the same recipe and seeds, larger ones for longer; nothing is ever chosen by looking
+    at test images.
 
     Args:
         synthetic: The set, its folder, that of the run that made it, or its name on the Hub.

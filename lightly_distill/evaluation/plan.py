@@ -21,7 +21,7 @@ from lightly_distill.synthetic.pretrain import PretrainConfig, PretrainOptions
 class TransferConfig(PretrainConfig):
     """How students are pre-trained on a set and on what it has to beat, and tried on labelled tasks.
 
-    The recipe of `PretrainConfig` is that of all arms.
+    The recipe of `PretrainConfig` is that of all arms, but for what `recipe` says of steps and mixup.
     """
 
     baselines: Sequence[str] = ("scratch", "random", "kmeans")
@@ -36,7 +36,7 @@ class TransferConfig(PretrainConfig):
     seeds: int | Sequence[int] = 3
     """Repetitions: of the weights, of the draws of images and labels. How many, or which."""
     full_epochs: int = 20
-    """Of pre-training on all real images, which are many more steps an epoch."""
+    """Passes over all real images in the arm `full`, without mixup; at least four times the steps of the other arms."""
     finetune_steps: int = FINETUNE_STEPS
     """Steps of fine-tuning, and of data-free distillation."""
     device: str = "auto"
@@ -95,13 +95,15 @@ class TransferConfig(PretrainConfig):
     def recipe(self, arm: Arm, images: int) -> PretrainConfig:
         """Returns how students are pre-trained on an arm of so many images.
 
-        Where these are the whole source, for `full_epochs` and without mixup, which is for want of images. Several
-        times the bytes are trained on for twice the steps, which suits more images better.
+        More images want more steps: several times the bytes twice as many, the whole source those of `full_epochs` and
+        four times as many at least; that without mixup, which is for want of images.
         """
         own = PretrainConfig(**{field.name: getattr(self, field.name) for field in fields(PretrainConfig)})
+        steps = self.steps * arm.longer
         if arm.size_matters:
-            return replace(own, steps=self.steps * arm.longer)
-        return replace(own, steps=self.full_epochs * math.ceil(images / self.batch_size), mixup=False)
+            return replace(own, steps=steps)
+        passes = self.full_epochs * math.ceil(images / self.batch_size)
+        return replace(own, steps=max(steps, passes), mixup=False)
 
     def recorded(self) -> dict[str, Any]:
         """Returns as plain values what decides the numbers of an arm, but for its seed and device."""

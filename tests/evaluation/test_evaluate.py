@@ -335,8 +335,9 @@ def test_a_distiller_that_diverges_is_left_out_too_and_not_run_again(
     assert list(result.arms) == ["distilled"] and result.failed == {"dm": "seed 0: too fast"} and seeds == [0]
 
 
+@pytest.mark.parametrize(("passes", "steps"), [(1, 12), (2, 16)])  # four times those of the other arms at least
 def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_full(
-    synthetic: SyntheticSet, target: Any, monkeypatch: pytest.MonkeyPatch
+    synthetic: SyntheticSet, target: Any, passes: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipes: list[PretrainConfig] = []
     own = measure.pretrain
@@ -349,9 +350,10 @@ def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_full(
 
     monkeypatch.setattr(measure, "pretrain", counted)
     options = {"data": tiny.images(40), "target": target, "baselines": ["random", "full"], "probes": ["knn"]}
-    (result,) = evaluate(synthetic, STUDENT, [task()], lr=0.03, batch_size=5, **options, **QUICK)
+    quick = {**QUICK, "full_epochs": passes}
+    (result,) = evaluate(synthetic, STUDENT, [task()], lr=0.03, batch_size=5, **options, **quick)
     usual = PretrainConfig(steps=3, lr=0.03, batch_size=5)
-    whole = dataclasses.replace(usual, steps=8, mixup=False)  # one pass of 40 images
+    whole = dataclasses.replace(usual, steps=steps, mixup=False)  # 8 a pass of 40 images
     assert recipes == [usual, usual, whole] * 2  # random, distilled and full with two seeds
     assert (result.setting["lr"], result.setting["batch_size"]) == (0.03, 5)
 

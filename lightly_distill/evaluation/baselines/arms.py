@@ -90,8 +90,9 @@ class Arm:
         needs: What has to be opened for it.
         is_ceiling: Whether it needs what a synthetic set saves, so that it is never called the best.
         size_matters: Whether the number of synthetic images changes it. An arm that no size changes is measured once by
-            a sweep; if it has images, they are the whole source, and students see them for `full_epochs`.
-        longer: How many times the steps of the recipe its students are trained for: more images want more.
+            a sweep; if it has images, they are the whole source, and they are trained on for `full_epochs`.
+        longer: How many times the steps of the recipe its students are trained for, of the whole source at least: more
+            images want more.
         make: From the inputs and a seed to what students are pre-trained on.
         check: Refuses inputs that `make` cannot take, before any long work.
     """
@@ -257,6 +258,7 @@ _TABLE = (
         ("real",),
         is_ceiling=True,
         size_matters=False,
+        longer=4,
         make=_full,
         check=_check_memory,
     ),

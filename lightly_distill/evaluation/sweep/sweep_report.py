@@ -28,7 +28,7 @@ _TEMPLATE = "evaluation/sweep/templates/sweep_report"
 _TITLE = "How small may the synthetic set be?"
 _COST_NOTE = (
     "Pre-training is of one student, the mean over students and seeds, as below: on a set for so many steps, on "
-    "the whole source for full_epochs. Sizes are of what is fetched to use a set. A set has paid for itself after as "
+    "the whole source for longer. Sizes are of what is fetched to use a set. A set has paid for itself after as "
     "many students as save the time that it took, unless no gain is shown over no pre-training and real images."
 )
 
