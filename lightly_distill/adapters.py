@@ -203,5 +203,5 @@ def get(group: Group, name: str) -> Any:
         raise DistillError(f"No adapter '{name}' for {group}. Installed: {', '.join(sorted(entries)) or 'none'}.")
     try:
         return entries[name].load()
-    except ImportError as error:
+    except Exception as error:  # an ImportError, or whatever a third party's module raises
         raise DistillError(f"The adapter '{name}' for {group} cannot be imported: {error}") from error

@@ -128,7 +128,7 @@ def run(options: Namespace) -> None:
     if not is_main():
         return
     losses = synthetic.provenance["heldout_loss"]
-    if losses["initial"] is not None:
+    if losses["initial"] is not None and losses["final"] is not None:
         print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
     for name, loss in losses.get("by_student", {}).items():
         print(f"    of {name}: {loss['initial']:.4g}, now {loss['final']:.4g}")

@@ -123,6 +123,8 @@ def check_folder(out: Path | None, *, resume: bool, overwrite: bool) -> None:
     Raises:
         UsageError: If there is something in it and neither flag is given, both are, or there is nothing to resume.
     """
+    if out is not None and any((out / name).is_dir() for name in ("set", "checkpoints")):
+        raise UsageError(f"{out} is the folder of a run, which an evaluation would replace: choose another name.")
     going_on = resume and not overwrite and out is not None
     if out is not None and going_on and not (out / RESULTS).is_file():
         raise UsageError(f"Nothing to resume: there is no {RESULTS} in {out}. Start without --resume.")

@@ -80,7 +80,7 @@ class TransferConfig(PretrainConfig):
     @property
     def seed_list(self) -> list[int]:
         """The seeds, each once."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(dict.fromkeys(self.seeds))
+        return list(dict.fromkeys(self.seeds)) if isinstance(self.seeds, Sequence) else list(range(int(self.seeds)))
 
     @property
     def reading(self) -> Reading:
@@ -152,6 +152,12 @@ def open_tasks(
         tasks = [tasks]
     opened = [open_task(task, image_size=image_size, reading=reading) for task in tasks]
     check_task_names([task.name for task in opened])
+    for task in opened:
+        if task.images.shape[-1] != image_size:
+            raise UsageError(
+                f"The task {task.name} was opened with images of {task.images.shape[-1]} pixels, and the set has "
+                f"{image_size}: open_task(..., image_size={image_size})."
+            )
     for task in opened:
         for count in labels:
             task.few(count, 0)  # refuses too few or too many now

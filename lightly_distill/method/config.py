@@ -22,7 +22,7 @@ class OuterConfig:
     lr_representations: float = 2e-2
     """Initial learning rate of the synthetic representations."""
     final_lr: float = 1e-3
-    """Learning rate of the last step, as a fraction of the initial one."""
+    """What the learning rates fall towards in equal steps, as a fraction of the initial ones."""
     grain: int = 2
     """Pixels of a side that are changed together, smoothly: images stay smooth, as real ones are, and take fewer bytes.
     1: each pixel by itself."""
@@ -149,7 +149,7 @@ class DistillConfig:
     """Quality, 0 to 100, of the lossy WebP in which the images of a set of 8 bits are stored, a third of the bytes of
     lossless ones; what is decoded is the image, for students as for eyes. null: without loss."""
     target_bits: int = 6
-    """Of the 8 bits of each number of a target, those that are used."""
+    """Of the 8 bits of each number of a target, those that the real images' need; what is learned may grow beyond."""
     holdout: int = 512
     """Real images kept aside to measure the outer loss; at most a tenth of the source."""
     seed: int = 0

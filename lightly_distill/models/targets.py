@@ -177,6 +177,7 @@ class Target(nn.Module):
                 if not hasattr(module, _COMPILED)
             ]
             digest.update(repr(layers).encode())
+            digest.update(self.encoder.extra_repr().encode())  # such as which tokens are averaged
             tensors = sorted((_uncompiled(name), value) for name, value in self.encoder.state_dict().items())
         else:
             size = self.input_size or _PROBE_SIZE
@@ -253,9 +254,15 @@ def as_target(
         name: For provenance and messages. By default such as `SimCLR.backbone`.
 
     Raises:
-        UsageError: If there is no such encoder, the encoder cannot be copied, or `input_size` is no size of squares.
+        UsageError: If there is no such encoder, the encoder cannot be copied, `input_size` is no size of squares, or
+            `model` is a `Target` and anything else is given.
     """
     if isinstance(model, Target):
+        if any(given is not None for given in (encoder, mean, std, input_size, name)):
+            raise UsageError(
+                f"{model.name} is a target already: give encoder, mean, std, input_size and name when it is made of "
+                "its model."
+            )
         return model
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module()

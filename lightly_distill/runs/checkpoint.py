@@ -1,5 +1,6 @@
 """The state of a run on disk: one safetensors file with the hash of all that is in it, written aside and renamed."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightly_distill.errors import DistillError, UsageError, first_line
-from lightly_distill.runtime.files import replacing
+from lightly_distill.runtime.files import remove, replacing
 
 FORMAT = "2"
 KEEP = 2  # checkpoints; the older one is for the case that the newer one is damaged
@@ -71,7 +72,8 @@ def save(folder: Path, state: Snapshot) -> Path:
     # later ones are damaged, since the run went on from an earlier one: they must not push that out
     kept = [other for other in paths if other <= path][-KEEP:]
     for other in set(paths) - set(kept):
-        other.unlink()
+        with contextlib.suppress(OSError):  # somebody else removed it, or it stays: no reason to end a run
+            other.unlink()
     return path
 
 
@@ -122,6 +124,16 @@ def newest_facts(folder: Path) -> dict[str, Any] | None:
 def exists(folder: Path) -> bool:
     """Returns whether there is a checkpoint, whole or not."""
     return bool(_all(folder))
+
+
+def remove_all(folder: Path) -> None:
+    """Removes the checkpoints, and the folder if nothing else is in it."""
+    if folder.is_dir() and not folder.is_symlink():
+        for path in folder.glob("step-*.safetensors*"):
+            path.unlink(missing_ok=True)
+        if any(folder.iterdir()):
+            return
+    remove(folder)
 
 
 def _all(folder: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from lightly_distill.runtime.background import Background
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
 from lightly_distill.runtime.settings import differences, to_dict
+from lightly_distill.synthetic import set_facts
 
 TRACKERS = "trackers"
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", representations.FOLDER, "pictures", "set", TRACKERS)
@@ -111,8 +112,14 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"The output folder {path} is a file: choose another name.")
         lock.refuse_running(path)
-        if resume and not any((path / name).exists() for name in OWN_NAMES):
+        begun = checkpoint.exists(path / "checkpoints")
+        if resume and not begun and not representations.is_run(path):
             raise UsageError(f"Nothing to resume: there is no checkpoint in {path}. Start without --resume.")
+        if resume and not begun and (path / "set" / set_facts.FACTS).is_file():
+            raise UsageError(
+                f"The run in {path} is finished and its checkpoints are gone: its set is in {path / 'set'}. It is made "
+                "anew with --overwrite (overwrite=True in Python)."
+            )
         found = {entry.name for entry in path.iterdir()} if path.exists() else set()
         if found - set(lock.NAMES) and not (resume or overwrite):
             raise UsageError(
@@ -156,7 +163,9 @@ class RunFolder:
                     if self._kept is not None:
                         self._kept.forget_others()
                         names.remove(representations.FOLDER)
-                    for name in names:  # only what a run writes; the user's files stay
+                    # only what a run wrote; the user's files stay, also where they lie in folders of our names
+                    checkpoint.remove_all(self.path / "checkpoints")
+                    for name in names - {"checkpoints"} if (self.path / "config.yaml").is_file() else ():
                         remove(self.path / name)
                 (self.path / "pictures").mkdir(parents=True, exist_ok=True)
             with replacing(self.path / "config.yaml") as partial:

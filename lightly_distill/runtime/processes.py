@@ -111,9 +111,10 @@ class Processes:
         whole = {}
         for index, kinds in enumerate(self.gather({name: (value.shape, value.dtype) for name, value in own.items()})):
             for name, (shape, dtype) in kinds.items():
-                value = own[name] if index == self.index else torch.empty(shape, dtype=dtype)
+                # on the CPU in each: a backend of each device would send and receive by different ones
+                value = own[name].detach().cpu() if index == self.index else torch.empty(shape, dtype=dtype)
                 self.copy_from(index, value)
-                whole[name] = value.detach().cpu()
+                whole[name] = value
         return whole
 
     def wait(self) -> None:

@@ -43,13 +43,13 @@ class Nearest:
 
     @property
     def limit(self) -> float:
-        """Distance below which an image is a near copy."""
+        """Distance up to which an image is a near copy."""
         return NEAR * float(self.real.median())
 
     @property
     def near(self) -> Tensor:
         """Which synthetic images are near copies, bool, shape (m,)."""
-        return self.synthetic < self.limit
+        return self.synthetic <= self.limit  # twins among the real images may make the limit 0
 
     def facts(self) -> dict[str, float]:
         """Returns the numbers, JSON-able."""
@@ -59,7 +59,7 @@ class Nearest:
             "real_median": float(self.real.median()),
             "real_least": float(self.real.min()),
             "near": int(self.near.sum()),
-            "near_share_of_real": float((self.real < self.limit).float().mean()),
+            "near_share_of_real": float((self.real <= self.limit).float().mean()),
         }
 
 

@@ -49,7 +49,7 @@ from lightly_distill.synthetic.set_facts import (
 _PREVIEWED = 16  # images, of a set of 8 bits
 _NAMES = (CARD, FACTS, PREVIEW, EIGHT_BIT_PREVIEW, PROJECTION, MAP_PROJECTION)
 _OWN_FILE = re.compile("|".join([*map(re.escape, _NAMES), r"data/train-\d+-of-\d+\.parquet"]), re.ASCII)
-_LEFT_BY_THE_SYSTEM = re.compile(r"(data/)?\.[^/]*")  # such as .DS_Store; not what is in a hidden folder, such as .git
+_LEFT_BY_THE_SYSTEM = re.compile(r"(data/)?(\.DS_Store|\._[^/]*|\.directory|\.nfs[0-9a-f]+)")  # nobody's own
 
 
 def write(synthetic: Contents, folder: Path, *, overwrite: bool) -> Path:

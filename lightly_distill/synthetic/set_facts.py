@@ -151,6 +151,8 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
             raise TypeError(f"{key} must be an object")
     if "scales" in facts:
         _check_scales(path, facts)
+    elif "map" in facts:
+        raise DistillError(f"{path} has a map without scales, which no set has: refused.")
     for original, kept in projection_shapes(facts).values():
         check_shape({**facts["shape"], "d": original}, str(path), DistillError)
         if original < kept or original * kept > MAX_NUMBERS:

@@ -335,6 +335,16 @@ def test_a_distiller_that_diverges_is_left_out_too_and_not_run_again(
     assert list(result.arms) == ["distilled"] and result.failed == {"dm": "seed 0: too fast"} and seeds == [0]
 
 
+def test_the_folder_of_a_run_is_no_folder_for_an_evaluation(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "set").mkdir(parents=True)
+    (run / "config.yaml").write_text("data: mine")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(UsageError, match=r"run is the folder of a run, which an evaluation would replace"):
+            evaluate(synthetic, STUDENT, [task()], out=run, **options)
+    assert (run / "config.yaml").read_text() == "data: mine"
+
+
 @pytest.mark.parametrize(("passes", "steps"), [(1, 12), (2, 16)])  # four times those of the other arms at least
 def test_one_recipe_of_pre_training_is_that_of_all_arms_but_for_full(
     synthetic: SyntheticSet, target: Any, passes: int, steps: int, monkeypatch: pytest.MonkeyPatch

@@ -324,3 +324,11 @@ def test_a_function_is_known_by_its_answers_on_a_gpu_whatever_their_last_bits() 
     noise = torch.randn(4, 64, generator=torch.Generator().manual_seed(2))
     assert torch.equal(_in_short(made), _in_short(made * (1 + 1e-6 * noise)))  # a GPU need not
     assert not torch.equal(_in_short(made), _in_short(made * (1 + 0.3 * noise)))
+
+
+def test_what_a_target_is_made_with_is_not_taken_of_one_that_is_made() -> None:
+    made = as_target(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+    assert as_target(made) is made
+    for options in ({"encoder": "nowhere"}, {"input_size": 64}, {"mean": (0.5,) * 3}):
+        with pytest.raises(UsageError, match="is a target already: give encoder, mean, std"):
+            as_target(made, **options)

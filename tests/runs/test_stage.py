@@ -1,6 +1,7 @@
 import importlib.metadata
 import json
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -389,6 +390,29 @@ def test_overwriting_removes_the_old_run_and_nothing_else(folder: Path, tmp_path
     assert (out / "metrics.jsonl").read_text().count("\n") == rows
     assert not (out / "checkpoints" / "step-00000099.safetensors").exists()
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_what_no_run_wrote_is_no_run_to_go_on_with_and_stays(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    for name in ("checkpoints/last.ckpt", "pictures/mine.png", "set/notes.txt"):
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("mine")
+    stage = DistillationStage(tiny.encoder(), **OPTIONS)
+    with pytest.raises(UsageError, match="Nothing to resume"):
+        stage.run(folder, out=out, resume=True)
+    (out / "set" / "notes.txt").rename(out / "notes.txt")
+    stage.run(folder, out=out, overwrite=True)
+    stage.run(folder, out=out, overwrite=True)
+    assert (out / "checkpoints" / "last.ckpt").read_text() == (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_finished_run_without_its_checkpoints_keeps_its_set(folder: Path, tmp_path: Path) -> None:
+    stage = DistillationStage(tiny.encoder(), **OPTIONS)
+    made = stage.run(folder, out=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UsageError, match=r"is finished and its checkpoints are gone: its set is in .*set"):
+        stage.run(folder, out=tmp_path / "run", resume=True)
+    assert torch.equal(SyntheticSet.load(tmp_path / "run").images, made.images)
 
 
 def test_overwriting_takes_links_and_what_a_file_manager_leaves(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lightly_distill.method.real_images import RealImages
 from lightly_distill.method.state import DistillState
 from lightly_distill.runs.origin import RealSide
 from lightly_distill.sharing import near_copies
-from lightly_distill.sharing.near_copies import draw_pairs, find_near_copies
+from lightly_distill.sharing.near_copies import Nearest, draw_pairs, find_near_copies
 from lightly_distill.synthetic import pictures
 
 COUNT = 60
@@ -119,3 +119,10 @@ def test_without_distinct_real_images_nothing_breaks() -> None:
     real = RealSide(open_source(same), as_target(tiny.encoder()), DEVICE)
     facts = find_near_copies(as_set(tiny.images(3)), real).facts()
     assert facts["pixels"]["real_median"] == pytest.approx(0, abs=1e-6)
+
+
+def test_exact_copies_are_found_where_most_real_images_have_a_twin() -> None:
+    distances = Nearest(
+        synthetic=torch.tensor([0.0, 0.1]), index=torch.zeros(2), real=torch.tensor([0, 0, 0, 0.5, 0.6])
+    )
+    assert distances.near.tolist() == [True, False] and distances.facts()["near"] == 1

@@ -424,6 +424,10 @@ def test_hidden_files_of_the_system_are_in_nobodys_way_but_hidden_folders_are(fo
     make_set(count=2).save(folder, overwrite=True)
     assert len(SyntheticSet.load(folder)) == 2
     (folder / ".git").mkdir()
+    (folder / ".env").touch()
+    with pytest.raises(UsageError, match=r"holds \.env, which is not part of a set"):
+        make_set().save(folder, overwrite=True)
+    (folder / ".env").unlink()
     (folder / ".git" / ".hidden").touch()
     with pytest.raises(UsageError, match=r"holds \.git/\.hidden, which is not part of a set"):
         make_set().save(folder, overwrite=True)

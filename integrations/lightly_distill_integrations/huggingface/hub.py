@@ -115,7 +115,7 @@ def send(
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
-        ours = rf"data/train-.*\.parquet|(map_)?{re.escape(set_facts.PROJECTION)}"
+        ours = rf"data/train-.*\.parquet|preview\.(png|webp)|(map_)?{re.escape(set_facts.PROJECTION)}"
         stale = [name for name in before.files if re.fullmatch(ours, name) and name not in files]
         commit = api.create_commit(
             repo_id,

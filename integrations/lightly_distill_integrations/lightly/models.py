@@ -81,6 +81,10 @@ class TransformerEncoder(nn.Module):
             return output[:, 1:]  # I-JEPA: its class token has no loss of its own
         return output
 
+    def extra_repr(self) -> str:
+        """Returns what tells it apart from another of the same weights."""
+        return "" if self.pooling == "default" else f"pooling={self.pooling}"
+
     def with_map(self, images: Tensor) -> tuple[Any, Tensor]:
         """Returns what `forward` returns and, from the same pass, the map `(B, d, h, w)` that its patch tokens make."""
         encoder = self.encoder

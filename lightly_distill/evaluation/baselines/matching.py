@@ -96,7 +96,7 @@ def distribution_matching(
         source_index=index,
         provenance={
             **baseline_facts("dm", source, config, started),
-            "distance": {"initial": distances[0], "final": distances[-1]},
+            **({"distance": {"initial": distances[0], "final": distances[-1]}} if distances else {}),
         },
     )
 

@@ -194,6 +194,9 @@ def _fitting(budgets: Sequence[int], stage: DistillationStage, source: Source) -
         for budget in budgets
     ]
     _logger.info("Into %s bytes fit %s images.", *(", ".join(f"{n:,}" for n in each) for each in (budgets, wanted)))
+    for (less, fewer), (more, as_many) in pairwise(zip(budgets, wanted, strict=True)):
+        if fewer == as_many:
+            raise UsageError(f"Into {less:,} and {more:,} bytes fit {fewer:,} images: give budgets further apart.")
     return dict(zip(wanted, budgets, strict=True))
 
 
@@ -313,10 +316,11 @@ def _one_size(
     known = next(iter(state.sizes.values())).results if state.sizes else []
     missing = [arm.name for arm in transfer.arms if arm.size_matters or not known]
     folder = place / "evaluation"
-    begun = _begun(folder, synthetic, missing)
+    students = state.settings["evaluate"]["student"]
+    begun = _begun(folder, synthetic, students, tasks, missing, transfer)
     results = evaluate(
         synthetic,
-        state.settings["evaluate"]["student"],
+        students,
         tasks,
         data=source,
         target=stage.target,
@@ -347,14 +351,28 @@ def _distilled(stage: DistillationStage, source: Source, place: Path, representa
     return stage.run(source, out=place, resume=begun, overwrite=not begun, representations=representations)
 
 
-def _begun(folder: Path, synthetic: SyntheticSet, arms: Sequence[str]) -> bool:
-    """Returns whether a folder has the beginning of an evaluation of this very set, with no other arms than these."""
+def _begun(
+    folder: Path,
+    synthetic: SyntheticSet,
+    students: Sequence[str],
+    tasks: Sequence[Task],
+    arms: Sequence[str],
+    transfer: TransferConfig,
+) -> bool:
+    """Returns whether a folder has the beginning of this very evaluation; settings may change between two sizes."""
     try:
         known = read_results(folder)
     except DistillError:  # there is none, or it is damaged
         return False
-    own = json.loads(json.dumps(synthetic.provenance))
-    return all(each.setting["set"] == own and {*each.arms, *each.failed} <= {*arms} for each in known)
+    tried = {"set": synthetic.provenance, "fingerprints": {task.name: task.fingerprint() for task in tasks}}
+    wanted = json.loads(json.dumps({**tried, **transfer.recorded()}))
+    return all(
+        {*each.arms, *each.failed} <= {*arms}
+        and each.student in students
+        and each.seeds == transfer.seed_list
+        and all(each.setting.get(name) == value for name, value in wanted.items())
+        for each in known
+    )
 
 
 def _complete(results: Sequence[Evaluation], known: Sequence[Evaluation], transfer: TransferConfig) -> None:

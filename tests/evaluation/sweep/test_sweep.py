@@ -285,6 +285,23 @@ def test_the_tasks_may_be_corrected_as_long_as_no_size_is_finished(
     assert set(run(tmp_path / "out", sizes=(4,)).accuracies()) == {4}
 
 
+def test_settings_may_change_after_a_stop_in_the_first_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(attempt: measure.Attempt, student: str) -> Any:
+        if attempt.arm.name == "full":
+            raise KeyboardInterrupt
+        return real(attempt, student)
+
+    real = measure.Attempt.pretrained
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(measure.Attempt, "pretrained", stops)
+        run(tmp_path / "out", sizes=(4,), seeds=1)
+    assert (tmp_path / "out" / "size-4" / "evaluation" / "results.json").is_file()
+    done = run(tmp_path / "out", sizes=(4,), seeds=1, steps=2)
+    assert done.sizes[4].results[0].setting["steps"] == 2
+
+
 class Untouchable(Dataset[Any]):
     """Images and labels that nobody may read before the search is over."""
 
