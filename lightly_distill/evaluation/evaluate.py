@@ -25,6 +25,7 @@ from lightly_distill.evaluation.results import (
     RESULTS,
     ArmResult,
     Evaluation,
+    identity,
     read_results,
     write_results,
 )
@@ -161,8 +162,8 @@ def _setting(bench: Bench) -> dict[str, Any]:
         **bench.config.recorded(),
         "device": str(bench.device),
         "images": len(own),
-        "set": own.provenance,
-        "others": {name: made.provenance for name, made in given.items() if isinstance(made, SyntheticSet)},
+        "set": identity(own),
+        "others": {name: identity(made) for name, made in given.items() if isinstance(made, SyntheticSet)},
         "fingerprints": {task.name: task.fingerprint() for task in bench.tasks},
     }
 

@@ -1,6 +1,7 @@
 """What an evaluation measured: accuracies and cost of each arm, and what follows from them."""
 
 import datetime
+import hashlib
 import json
 import math
 import platform
@@ -246,6 +247,15 @@ def read_results(folder: Path) -> list[Evaluation]:
         ) from error
 
 
+def identity(synthetic: SyntheticSet) -> dict[str, Any]:
+    """Returns, JSON-able, by what a set is told from others: its record, or of one without a record, its contents."""
+    if synthetic.provenance:
+        return synthetic.provenance
+    digest = hashlib.sha256(synthetic.displayable().contiguous().numpy().data)
+    digest.update(synthetic.targets.cpu().contiguous().numpy().data)
+    return {"sha256": digest.hexdigest()}
+
+
 def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any]]:
     """Reads what `evaluate` measured of this very set.
 
@@ -280,7 +290,7 @@ def read_evaluation(folder: Path, synthetic: SyntheticSet) -> list[dict[str, Any
             f"The evaluation in {folder} is not whole: it lacks the set or some of its seeds. Go on with it: evaluate "
             "--resume."
         )
-    own = json.loads(json.dumps(synthetic.provenance))
+    own = json.loads(json.dumps(identity(synthetic)))
     if any(other != own for other in measured):
         raise UsageError(f"The results in {path} are of another set: their record of it is not this one's.")
     return summary

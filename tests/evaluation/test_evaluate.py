@@ -475,6 +475,14 @@ def interrupted(
     return made
 
 
+def test_another_set_without_a_record_does_not_go_on_with_the_first(synthetic: SyntheticSet, tmp_path: Path) -> None:
+    first, other = (synthetic.part(torch.arange(start, start + 4)) for start in (0, 2))
+    options: dict[str, Any] = {"baselines": ["scratch"], "probes": ["knn"], "out": tmp_path / "out", **QUICK}
+    evaluate(first, STUDENT, [task()], **options)
+    with pytest.raises(UsageError, match="had other settings"):
+        evaluate(other, STUDENT, [task()], resume=True, **options)
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_stopped_to_the_same_numbers(
     synthetic: SyntheticSet, target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ from lightly_distill.evaluation.results import (
     RANDOM_OF_BYTES,
     SCRATCH,
     Evaluation,
+    identity,
     read_results,
     write_results,
 )
@@ -364,7 +365,7 @@ def _begun(
         known = read_results(folder)
     except DistillError:  # there is none, or it is damaged
         return False
-    tried = {"set": synthetic.provenance, "fingerprints": {task.name: task.fingerprint() for task in tasks}}
+    tried = {"set": identity(synthetic), "fingerprints": {task.name: task.fingerprint() for task in tasks}}
     wanted = json.loads(json.dumps({**tried, **transfer.recorded()}))
     return all(
         {*each.arms, *each.failed} <= {*arms}
