@@ -357,6 +357,13 @@ def _back_in_place(target: Target) -> Iterator[None]:
 
 
 def _grid(config: DistillConfig, target: Target, size: int, device: torch.device, found: Found) -> int:
+    if not config.eight_bits:
+        if config.target_map in ("auto", 0):
+            return 0
+        raise UsageError(
+            f"A set of floats (eight_bits=False) keeps no maps: give target_map=0, or leave eight_bits out; got "
+            f"target_map={config.target_map}."
+        )
     if not isinstance(found, Brought):
         return find_grid(target, size, config.target_map, device)
     if config.target_map not in ("auto", 0):

@@ -204,3 +204,10 @@ def test_the_paper_preset_is_krr_st_as_published() -> None:
     synthetic = published.run(tiny.images(COUNT))
     assert synthetic.pixels is None and synthetic.dim == 96
     assert pretrain(STUDENT, synthetic, recipe="paper", steps=2, device="cpu", verbose=False) is not None
+
+
+def test_a_set_of_floats_has_no_map_and_none_is_learned_for_it() -> None:
+    made = stage(eight_bits=False).run(tiny.images(COUNT))
+    assert made.maps is None and made.provenance["config"]["target_map"] == 0
+    with pytest.raises(UsageError, match=r"A set of floats \(eight_bits=False\) keeps no maps: give target_map=0"):
+        stage(eight_bits=False, target_map=2).run(tiny.images(COUNT))
