@@ -27,7 +27,7 @@ from worth import IMAGES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OUT = Path(__file__).parents[2] / "examples" / "pictures" / "before_after.png"
+OUT = Path(__file__).resolve().parents[2] / "examples" / "pictures" / "before_after.png"
 SHOWN = 9  # images, one column each
 MEASURE = "cifar10/linear@2000"
 ARMS = ("scratch", "distilled", "random@bytes", "random@bytes-x2", "random@bytes-x5", "full")
@@ -92,7 +92,7 @@ def _draw_accuracies(axis: "Axes", results: Sequence[Results]) -> None:
     axis.text(4.8e6, scratch + 0.6, "not pre-trained", size=TEXT, color=INK, ha="right")
     axis.set_xscale("log")
     axis.set_xlim(3e4, 5e6)
-    axis.set_ylim(41, 63)
+    axis.set_ylim(41, 65)
     axis.set_xticks([5e4, 1e5, 3e5, 1e6, 3e6])
     axis.xaxis.set_major_formatter(lambda value, _: size_text(value))
     axis.tick_params(labelsize=TEXT)
