@@ -112,14 +112,8 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"The output folder {path} is a file: choose another name.")
         lock.refuse_running(path)
-        begun = checkpoint.exists(path / "checkpoints")
-        if resume and not begun and not representations.is_run(path):
+        if resume and not checkpoint.exists(path / "checkpoints") and not representations.is_run(path):
             raise UsageError(f"Nothing to resume: there is no checkpoint in {path}. Start without --resume.")
-        if resume and not begun and (path / "set" / set_facts.FACTS).is_file():
-            raise UsageError(
-                f"The run in {path} is finished and its checkpoints are gone: its set is in {path / 'set'}. It is made "
-                "anew with --overwrite (overwrite=True in Python)."
-            )
         found = {entry.name for entry in path.iterdir()} if path.exists() else set()
         if found - set(lock.NAMES) and not (resume or overwrite):
             raise UsageError(
@@ -139,9 +133,17 @@ class RunFolder:
         What is decided by these is compared by `load_checkpoint`, which compares all.
 
         Raises:
-            UsageError: If a setting is another; the message names each.
+            UsageError: If a setting is another; the message names each. Or if there is a set and no checkpoint left.
         """
-        begun = None if path is None else checkpoint.newest_facts(path / "checkpoints")
+        if path is None:
+            return
+        # a selection has no checkpoint
+        if config.steps and (path / "set" / set_facts.FACTS).is_file() and not checkpoint.exists(path / "checkpoints"):
+            raise UsageError(
+                f"The run in {path} is finished and its checkpoints are gone: its set is in {path / 'set'}. It is made "
+                "anew with --overwrite (overwrite=True in Python)."
+            )
+        begun = checkpoint.newest_facts(path / "checkpoints")
         if begun is not None:
             before, now = (_fixed_config(each) for each in (begun["settings"]["config"], to_dict(config)))
             _require_same(path, [line for line in differences(before, now, "config.") if not _decided_later(line)])
