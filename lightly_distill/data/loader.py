@@ -6,6 +6,7 @@ more (an open archive has one position for all), unless worker processes are ask
 
 import contextlib
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -86,14 +87,14 @@ class Decoder:
 
         The first usable one and those among the next items: one alone may be a thumbnail.
         """
-        largest = last = 0
+        largest, until = 0, math.inf
         for key in self.items.each_key():
-            if largest and self.items.number(key) > last:
+            number = self.items.number(key)
+            if number >= until:
                 break
             with contextlib.suppress(UnusableImage):
-                side = self.items.decode(key, None).side
-                last = last if largest else self.items.number(key) + LOOKED_AT - 1
-                largest = max(largest, side)
+                largest = max(largest, self.items.decode(key, None).side)
+                until = min(until, number + LOOKED_AT)
         return largest
 
     def chunks(self, size: int) -> Iterator[list[Any]]:

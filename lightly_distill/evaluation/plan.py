@@ -80,7 +80,9 @@ class TransferConfig(PretrainConfig):
     @property
     def seed_list(self) -> list[int]:
         """The seeds, each once."""
-        return list(dict.fromkeys(self.seeds)) if isinstance(self.seeds, Sequence) else list(range(int(self.seeds)))
+        if isinstance(self.seeds, Iterable):
+            return list(dict.fromkeys(map(int, self.seeds)))
+        return list(range(int(self.seeds)))
 
     @property
     def reading(self) -> Reading:

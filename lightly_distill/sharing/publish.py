@@ -210,8 +210,9 @@ def _folder(out: Path | None) -> Iterator[Path]:
 def _kept_card(there: str | None, folder: Path | None) -> str | None:
     """Returns the card whose own text is kept: that on the Hub, or before there is one that in the folder."""
     local = None if folder is None else folder / set_facts.CARD
-    there_is_one = local is not None and local.is_file()
-    mine = local.read_text(encoding="utf-8", errors="surrogateescape") if local and there_is_one else None
+    mine = None
+    if local is not None and local.is_file():
+        mine = local.read_text(encoding="utf-8", errors="surrogateescape")
     if there and mine and card_frame.own_text(mine) not in card_frame.own_text(there):
         _logger.warning("%s has text of yours; that of the card on the Hub is kept instead: edit it there.", local)
     return there or mine

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -33,6 +34,7 @@ from lightly_distill.evaluation.evaluate import evaluate
 from lightly_distill.evaluation.finetune import finetuned
 from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.evaluation.results import ArmResult, Evaluation
+from lightly_distill.evaluation.tasks import open_task
 from lightly_distill.evaluation.trial import Transfer, Trial, features, pooled_features
 from lightly_distill.models.students import student_builder
 from lightly_distill.runs.origin import RealSide
@@ -343,6 +345,19 @@ def test_the_folder_of_a_run_is_no_folder_for_an_evaluation(synthetic: Synthetic
         with pytest.raises(UsageError, match=r"run is the folder of a run, which an evaluation would replace"):
             evaluate(synthetic, STUDENT, [task()], out=run, **options)
     assert (run / "config.yaml").read_text() == "data: mine"
+
+
+def test_a_task_that_was_opened_at_another_size_is_refused(synthetic: SyntheticSet) -> None:
+    opened = open_task(task(), image_size=4)
+    with pytest.raises(UsageError, match="was opened with images of 4 pixels, and the set has 8"):
+        evaluate(synthetic, STUDENT, [opened], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"), [(np.int64(2), [0, 1]), (np.array([4, 1]), [4, 1]), (range(2, 4), [2, 3]), (2, [0, 1])]
+)
+def test_seeds_are_how_many_or_which(given: Any, seeds: list[int]) -> None:
+    assert TransferConfig(seeds=given).seed_list == seeds
 
 
 @pytest.mark.parametrize(("passes", "steps"), [(1, 12), (2, 16)])  # four times those of the other arms at least
