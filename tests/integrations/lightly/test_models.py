@@ -15,6 +15,7 @@ from lightly.models.modules import (
 )
 from torch import Tensor, nn
 
+import lightly_zoo
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.models.targets import as_target
 from lightly_distill_integrations.lightly import models
@@ -231,3 +232,13 @@ def _normalised_features(backbone: nn.Module) -> Tensor:
     target = as_target(lambda images: images.mean((2, 3)))
     with torch.no_grad():
         return backbone((IMAGES - target._mean) / target._std)
+
+
+def test_one_transformer_whose_other_tokens_are_averaged_is_another_target() -> None:
+    model = lightly_zoo.METHODS["simmim"].build(nn.Module)
+    by_patches, by_class_token = as_target(model), as_target(model, "backbone")
+    images = torch.rand(2, 3, lightly_zoo.SIZE, lightly_zoo.SIZE)
+    assert not torch.allclose(by_patches(images), by_class_token(images))
+    assert (
+        by_patches.weights_sha256() != by_class_token.weights_sha256() == as_target(model, "backbone").weights_sha256()
+    )
