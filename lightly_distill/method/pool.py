@@ -21,7 +21,7 @@ from lightly_distill.method.watch import Watch
 from lightly_distill.models.recipe import make_optimizer
 from lightly_distill.models.rows import Layout, RowHead, row_loss, with_rows
 from lightly_distill.runtime import seeding
-from lightly_distill.runtime.device import free_memory
+from lightly_distill.runtime.device import free_memory, send_module
 from lightly_distill.runtime.processes import SOLO, Team
 from lightly_distill.runtime.progress import Progress
 
@@ -105,9 +105,9 @@ class StudentPool:
         device = self._probe.device
         with seeding.global_seed(self.seed, "student", index, births):
             # channels last: convolutions of the kernel pass take two thirds of the time, on a CPU too
-            student = build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            student = send_module(build(), device).to(memory_format=torch.channels_last)
             student, features = self._tried(name, student)
-            head = RowHead(features, self.targets).to(device)
+            head = send_module(RowHead(features, self.targets), device)
         optimizer = make_optimizer(student, head, self.config)
         return Slot(index, name, student, features, head, optimizer, births=births)
 

@@ -2,15 +2,17 @@
 
 import platform
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightly_distill.errors import UsageError
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _EXPECTED = "auto, cpu, cuda, cuda:N, mps or xpu"
 # in the order of `auto`
 _THERE: dict[str, Callable[[], bool]] = {
@@ -91,6 +93,14 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send_module(module: _Module, device: torch.device) -> _Module:
+    """Moves a module from the CPU to a device, as `send` does a tensor."""
+    if device.type == "cuda":
+        for tensor in chain(module.parameters(), module.buffers()):
+            tensor.data = tensor.data.pin_memory()
+    return module.to(device, non_blocking=True)
 
 
 # What a container may use, and what it uses: control groups, version 2 and 1.

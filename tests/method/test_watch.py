@@ -69,10 +69,11 @@ def each_step(state: DistillState, act: Callable[[int], None]) -> None:
         ({"source_views": 2, "target_map": 2, "map_dims": 3, "eight_bits": True, "outer": {"grain": 2}}, False),
         ({"source_views": "random", "target_dims": 3, "pool": {"mixup": True, "crop_and_flip": True}}, True),
         ({"chunk_size": 4, "ridge": {"dtype": "float64"}, "num_images": 40}, False),
+        ({"pool": {"max_age": 12}}, True),  # students are replaced
     ],
 )
 def test_twenty_steps_between_two_rows_wait_for_nothing(options: dict[str, Any], resident: bool) -> None:
-    # steps 22 to 41: the run measures a tenth at a time, and the students live longer than that
+    # steps 22 to 41: the run measures a tenth at a time, and most students live longer than that
     options = {**options, "pool": {"max_age": 60, **options.get("pool", {})}}
     config = tiny.config(steps=210, log_every=1000, checkpoint_every=1000, device="cuda", **options)
     with pretended.cuda() as seen:
