@@ -33,7 +33,7 @@ from lightly_distill.runtime.background import Background
 from lightly_distill.runtime.files import PARTIAL, remove, replacing, writing
 from lightly_distill.runtime.processes import ALONE, Processes
 from lightly_distill.runtime.settings import differences, to_dict
-from lightly_distill.synthetic import set_facts
+from lightly_distill.synthetic import artifact, set_facts
 
 TRACKERS = "trackers"
 OWN_NAMES = ("config.yaml", "metrics.jsonl", "checkpoints", representations.FOLDER, "pictures", "set", TRACKERS)
@@ -101,7 +101,7 @@ class RunFolder:
 
         Raises:
             UsageError: If another run is writing to the folder, there is something in it and neither flag is given,
-                both are, or there is nothing to resume.
+                both are, or there is nothing to resume; or something else than a set lies where the set would be.
         """
         if resume and overwrite:
             raise UsageError("--resume and --overwrite contradict each other: go on with the old run, or replace it?")
@@ -120,6 +120,7 @@ class RunFolder:
                 f"The output folder {path} is not empty: go on with --resume, replace its run with --overwrite "
                 "(resume=True, overwrite=True in Python), or choose another name."
             )
+        artifact.refuse_occupied(path / "set", overwrite=True)
         above = next(place for place in (path, *path.absolute().parents) if place.exists())
         if not above.is_dir():
             raise UsageError(f"The output folder {path} cannot be made: {above} is a file.")

@@ -280,7 +280,10 @@ def test_the_representations_of_a_run_are_kept_for_it_and_for_the_one_that_repla
 def test_an_output_folder_in_use_is_refused_before_the_images_are_looked_for(tmp_path: Path) -> None:
     stage = DistillationStage(target=SSLModel(), **OPTIONS)
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "other" / "set").mkdir(parents=True)
+    (tmp_path / "other" / "set" / "notes.txt").write_text("mine")
     for flags, out, message in (
+        ({"overwrite": True}, tmp_path / "other", "set holds notes.txt, which is not part of a set"),
         ({}, tmp_path, "is not empty: go on with --resume, replace its run with --overwrite"),
         ({"resume": True}, tmp_path, "Nothing to resume: there is no checkpoint in"),
         ({"resume": True}, None, "Resuming needs the folder"),
@@ -291,7 +294,7 @@ def test_an_output_folder_in_use_is_refused_before_the_images_are_looked_for(tmp
     ):
         with pytest.raises(UsageError, match=message):
             stage.run("no/such/images", out=out, **flags)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert all(notes.read_text() == "mine" for notes in tmp_path.rglob("notes.txt"))
 
 
 def test_overwrite_replaces_a_run_and_leaves_other_files(folder: Path, tmp_path: Path) -> None:
