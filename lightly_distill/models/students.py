@@ -69,17 +69,6 @@ def find_adapter(name: str) -> tuple[StudentAdapter, str]:
     return found, plain_name
 
 
-def feature_dim(model: nn.Module, image_size: int) -> int:
-    """Returns the number of features p of a student at an image size, by one forward pass in eval mode."""
-    parameter = next(model.parameters())
-    images = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    training = model.training
-    with torch.no_grad():
-        width: int = model.eval()(images).shape[1]
-    model.train(training)
-    return width
-
-
 def _check(name: str, model: nn.Module, images: Tensor) -> None:
     mode = "training" if model.training else "eval"
     size = images.shape[-1]

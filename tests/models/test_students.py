@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightly_distill import adapters
 from lightly_distill.errors import UsageError
-from lightly_distill.models.students import feature_dim, find_adapter, student_builder
+from lightly_distill.models.students import find_adapter, student_builder
 
 
 def adapter_of(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
@@ -91,11 +91,3 @@ def test_a_student_without_features_is_refused_before_it_is_trained(
     adapter_of(monkeypatch, Function(function))
     with pytest.raises(UsageError, match=message):
         student_builder("own:x", 8)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_asking_for_the_feature_width_changes_neither_mode_nor_buffers(training: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten()).train(training)
-    assert feature_dim(model, 8) == 5 * 6 * 6
-    assert model.training is training
-    assert model[1].num_batches_tracked == 0

@@ -13,7 +13,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +75,6 @@ class Found:
     trials: list[dict[str, Any]]
     best: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns it as plain values."""
-        return asdict(self)
 
 
 def plan_search(

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_a_trial_that_diverges_is_told_and_never_the_best(tmp_path: Path, monkey
     monkeypatch.setattr(search, "judge", sometimes)
     result = found(tmp_path, trials=3)
     assert [trial["heldout_loss"] is None for trial in result.trials] == [True, False, True] and result.best == 1
-    json.dumps(result.to_dict(), allow_nan=False)
+    json.dumps(asdict(result), allow_nan=False)
     monkeypatch.setattr(search, "judge", lambda *_: (_ for _ in ()).throw(DistillError("diverged")))
     (tmp_path / "all").mkdir()
     with pytest.raises(DistillError, match="diverged in all 2 trials: start from lower learning rates"):
