@@ -1,4 +1,4 @@
-"""What is done to a batch before a student is trained on it, in the pool as in pre-training: crop, flip and mixup."""
+"""What is done to a batch before a student is trained on it: crop, flip and mixup, and in pre-training colours."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,29 @@ from lightly_distill.data.pixels import crop_and_flip, draw_crops
 from lightly_distill.runtime.device import send
 
 SIDE = 32  # pixels; on images of this side a crop is as that of the paper's authors, on others as large in proportion
+
+
+_LUMA = (0.299, 0.587, 0.114)  # of grey, as torchvision weighs the colours
+
+
+def jitter_colors(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Changes brightness, contrast and saturation of each image, as torchvision's ColorJitter does those of one.
+
+    Args:
+        images: In units of [0, 1], shape (B, 3, S, S). What comes out may lie beyond.
+        strength: By up to this fraction is each of the three raised or lowered, drawn uniformly for each image.
+        generator: Of the draws, on the CPU.
+    """
+    factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, generator=generator) - 1)
+    brightness, contrast, saturation = send(factors, images.device)
+    images = images * brightness
+    images = _grey(images).mean((-2, -1), keepdim=True).lerp(images, contrast)
+    return _grey(images).lerp(images, saturation)
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 def vary(

@@ -1,7 +1,7 @@
 """Arithmetic on batches of pixels: normalisation, and the padded crops and flips of the paper's authors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -86,6 +86,11 @@ class Normalised:
         # whole images are copied; `[indices]` takes up to 90 times as long
         few = self._images[which] if isinstance(which, slice) else self._images.index_select(0, which.to(self.device))
         return few if few.is_floating_point() else normalise(few, self._mean, self._std)
+
+    def in_units(self, change: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Returns normalised images (B, 3, H, W) after a change of them that is made in units of [0, 1]."""
+        mean, std = (values.view(1, 3, 1, 1) for values in (self._mean, self._std))
+        return (change(images * std + mean) - mean) / std
 
     def to(self, device: torch.device) -> "Normalised":
         """Returns the same on a device."""

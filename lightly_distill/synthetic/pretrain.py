@@ -3,9 +3,10 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightly_distill.data.augment import vary
+from lightly_distill.data.augment import jitter_colors, vary
 from lightly_distill.data.pixels import Normalised
 from lightly_distill.errors import DistillError, UsageError, did_you_mean
 from lightly_distill.models.recipe import Recipe, RecipeOptions, check_bf16, gains_from_bf16, make_optimizer
@@ -47,6 +48,9 @@ class PretrainConfig(Recipe):
     """Images of a step, at least 2; all, if the set has fewer."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate: as it is, or down to 0."""
+    color_jitter: float = 0.4
+    """Change brightness, contrast and saturation of each image by up to this fraction, anew in each training step; 0
+    leaves colours as they are. The targets stay, as those of most models do when colours change so much."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the student's features; weights and loss are float32. auto: fp32, but bf16 on a CPU that computes in it,
     unless the student has convolutions in groups, which are slower in it, or a stride on a map of one pixel, of which
@@ -56,6 +60,9 @@ class PretrainConfig(Recipe):
         super().__post_init__()
         check_number(self, "steps")
         check_number(self, "batch_size", least=2)
+        check_number(self, "color_jitter", least=0)
+        if self.color_jitter > 1:
+            raise UsageError(f"color_jitter is a fraction, at most 1; got {self.color_jitter}.")
         check_one_of("schedule", self.schedule, ("constant", "cosine"))
         check_one_of("precision", self.precision, ("auto", "fp32", "bf16"))
 
@@ -66,13 +73,16 @@ class PretrainOptions(RecipeOptions, total=False):
     steps: int
     batch_size: int
     schedule: Literal["constant", "cosine"]
+    color_jitter: float
     precision: Literal["auto", "fp32", "bf16"]
 
 
 RECIPES: dict[str, PretrainConfig] = {
     "default": PretrainConfig(),
     # 1,000 epochs of its 1,000 images: KRR-ST, arXiv:2310.06511, section 4
-    "paper": PretrainConfig(steps=4000, mixup=False, crop_and_flip=False, optimizer="sgd", precision="fp32"),
+    "paper": PretrainConfig(
+        steps=4000, mixup=False, crop_and_flip=False, color_jitter=0, optimizer="sgd", precision="fp32"
+    ),
 }
 
 
@@ -132,8 +142,7 @@ def pretrain(
         raise UsageError(f"A student is trained on a synthetic set; got {type(synthetic).__name__}.")
     _check(synthetic.normalised)
     with new_folder(None if out is None else Path(out)) as folder:
-        changed = None if transform is None else _InUnits(transform, synthetic.mean, synthetic.std)
-        backbone = _trained(student, synthetic, settings, seed, device, transform=changed, shown=verbose)
+        backbone = _trained(student, synthetic, settings, seed, device, transform=transform, shown=verbose)
         adapter, _ = find_adapter(student)
         metadata = _metadata(student, synthetic, settings, seed)
         if hasattr(adapter, "configure"):
@@ -222,7 +231,7 @@ class Training:
         head: To rows of targets; trained.
         config: All settings.
         seed: Root of all random draws.
-        transform: Of a batch of normalised images (B, 3, S, S), or None.
+        transform: Of each image, as `pretrain` takes it, or None.
         bf16: Whether features are computed in bfloat16.
 
     Attributes:
@@ -262,7 +271,11 @@ class Training:
     def _one_step(self, images: Normalised, targets: Tensor, indices: Tensor) -> Tensor:
         config, layout = self._config, self._head.targets
         draw = generator(self._seed, "pretrain", "vary", self.step)
-        shown = images[indices] if self._transform is None else self._transform(images[indices])
+        shown = images[indices]
+        if self._transform is not None:
+            shown = images.in_units(partial(_transformed, self._transform), shown)
+        if config.color_jitter:
+            shown = images.in_units(partial(jitter_colors, strength=config.color_jitter, generator=draw), shown)
         batch, truth = vary(
             shown,
             targets[indices],
@@ -284,25 +297,12 @@ class Training:
         return loss.detach()
 
 
-class _InUnits:
-    """Applies a transform of images in [0, 1] to each image of a normalised batch.
-
-    Args:
-        transform: The user's.
-        mean: Of each channel in units of [0, 1].
-        std: As `mean`.
-    """
-
-    def __init__(self, transform: "Callable[[Tensor], Tensor]", mean: Sequence[float], std: Sequence[float]) -> None:
-        self._transform = transform
-        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        mean, std = self._mean.to(images.device), self._std.to(images.device)
-        changed = [self._transform(image) for image in images * std + mean]
-        if any(not isinstance(image, Tensor) or image.shape != images.shape[1:] for image in changed):
-            raise UsageError(f"The transform must return images of shape {tuple(images.shape[1:])}, as it is given.")
-        return (torch.stack(changed) - mean) / std
+def _transformed(transform: "Callable[[Tensor], Tensor]", images: Tensor) -> Tensor:
+    """Applies a user's transform to each image (3, S, S) of a batch."""
+    changed = [transform(image) for image in images]
+    if any(not isinstance(image, Tensor) or image.shape != images.shape[1:] for image in changed):
+        raise UsageError(f"The transform must return images of shape {tuple(images.shape[1:])}, as it is given.")
+    return torch.stack(changed)
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:

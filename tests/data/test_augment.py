@@ -1,7 +1,8 @@
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
 
-from lightly_distill.data.augment import vary
+from lightly_distill.data.augment import jitter_colors, vary
 from lightly_distill.models.rows import Layout
 from lightly_distill.runtime.seeding import generator
 
@@ -44,3 +45,13 @@ def test_a_mirrored_image_has_a_mirrored_map_and_a_crop_is_a_shift() -> None:
         straight = image.flip(2) if turned else image
         found = [(y, x) for y in range(5) for x in range(5) if torch.equal(straight, source[:, y : y + 16, x : x + 16])]
         assert found
+
+
+def test_colours_are_jittered_as_torchvision_does_and_each_image_by_its_own_factors() -> None:
+    images = 0.2 + 0.4 * torch.rand(64, 3, 8, 8, generator=generator(0, "images"))  # so that nothing is clipped
+    shown = jitter_colors(images, 0.3, generator(1, "draw"))
+    factors = 1 + 0.3 * (2 * torch.rand(3, 64, generator=generator(1, "draw")) - 1)
+    assert 0.7 < factors.min() < 0.75 and 1.25 < factors.max() < 1.3 and len(factors.unique()) == 3 * 64
+    for image, expected, (brightness, contrast, saturation) in zip(shown, images, factors.T.tolist(), strict=True):
+        expected = transforms.adjust_contrast(transforms.adjust_brightness(expected, brightness), contrast)
+        torch.testing.assert_close(image, transforms.adjust_saturation(expected, saturation), rtol=1e-3, atol=1e-4)

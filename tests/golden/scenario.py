@@ -59,6 +59,7 @@ EVALUATION: dict[str, Any] = {
     "steps": 5,
     "mixup": False,
     "crop_and_flip": False,
+    "color_jitter": 0,
     "full_epochs": 2,
     "finetune_steps": 10,
     "device": "cpu",

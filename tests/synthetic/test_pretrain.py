@@ -17,7 +17,7 @@ from lightly_distill.runtime.device import resolve_device
 from lightly_distill.runtime.seeding import generator, global_seed
 from lightly_distill.synthetic.pretrain import pretrain
 
-PLAIN = {"mixup": False, "crop_and_flip": False}
+PLAIN = {"mixup": False, "crop_and_flip": False, "color_jitter": 0}
 STUDENT = "convnet_4_8"
 
 
@@ -133,6 +133,31 @@ def test_batches_are_shuffled_anew_each_epoch() -> None:
     assert sorted(first) == sorted(second) == list(range(50)) and first != second != list(range(50))
 
 
+def test_transform_and_color_jitter_change_what_a_student_sees_in_units_of_pixels() -> None:
+    data = synthetic(2)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (data.mean, data.std))
+    given: list[Tensor] = []
+
+    def darker(image: Tensor) -> Tensor:
+        given.append(image)
+        return image / 2
+
+    def shown(**options: Any) -> Tensor:
+        with batches_seen() as batches:
+            run(synthetic=data, steps=1, **{**PLAIN, **options})
+        return batches[-1] * std + mean
+
+    plain = shown()
+    torch.testing.assert_close(shown(transform=darker), plain / 2)
+    torch.testing.assert_close(torch.stack(given), plain)
+    jittered = shown(color_jitter=0.5)
+    grey = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    # saturation and contrast move the mean grey of an image nowhere: brightness alone does, in units of pixels
+    ratio = (jittered * grey).sum(1).mean((1, 2)) / (plain * grey).sum(1).mean((1, 2))
+    assert not torch.allclose(jittered, plain) and ((ratio - 1).abs() < 0.5).all() and ratio[0] != ratio[1]
+    assert torch.equal(jittered, shown(color_jitter=0.5))
+
+
 def test_the_backbone_comes_back_in_eval_mode_without_a_head() -> None:
     student = run()
     assert not student.training
@@ -163,6 +188,8 @@ def test_a_loss_that_is_not_finite_names_step_student_and_cure(tmp_path: Path) -
         ({"steps": 0}, "steps must be a positive whole number; got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, a whole number; got 1"),
         ({"synthetic": synthetic(count=1)}, "Pre-training needs at least 2 images; the set has 1"),
+        ({"color_jitter": -0.1}, "color_jitter must be at least 0, a number; got -0.1"),
+        ({"color_jitter": 2}, "color_jitter is a fraction, at most 1; got 2"),
         ({"lr": 0.0}, r"lr must be a positive number; got 0\.0"),
         ({"lr": float("nan")}, "lr must be a positive number; got nan"),
         ({"momentum": -1.0}, "momentum must be at least 0, a number; got -1"),
