@@ -152,9 +152,9 @@ def go_on(begun: Sweep, settings: dict[str, Any], folder: Path) -> Sweep:
             change as long as no size is finished.
     """
     before, now = (json.loads(json.dumps(each)) for each in (begun.settings, settings))
-    # an older version had fewer settings
+    # an older version had fewer settings, and changed no colours
     before["distill"] = as_recorded(before["distill"])
-    before["evaluate"] = {**TransferConfig().recorded(), **before["evaluate"]}
+    before["evaluate"] = {**TransferConfig(color_jitter=0).recorded(), **before["evaluate"]}
     for each in (before, now):
         for name in FREE_TO_CHANGE:
             each["distill"].pop(name, None)

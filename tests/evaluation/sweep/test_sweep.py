@@ -274,6 +274,10 @@ def test_a_sweep_of_a_version_with_fewer_settings_goes_on(straight: tuple[Path, 
     with pytest.raises(UsageError, match=r"had other settings \(evaluate\.batch_size: 256 -> 4\)"):
         run(tmp_path / "out", batch_size=4)
     assert {4, 8} <= set(run(tmp_path / "out").sizes)
+    del record["settings"]["evaluate"]["color_jitter"]  # of a version that changed no colours
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"had other settings \(evaluate\.color_jitter: 0 -> 0\.4\)"):
+        run(tmp_path / "out")
 
 
 def test_the_tasks_may_be_corrected_as_long_as_no_size_is_finished(
