@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,7 @@ def test_a_search_never_reads_the_task_and_all_sizes_use_what_it_finds(
     cost = done.cost(8)
     assert cost is not None and cost.making == done.sizes[8].seconds + done.found.seconds
     record = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert record["found"] == done.found.to_dict()
+    assert record["found"] == asdict(done.found)
     with monkeypatch.context() as patch:  # the same command again searches no more
         patch.setattr(size_sweep, "run_search", lambda *_: pytest.fail("searched again"))
         again = run(tmp_path / "out", tasks=[task()], search=["lr", "steps"], trials=3, seeds=1)
