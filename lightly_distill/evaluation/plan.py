@@ -36,7 +36,8 @@ class TransferConfig(PretrainConfig):
     seeds: int | Sequence[int] = 3
     """Repetitions: of the weights, of the draws of images and labels. How many, or which."""
     full_epochs: int = 20
-    """Passes over all real images in the arm `full`, without mixup; at least four times the steps of the other arms."""
+    """Passes over all real images in the arm `full`, without mixup and other colours; at least four times the steps of
+    the other arms."""
     finetune_steps: int = FINETUNE_STEPS
     """Steps of fine-tuning, and of data-free distillation."""
     device: str = "auto"
@@ -98,14 +99,14 @@ class TransferConfig(PretrainConfig):
         """Returns how students are pre-trained on an arm of so many images.
 
         More images want more steps: several times the bytes twice as many, the whole source those of `full_epochs` and
-        four times as many at least; that without mixup, which is for want of images.
+        four times as many at least; that without mixup and other colours, which are for want of images.
         """
         own = PretrainConfig(**{field.name: getattr(self, field.name) for field in fields(PretrainConfig)})
         steps = self.steps * arm.longer
         if arm.size_matters:
             return replace(own, steps=steps)
         passes = self.full_epochs * math.ceil(images / self.batch_size)
-        return replace(own, steps=max(steps, passes), mixup=False)
+        return replace(own, steps=max(steps, passes), mixup=False, color_jitter=0)
 
     def recorded(self) -> dict[str, Any]:
         """Returns as plain values what decides the numbers of an arm, but for its seed and device."""

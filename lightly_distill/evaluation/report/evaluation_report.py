@@ -30,12 +30,12 @@ _TEMPLATE = "evaluation/report/templates/evaluation_report"
 _TITLE = "Does the synthetic set transfer?"
 _NOTE = (
     "Each arm is a student that was pre-trained by the same recipe (on several times the bytes for longer; full: for "
-    "longer still, and without mixup) and tried on the same labels; random is as many real images as distilled has "
-    "synthetic ones. Unless each seed distilled anew, distilled is one and the same set: another distillation may do "
-    "better or worse. Each p-value is of a paired t-test over the seeds, two-sided, and stands alone: of twenty "
-    "comparisons of equals, about one is below 0.05 by chance. Peak memory is what pre-training held at most, with "
-    "its images and without what the process had before: on a GPU what PyTorch allocated, on a CPU the growth of the "
-    "process, looked at every few milliseconds."
+    "longer still, without mixup and other colours) and tried on the same labels; random is as many real images as "
+    "distilled has synthetic ones. Unless each seed distilled anew, distilled is one and the same set: another "
+    "distillation may do better or worse. Each p-value is of a paired t-test over the seeds, two-sided, and stands "
+    "alone: of twenty comparisons of equals, about one is below 0.05 by chance. Peak memory is what pre-training held "
+    "at most, with its images and without what the process had before: on a GPU what PyTorch allocated, on a CPU the "
+    "growth of the process, looked at every few milliseconds."
 )
 
 
