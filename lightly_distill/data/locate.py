@@ -1,5 +1,6 @@
 """From what a user writes for a source, `SCHEME:NAME`, a path or a Hub id with `#SPLIT`, to a dataset."""
 
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -10,13 +11,17 @@ from lightly_distill import adapters
 from lightly_distill.data.decode import SUFFIXES
 from lightly_distill.data.shards import COMPRESSED
 from lightly_distill.errors import UsageError, did_you_mean
+from lightly_distill.runtime.console import tell_once
 
 DATA_FOLDER = "LIGHTLY_DISTILL_DATA"  # environment variable
+
+_logger = logging.getLogger(__name__)
 
 _TABLES = (".parquet", ".arrow")
 _ARCHIVES = (".tar", *COMPRESSED)
 _SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # what Hugging Face's save_to_disk leaves
-_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})  # folders that are no classes
+_TEST_SPLITS = frozenset({"val", "valid", "validation", "test"})
+_SPLITS = _TEST_SPLITS | {"train"}  # folders that are no classes
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 
@@ -86,7 +91,7 @@ def choose_split(splits: Iterable[str], wanted: str | None, name: str) -> str:
     if wanted in names:
         return str(wanted)
     if not names:
-        raise UsageError(f"'{name}' has no splits; leave '#{wanted}' out.")
+        raise UsageError(f"'{name}' has no splits" + (f"; leave '#{wanted}' out." if wanted else "."))
     if wanted is None:
         raise UsageError(f"'{name}' has the splits {', '.join(names)}; choose one, such as '{name}#{names[0]}'.")
     raise UsageError(f"'{name}' has no split '{wanted}'.{did_you_mean(wanted, names)}")
@@ -135,18 +140,63 @@ def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
         raise UsageError(f"'{place}' is a file; expected a folder of images, or a file ending in {' or '.join(known)}.")
     if path.is_file() or any((path / name).is_file() for name in _SAVED_TO_DISK):
         return _ask("huggingface", str(path), split, place)
-    images, tables, archives = _walk(path)
-    if tables or (archives and not images):  # images may lie beside the archive that they came in
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UsageError(f"'{place}' cannot be read: no permission.")
+    images, files = images_or_files(path)
+    if files:
         return _ask("huggingface", str(path), split, place)
     if not images:
         raise UsageError(f"'{place}' holds no images, tables or shards (such as .jpg, .png, .parquet, .tar).")
-    tops = {image.relative_to(path).parts[0] for image in images}
-    splits = sorted(tops) if {top.lower() for top in tops} <= _SPLITS else []
+    splits = _splits({image.relative_to(path).parts for image in images})
     if split is None and not splits:
         return ImageFiles(path, images), place
     split = choose_split(splits, split, place)
     own = (image for image in images if image.relative_to(path).parts[0] == split)
     return ImageFiles(path / split, own), f"{place}#{split}"
+
+
+def _splits(paths: set[tuple[str, ...]]) -> list[str]:
+    """Returns the folders that are splits, of the parts of all paths: all, or none where they are classes."""
+    folders = {parts[0] for parts in paths if len(parts) > 1}
+    lower = {folder.lower() for folder in folders}
+    # beside train and test others are splits too, such as `unlabeled`; a picture beside them is in none
+    only_splits = lower <= _SPLITS and all(len(parts) > 1 for parts in paths)
+    return sorted(folders) if only_splits or ("train" in lower and lower & _TEST_SPLITS) else []
+
+
+def images_or_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Lists the images below a folder, or else the tables or shards that are read instead of them."""
+    images, tables, archives = _walk(folder)
+    if images or archives:  # a table beside them may describe them, as that of img2dataset does
+        tables, beside = [], tables
+        for table in beside:
+            if _may_hold_images(table):
+                tables.append(table)
+            else:
+                tell_once(_logger, logging.INFO, "%s holds no images: it is left out.", table)
+    if tables:
+        return [], tables
+    return (images, []) if images else ([], archives)  # images may lie beside the archive that they came in
+
+
+def _may_hold_images(table: Path) -> bool:
+    """Returns whether a column of a table may hold images: bytes, mappings or lists."""
+    if table.suffix.lower() != ".parquet":
+        return True
+    import pyarrow as pa  # here: most folders hold images
+    import pyarrow.parquet as pq
+
+    try:
+        kinds = pq.read_schema(table).types
+    except (OSError, ValueError):  # damaged: who opens it says so
+        return True
+    return any(
+        pa.types.is_nested(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or isinstance(kind, pa.BaseExtensionType)  # an array of `datasets`
+        for kind in kinds
+    )
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path], list[Path]]:

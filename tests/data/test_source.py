@@ -449,6 +449,25 @@ def test_a_subfolder_that_cannot_be_listed_is_counted(
     assert open_source(tmp_path).skipped == {"cannot be read": 1}
 
 
+def test_folders_and_files_beside_train_and_test_make_no_classes_of_them(tmp_path: Path, images: Tensor) -> None:
+    files = ["train/cat/1.png", "test/cat/1.png", "unlabeled/1.png", "overview.png"]
+    splits = write(tmp_path / "splits", images, files)
+    assert open_source(splits).name == f"{splits}#train"
+    for split, expected in (("train", images[:1]), ("test", images[1:2]), ("unlabeled", images[2:3])):
+        assert torch.equal(everything(f"{splits}#{split}"), expected)
+    classes = write(tmp_path / "vehicles", images, ["train/1.png", "plane/1.png"])  # `train` is one of them
+    assert open_source(classes).name == str(classes) and len(open_source(classes)) == 2
+
+
+def test_a_folder_that_must_not_be_read_is_told(
+    tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "private", images, ["cat/1.png"])
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)
+    with pytest.raises(UsageError, match=r"'.*private' cannot be read: no permission\."):
+        open_source(folder)
+
+
 def test_split_folders_are_splits_and_class_folders_are_not(tmp_path: Path, images: Tensor) -> None:
     splits = write(tmp_path / "splits", images, ["train/cat/1.png", "val/cat/1.png", "val/dog/2.png"])
     classes = write(tmp_path / "classes", images, ["train/1.png", "car/1.png"])

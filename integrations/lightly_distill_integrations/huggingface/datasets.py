@@ -1,13 +1,17 @@
 """Hugging Face datasets as sources: parquet and Arrow files, tar shards, what `save_to_disk` left, the Hub."""
 
 import errno
+import glob
+import os
 import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import datasets
+import numpy as np
 from datasets import (
     Array2D,
     Array3D,
@@ -20,7 +24,7 @@ from datasets import (
     load_from_disk,
 )
 
-from lightly_distill.data.locate import choose_split, missing_path
+from lightly_distill.data.locate import choose_split, images_or_files, missing_path
 from lightly_distill.data.shards import COMPRESSED, TarShards, TarStream, open_shards
 from lightly_distill.errors import UsageError, first_line
 
@@ -53,7 +57,7 @@ def open(spec: str, split: str | None) -> Dataset | IterableDataset | TarShards 
     return undecoded(data) if isinstance(data, Dataset) else data  # of a stream, a task wants the labels
 
 
-def undecoded(data: _Rows) -> _Rows:
+def undecoded(data: _Rows) -> "_Rows | _OwnTypes":
     """Returns a dataset whose rows hold the files of images, and no transform; `data` itself stays as it is.
 
     So one broken image is one broken row, instead of the end of reading. Of a stream other columns are left out, where
@@ -68,20 +72,32 @@ def undecoded(data: _Rows) -> _Rows:
     for name, feature in images.items():
         if feature.decode:
             data = data.cast_column(name, Image(decode=False))
-    arrays = [name for name, feature in features.items() if _is_array(feature)]
-    if arrays and isinstance(data, Dataset):
-        return data.with_format("numpy", columns=arrays, output_all_columns=True)
-    return data.with_format("numpy") if arrays and not images else data
+    arrays = {name: kind for name, feature in features.items() if (kind := _array_type(feature))}
+    if arrays and isinstance(data, Dataset):  # without `dtype`, all whole numbers come as int64
+        return data.with_format("numpy", columns=list(arrays), output_all_columns=True, dtype=None)
+    return _OwnTypes(data.with_format("numpy"), arrays) if arrays and not images else data
 
 
-def _is_array(feature: Any) -> bool:
-    """Returns whether a column holds arrays of at least two dimensions."""
+class _OwnTypes:
+    """A stream of rows whose arrays have the types of their columns; `datasets` makes int64 of all whole numbers."""
+
+    def __init__(self, data: IterableDataset, arrays: Mapping[str, str]) -> None:
+        self._data, self._arrays = data, arrays
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self._data:
+            typed = {name: np.asarray(row[name]).astype(kind) for name, kind in self._arrays.items()}
+            yield {**row, **typed}
+
+
+def _array_type(feature: Any) -> str | None:
+    """Returns the type of the numbers of a column of arrays of at least two dimensions; None of another column."""
     if isinstance(feature, (Array2D, Array3D)):
-        return True
+        return str(feature.dtype)
     depth = 0
     while hasattr(feature, "feature"):
         feature, depth = feature.feature, depth + 1
-    return depth > 1 and isinstance(feature, Value) and feature.dtype != "string"
+    return str(feature.dtype) if depth > 1 and isinstance(feature, Value) and feature.dtype != "string" else None
 
 
 def _from_disk(path: Path, split: str | None) -> Dataset:
@@ -96,25 +112,45 @@ def _from_disk(path: Path, split: str | None) -> Dataset:
 
 
 def _from_files(path: Path, split: str | None) -> Dataset | TarShards | TarStream:
-    if path.is_file():
-        kind = next(kind for kind, suffixes in _SUFFIXES.items() if path.name.lower().endswith(suffixes))
-        files = {"train": [str(path)]}
-    else:
-        kind = next(kind for kind, suffixes in _SUFFIXES.items() if any(any(path.rglob(f"*{end}")) for end in suffixes))
-        try:
-            listed = load_dataset_builder(kind, data_dir=str(path)).config.data_files
-        except Exception as error:
-            raise UsageError(f"The {kind} files in '{path}' cannot be listed: {_first_line(error)}") from error
-        own = {name: [file for file in listed[name] if file.lower().endswith(_SUFFIXES[kind])] for name in listed}
-        files = {name: some for name, some in own.items() if some}
+    found = [path] if path.is_file() else images_or_files(path)[1]
+    of_kind = {
+        kind: [str(file) for file in found if file.name.lower().endswith(ends)] for kind, ends in _SUFFIXES.items()
+    }
+    kind = next((kind for kind in of_kind if of_kind[kind]), None)
+    if kind is None:
+        raise UsageError(f"'{path}' holds no tables or shards (such as .parquet, .arrow, .tar).")
+    files = {"train": of_kind[kind]} if path.is_file() else _by_split(kind, path, of_kind[kind])
     split = choose_split(files, split, str(path))
     if kind == "webdataset":  # whose columns `datasets` infers from the first five samples, losing others
         return open_shards(files[split], split)
     try:
         # Only the split that was asked for: tables are copied to the cache of `datasets` once.
-        return load_dataset(kind, data_files={split: files[split]}, split=split)
+        return load_dataset(kind, data_files={split: [glob.escape(file) for file in files[split]]}, split=split)
     except Exception as error:
         raise UsageError(f"The {kind} files in '{path}' cannot be read: {_first_line(error)}") from error
+
+
+def _by_split(kind: str, folder: Path, files: Sequence[str]) -> dict[str, list[str]]:
+    """Divides the files below a folder into splits, as `datasets` reads them from their names."""
+    splits: dict[str, list[str]] = {}
+    left = {os.path.realpath(file): file for file in files}
+    place, tried = str(folder), set[str]()
+    while left and place not in tried:
+        for name, some in _listed(kind, place).items():
+            own = [left.pop(real) for file in some if (real := os.path.realpath(file)) in left]
+            splits[name] = [*splits.get(name, []), *own]
+        tried.add(place)
+        place = os.path.dirname(next(iter(left), place))  # where a link leads, which it does not follow
+    return {name: some for name, some in splits.items() if some}
+
+
+def _listed(kind: str, folder: str) -> dict[str, list[str]]:
+    try:
+        return dict(load_dataset_builder(kind, data_dir=glob.escape(folder)).config.data_files or {})
+    except FileNotFoundError:  # none that it sees
+        return {}
+    except Exception as error:
+        raise UsageError(f"The {kind} files in '{folder}' cannot be listed: {_first_line(error)}") from error
 
 
 def _from_hub(spec: str, split: str | None) -> Dataset:

@@ -14,12 +14,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict, concatenate_datasets, load_dataset
+from datasets import (
+    Array2D,
+    Array3D,
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDatasetDict,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+)
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
 from lightly_distill.data.locate import locate
+from lightly_distill.data.reading import Reading
 from lightly_distill.data.source import open_source
 from lightly_distill.errors import DistillError, UsageError
 from lightly_distill.runtime import seeding
@@ -172,6 +185,21 @@ def test_many_small_parquet_files_are_one_source_mapped_or_streamed(tmp_path: Pa
     assert torch.equal(everything(load_dataset("parquet", data_files=files, split="train", streaming=True)), images)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_arrays_of_8_bits_are_taken_as_they_are_however_dark(images: Tensor, streamed: bool) -> None:
+    dark = images // 2
+    arrays = {"x": dark.numpy(), "lists": dark.tolist(), "floats": [image[0].tolist() for image in images / 255]}
+    of = {
+        "x": Array3D((3, S, S), "uint8"),
+        "lists": List(List(List(Value("uint8")))),
+        "floats": Array2D((S, S), "float32"),
+    }
+    for column in ("x", "lists"):
+        data = Dataset.from_dict(arrays, features=Features(of))
+        opened = open_source(data.to_iterable_dataset() if streamed else data, reading=Reading(column=column))
+        assert opened.value_range is None and torch.equal(opened.read(torch.arange(N)), dark), column
+
+
 def test_a_stream_is_read_whatever_was_done_to_it(images: Tensor) -> None:
     data = made(images, "scan").to_iterable_dataset(num_shards=3)
     kinds = {
@@ -241,6 +269,40 @@ def test_tar_shards_are_a_source_without_a_copy_of_them(tmp_path: Path, images: 
     assert not [
         file for file in Path(datasets.config.HF_DATASETS_CACHE).rglob("*") if file.is_file() and file.stat().st_size
     ]
+
+
+def test_folders_of_any_name_links_and_upper_case_are_read(tmp_path: Path, images: Tensor) -> None:
+    folder = write_parquet(tmp_path / "my sets [v2]" / "a*", images)
+    assert torch.equal(everything(folder), images[:5])
+    assert torch.equal(everything(f"{folder}#test"), images[5:])
+    file = folder / "data" / "test-00000-of-00001.parquet"
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "here").symlink_to(folder / "data")
+    assert torch.equal(everything(tmp_path / "linked"), images[:5])
+    assert torch.equal(everything(f"{tmp_path / 'linked'}#test"), images[5:])
+    (tmp_path / "upper").mkdir()
+    file.rename(tmp_path / "upper" / "A.PARQUET")
+    assert torch.equal(everything(tmp_path / "upper"), images[5:])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match=r"'.*none' holds no tables or shards \(such as \.parquet"):
+        open_source(f"huggingface:{tmp_path / 'none'}")
+
+
+def test_a_table_that_describes_images_or_shards_is_not_read_for_them(
+    tmp_path: Path, images: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    described = Dataset.from_dict({"url": ["a"] * N, "caption": ["b"] * N, "key": list(range(N))})
+    write_tar(tmp_path / "i2d" / "00000.tar", samples(images))
+    described.to_parquet(tmp_path / "i2d" / "00000.parquet")
+    (tmp_path / "i2d" / ".cache").mkdir()
+    made(images[:1]).to_parquet(tmp_path / "i2d" / ".cache" / "q.parquet")
+    assert torch.equal(everything(tmp_path / "i2d"), images)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(png(images[0]))
+    described.to_parquet(tmp_path / "images" / "labels.parquet")
+    assert torch.equal(everything(tmp_path / "images"), images[:1])
+    assert "labels.parquet" in caplog.text and "00000.parquet" in caplog.text
 
 
 def test_shards_have_splits_and_images_beside_an_archive_come_first(tmp_path: Path, images: Tensor) -> None:
