@@ -66,7 +66,7 @@ class Items:
     cure = "give the dataset without its transform"  # where items differ each time they are read
 
     def __init__(self, data: Any, name: str, reading: Reading | None = None) -> None:
-        self.data, self.name, self._reading = _plain_list(data), name, reading or Reading()
+        self.data, self.name, self._reading = plain_list(data), name, reading or Reading()
         given = self._reading.value_range
         self.scale: Scale | None = self._reading.scale or (None if given is None else Scale(given, given=True))
         self._check()
@@ -332,7 +332,7 @@ def _ends(name: str) -> bool:
     return f".{name.rpartition('.')[2].lower()}" in SUFFIXES
 
 
-def _plain_list(data: Any) -> Any:
+def plain_list(data: Any) -> Any:
     """Returns a column of paths or images as a list: of pandas, whose index is by label, or an array of paths."""
     if hasattr(data, "iloc") and getattr(data, "ndim", 0) == 1:
         return list(data)

@@ -118,11 +118,18 @@ def _split_off(text: str) -> tuple[str, str | None]:
 
 
 def existing(place: str) -> Path | None:
-    """Returns the path of this name, as it is or in the data folder; None where there is none."""
+    """Returns the path of this name, as it is or in the data folder; None where there is none.
+
+    Raises:
+        UsageError: If nobody may look there.
+    """
     candidates = [Path(place).expanduser()]
     if os.environ.get(DATA_FOLDER):
         candidates.append(Path(os.environ[DATA_FOLDER], place))
-    return next((path for path in candidates if place and path.exists()), None)
+    try:
+        return next((path for path in candidates if place and path.exists()), None)
+    except PermissionError as error:  # of a folder above
+        raise UsageError(f"'{place}' cannot be read: no permission.") from error
 
 
 def _ask(scheme: str, place: str, split: str | None, name: str) -> tuple[Any, str]:
@@ -136,12 +143,12 @@ def _ask(scheme: str, place: str, split: str | None, name: str) -> tuple[Any, st
 
 def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
     known = (*_TABLES, *_ARCHIVES)
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise UsageError(f"'{place}' cannot be read: no permission.")
     if path.is_file() and not path.name.lower().endswith(known):
         raise UsageError(f"'{place}' is a file; expected a folder of images, or a file ending in {' or '.join(known)}.")
     if path.is_file() or any((path / name).is_file() for name in _SAVED_TO_DISK):
         return _ask("huggingface", str(path), split, place)
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise UsageError(f"'{place}' cannot be read: no permission.")
     images, files = images_or_files(path)
     if files:
         return _ask("huggingface", str(path), split, place)

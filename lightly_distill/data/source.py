@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from lightly_distill.data.decode import LARGEST_DEFAULT_SIZE, Frame, UnusableImage
-from lightly_distill.data.items import Items, steady_items
+from lightly_distill.data.items import Items, plain_list, steady_items, undecoded
 from lightly_distill.data.loader import LOOKED_AT, Decoder, decode_batches
 from lightly_distill.data.locate import locate
 from lightly_distill.data.reading import Reading
@@ -263,9 +263,9 @@ def first_items(data: Any, count: int) -> Any:
     """Returns the first items of what `find_images` takes, as it would be given by itself."""
     if isinstance(data, Source):
         return data
-    data = locate(data)[0] if isinstance(data, (str, Path)) else _only_split(data)
+    data = plain_list(locate(data)[0] if isinstance(data, (str, Path)) else _only_split(data))
     if is_stream(data):
-        return _Front(data, count)
+        return _Front(undecoded(data), count)
     if isinstance(data, (list, Tensor, np.ndarray)):
         return data[:count]
     few = range(min(count, len(data)))

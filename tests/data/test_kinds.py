@@ -28,7 +28,7 @@ from torchvision.datasets import ImageFolder
 from lightly_distill import DistillationStage
 from lightly_distill.data.decode import decode
 from lightly_distill.data.reading import Reading
-from lightly_distill.data.source import Source, open_source
+from lightly_distill.data.source import Source, first_items, open_source
 from lightly_distill.errors import UsageError
 from lightly_distill.evaluation.tasks import open_task
 from lightly_distill.runtime import seeding
@@ -214,8 +214,10 @@ def _series(path: Path) -> Any:
 
 @pytest.mark.parametrize("kind", DATASETS)
 def test_a_kind_of_dataset_gives_its_images(kind: str, tmp_path: Path) -> None:
-    found = opened(DATASETS[kind](tmp_path))
-    assert torch.equal(found, _by_folder(PIXELS) if kind in BY_FOLDER else PIXELS)
+    data = DATASETS[kind](tmp_path)
+    expected = _by_folder(PIXELS) if kind in BY_FOLDER else PIXELS
+    assert torch.equal(opened(data), expected)
+    assert torch.equal(opened(first_items(data, 2)), expected[:2])
 
 
 # --- one range of values for all images of a source
