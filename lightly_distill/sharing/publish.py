@@ -73,7 +73,7 @@ def publish(
         raise UsageError(f"A dry run would be written over the set itself, {folder}: give another folder.")
     metrics = dict(own.metrics)
     if chosen.evaluation is not None:
-        metrics["transfer"] = read_evaluation(Path(chosen.evaluation), own)
+        metrics["transfer"] = _without_folders(read_evaluation(Path(chosen.evaluation), own))
         metrics["verdict"] = findings.verdict([result["arms"] for result in metrics["transfer"]])
     if out is None:
         client.check_token()
@@ -121,6 +121,29 @@ def _opened(synthetic: "SyntheticSet | str | Path") -> tuple[Path | None, Synthe
         return None, synthetic
     folder, _ = address.local_folder(synthetic)
     return artifact.find(folder), SyntheticSet.load(folder)
+
+
+def _without_folders(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns results for others to see: of the absolute path of a task, the last part is left, numbered if twice."""
+    arms = [arm for result in results for arm in result["arms"].values()]
+    tasks = dict.fromkeys(measure.rpartition("/")[0] for arm in arms for measure in arm)
+    last = {task: address.without_folders({"source": {"name": task}})["source"]["name"] for task in tasks}
+    names: dict[str, str] = {}
+    for task, name in sorted(last.items(), key=lambda pair: pair[0] != pair[1]):  # first those that stay as they are
+        spare = (name, *(f"{name} {number}" for number in range(2, len(last) + 1)))
+        names[task] = next(each for each in spare if each not in names.values())
+
+    def public(measure: str) -> str:
+        task, _, probe = measure.rpartition("/")
+        return f"{names[task]}/{probe}"
+
+    return [
+        {
+            **result,
+            "arms": {name: {public(key): seen for key, seen in arm.items()} for name, arm in result["arms"].items()},
+        }
+        for result in results
+    ]
 
 
 def _written(

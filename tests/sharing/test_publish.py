@@ -128,6 +128,30 @@ def test_no_folder_of_the_users_is_published(
     assert ours.provenance["source"]["name"] == name  # the set itself keeps it
 
 
+def test_no_folder_of_a_task_is_published_and_tasks_of_one_name_stay_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = SimpleNamespace(look_at=lambda *args: Repository(None, (), None), publish=publish)
+    monkeypatch.setattr(address, "find_hub", lambda repo_id: (hub, repo_id))
+    ours = make_set()
+    tasks = {
+        "/home/alice/a/birds": 0.5,
+        "/home/alice/b/birds": 0.25,
+        "birds": 0.125,
+        "~/cats#train": 1.0,
+        "digits": 0.0,
+    }
+    arms = {arm: {f"{task}/knn": [value, value] for task, value in tasks.items()} for arm in ("distilled", "scratch")}
+    (tmp_path / "results.json").write_text(json.dumps([*results(ours, arms=arms), *results(ours, arms=arms)]))
+    ours.push_to_hub("me/photos", dry_run=tmp_path / "dry", evaluation=tmp_path)
+    apart = {"birds 2": 0.5, "birds 3": 0.25, "birds": 0.125, "cats#train": 1.0, "digits": 0.0}
+    expected = {f"{task}/knn": [value, value] for task, value in apart.items()}
+    for measured in SyntheticSet.load(tmp_path / "dry").metrics["transfer"]:
+        assert measured["arms"] == {"distilled": expected, "scratch": expected}
+    sent = [(tmp_path / "dry" / name).read_text() for name in ("README.md", "lightly_distill.json")]
+    assert "| birds 2/knn | 50.0" in sent[0] and "alice" not in "".join(sent) and "~/" not in "".join(sent)
+
+
 def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = make_set()
     ours.images.clamp_(-3, 3)
