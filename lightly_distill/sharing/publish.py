@@ -71,6 +71,8 @@ def publish(
     folder, own = _opened(synthetic)
     if out is not None and folder is not None and out.resolve() == folder.resolve():
         raise UsageError(f"A dry run would be written over the set itself, {folder}: give another folder.")
+    if out is not None:
+        _refuse_all_but_dry_run(out, repo_id)
     metrics = dict(own.metrics)
     if chosen.evaluation is not None:
         metrics["transfer"] = _without_folders(read_evaluation(Path(chosen.evaluation), own))
@@ -121,6 +123,16 @@ def _opened(synthetic: "SyntheticSet | str | Path") -> tuple[Path | None, Synthe
         return None, synthetic
     folder, _ = address.local_folder(synthetic)
     return artifact.find(folder), SyntheticSet.load(folder)
+
+
+def _refuse_all_but_dry_run(out: Path, repo_id: str) -> None:
+    """Refuses to write a dry run over anything but an earlier one: its card loads the set by its name on the Hub."""
+    card_there = out / set_facts.CARD
+    told = card_there.read_text(encoding="utf-8", errors="replace") if card_there.is_file() else ""
+    of_dry_run = f'SyntheticSet.load("{repo_id}")' in card_frame.our_text(told)
+    others = [name for name in _files(out) if not Path(name).name.startswith(".")]  # dots begin what systems leave
+    if others and not of_dry_run:
+        raise UsageError(f"{out} holds what no dry run for {repo_id} wrote: choose another folder.")
 
 
 def _without_folders(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,4 +250,6 @@ def _kept_card(there: str | None, folder: Path | None) -> str | None:
         mine = local.read_text(encoding="utf-8", errors="surrogateescape")
     if there and mine and card_frame.own_text(mine) not in card_frame.own_text(there):
         _logger.warning("%s has text of yours; that of the card on the Hub is kept instead: edit it there.", local)
-    return there or mine
+    kept = there or mine
+    card_frame.take_apart(kept or "")  # one that cannot be kept is refused before anything is written
+    return kept

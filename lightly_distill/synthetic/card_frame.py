@@ -58,6 +58,12 @@ def own_text(card: str) -> str:
     return "".join(take_apart(card)[1]).strip()
 
 
+def our_text(card: str) -> str:
+    """Returns what stands between our marks, empty where they are not both there."""
+    text, end, _ = card.partition(BEGIN)[2].partition(END)
+    return text if end else ""
+
+
 def merged_tags(ours: Sequence[str], before: Mapping[str, Any]) -> list[str]:
     """Returns our tags, and those that the user added to the header."""
     tags = before.get("tags")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightly_distill import PretrainConfig, PublishOptions, SyntheticSet, UsageError, pretrain
+from lightly_distill import DistillError, PretrainConfig, PublishOptions, SyntheticSet, UsageError, pretrain
 from lightly_distill.adapters import Repository
 from lightly_distill.evaluation.results import read_evaluation
 from lightly_distill.sharing.publish import publish
@@ -169,6 +169,48 @@ def test_no_folder_of_the_users_is_published_with_a_student(tmp_path: Path, monk
     assert publish_student(tmp_path / "student", "me/student") == "there"
     assert json.loads(sent["config.json"])["lightly_distill"]["synthetic_set"]["source"]["name"] == "patients"
     assert "| distilled from | patients |" in sent["README.md"] and "alice" not in "".join(sent.values())
+
+
+def words_of(folder: Path) -> str:
+    return (folder / "README.md").read_text()
+
+
+def test_a_dry_run_replaces_what_an_earlier_one_left_and_no_set_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = SimpleNamespace(look_at=lambda *args: Repository(None, (), None), publish=publish)
+    monkeypatch.setattr(address, "find_hub", lambda repo_id: (hub, repo_id))
+    own, other, dry = tmp_path / "own", tmp_path / "other", tmp_path / "dry"
+    make_set().save(own)
+    make_set(count=9).save(other)
+    # the user's own words are no sign of a dry run
+    (other / "README.md").write_text(f'Mine: SyntheticSet.load("me/photos")\n{words_of(other)}Mine.\n')
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "README.md").write_text("Mine.")
+    before = {folder: words_of(folder) for folder in (own, other, notes)}
+    for folder in before:
+        with pytest.raises(UsageError, match=rf"{folder} holds what no dry run for me/photos wrote: choose another"):
+            SyntheticSet.load(own).push_to_hub("me/photos", dry_run=folder)
+        assert words_of(folder) == before[folder]
+    SyntheticSet.load(own).push_to_hub("me/photos", dry_run=dry)
+    SyntheticSet.load(other).push_to_hub("me/photos", dry_run=dry)
+    assert len(SyntheticSet.load(dry)) == 9
+    with pytest.raises(UsageError, match=r"no dry run for me/others wrote"):
+        publish(own, "me/others", dry_run=dry)
+    SyntheticSet.load(dry).save(tmp_path / "kept")  # what was a dry run's is now a set like any other
+    with pytest.raises(UsageError, match="no dry run for me/photos wrote"):
+        publish(own, "me/photos", dry_run=tmp_path / "kept")
+
+
+def test_a_header_on_the_hub_that_is_no_yaml_is_told_before_a_dry_run_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = SimpleNamespace(look_at=lambda *args: Repository("---\na: [\n---\n", ("README.md",), None), publish=publish)
+    monkeypatch.setattr(address, "find_hub", lambda repo_id: (hub, repo_id))
+    with pytest.raises(DistillError, match="is not YAML"):
+        publish(make_set(), "me/photos", dry_run=tmp_path / "dry")
+    assert not (tmp_path / "dry").exists()
 
 
 def test_a_student_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
