@@ -15,6 +15,7 @@ from torch import Tensor
 from lightly_distill.method.krr import full_precision
 from lightly_distill.runs.origin import RealSide
 from lightly_distill.runtime import seeding
+from lightly_distill.runtime.files import writing
 from lightly_distill.runtime.progress import Progress
 from lightly_distill.synthetic import pictures
 from lightly_distill.synthetic.synthetic_set import SyntheticSet
@@ -116,6 +117,9 @@ def draw_pairs(found: NearCopies, synthetic: SyntheticSet, real: RealSide, path:
         synthetic: The same set.
         real: The same real images.
         path: PNG to write.
+
+    Raises:
+        DistillError: If it cannot be written.
     """
     # in units of each space's limit, the nearer of the two
     spaces = (found.pixels, found.representations)
@@ -130,9 +134,10 @@ def draw_pairs(found: NearCopies, synthetic: SyntheticSet, real: RealSide, path:
         f"synthetic {own}, real {other}: {float(least[own]):.2f}"
         for own, other in zip(order.tolist(), partner.tolist(), strict=True)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     title = "Each synthetic image and its nearest real one; below 1.00 of the limit it is a near copy"
-    pictures.labelled(pairs, labels, title, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.labelled(pairs, labels, title, path)
 
 
 def _nearest(

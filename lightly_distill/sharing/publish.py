@@ -216,13 +216,18 @@ def _near_copies(own: SyntheticSet, real: "RealSide", options: PublishOptions) -
     from lightly_distill.sharing import near_copies
 
     found = near_copies.find_near_copies(own, real)
-    if options.pairs is not None:
-        near_copies.draw_pairs(found, own, real, Path(options.pairs))
+    pairs = options.pairs
+    if pairs is not None:
+        try:
+            near_copies.draw_pairs(found, own, real, Path(pairs))
+        except DistillError as error:  # of the place; the look itself, which is the long work, has its result
+            _logger.warning("The picture of the nearest pairs is left out: %s", error)
+            pairs = None
     facts = found.facts()
     log = _logger.warning if facts["near"] else _logger.info
-    log("%s%s", card.near_copies_sentence(facts), f" Nearest pairs: {options.pairs}" if options.pairs else "")
+    log("%s%s", card.near_copies_sentence(facts), f" Nearest pairs: {pairs}" if pairs else "")
     if facts["near"] and not (options.accept_near_copies or options.dry_run is not None):
-        seen = f" {options.pairs} shows the nearest pairs." if options.pairs else ""
+        seen = f" {pairs} shows the nearest pairs." if pairs else ""
         raise UsageError(
             f"{facts['near']} of {len(own)} synthetic images are near copies of real ones.{seen} Distil longer, or "
             "from noise (init=noise); to publish them all the same, say --yes (accept_near_copies=True)."

@@ -116,6 +116,15 @@ def test_representations_and_their_principal_components_are_options(
     assert (place / "sent" / "projection.safetensors").exists()
 
 
+def test_a_picture_of_pairs_that_cannot_be_written_is_left_out(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert distill() == 0
+    (place / "run" / "pictures" / "closest_pairs.png").mkdir()  # not even root can write it
+    assert main(["publish", "run", "me/x", "--dry-run", "sent", "--target", TARGET]) == 0
+    assert "The picture of the nearest pairs is left out: " in caplog.text and "Nearest pairs:" not in caplog.text
+    assert "run/pictures/closest_pairs.png cannot be written: [Errno 21]" in caplog.text
+    assert SyntheticSet.load("sent").metrics["near_copies"]["images"] == 8
+
+
 def test_resume_and_overwrite(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distill() == 0
     assert distill() == 2
