@@ -7,12 +7,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from lightly_distill.errors import UsageError
 from lightly_distill.models.students import find_adapter
 from lightly_distill.runtime import templates
 from lightly_distill.runtime.words import one_line
 from lightly_distill.synthetic import address, card_frame, set_facts
 
+WEIGHTS = "model.safetensors"
 TAGS = ("lightly-distill", "self-supervised-learning", "timm")
 
 
@@ -30,7 +33,7 @@ def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None 
         The URL.
 
     Raises:
-        UsageError: If the folder holds no student, or the repository is of something else.
+        UsageError: If the folder holds no student or half of one, or the repository is of something else.
         DistillError: If the Hub refuses or fails.
     """
     client, repository = address.find_hub(repo_id)
@@ -40,15 +43,18 @@ def publish_student(folder: "str | Path", repo_id: str, *, private: bool | None 
         facts = config["lightly_distill"]
         facts["synthetic_set"] = address.without_folders(facts["synthetic_set"])
         adapter, name = find_adapter(facts["student"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        load = adapter.how_to_load_from_hub(name, repository)
+        card_text(facts, load, None)  # what it lacks is told now
+        with safe_open(folder / WEIGHTS, framework="pt"):  # there, and as long as its head says
+            pass
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise UsageError(f"{folder} holds no student of `pretrain`: {type(error).__name__}: {error}") from error
     client.check_token()
     before = client.look_at(repository, "model", None)
     workspace = Path(tempfile.mkdtemp(prefix="lightly-distill-"))
     try:
         (workspace / "config.json").write_text(json.dumps(config, indent=2))
-        shutil.copyfile(folder / "model.safetensors", workspace / "model.safetensors")
-        load = adapter.how_to_load_from_hub(name, repository)
+        shutil.copyfile(folder / WEIGHTS, workspace / WEIGHTS)
         (workspace / set_facts.CARD).write_text(card_text(facts, load, before.card), encoding="utf-8")
         message = f"{facts['student']}, pre-trained on a synthetic set"
         sent = client.send(workspace, repository, "model", before, private=private, message=message)

@@ -213,6 +213,28 @@ def test_a_header_on_the_hub_that_is_no_yaml_is_told_before_a_dry_run_writes(
     assert not (tmp_path / "dry").exists()
 
 
+@pytest.mark.parametrize("missing", ["model.safetensors", "half", "input_size", "mean", "pretraining"])
+def test_a_student_that_is_not_whole_is_refused_before_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    ours = make_set()
+    ours.images.clamp_(-3, 3)
+    out = tmp_path / "student"
+    pretrain("convnet_4_4", ours, steps=1, device="cpu", out=out)
+    weights, config = out / "model.safetensors", json.loads((out / "config.json").read_text())
+    if missing == "model.safetensors":
+        weights.unlink()
+    elif missing == "half":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        del config["lightly_distill"][missing]
+    (out / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(address, "find_hub", lambda repo_id: (SimpleNamespace(), repo_id))  # has nothing to be asked
+    with pytest.raises(UsageError, match=rf"{out} holds no student of `pretrain`: ") as told:
+        publish_student(out, "me/student")
+    assert missing == "half" or missing in str(told.value)
+
+
 def test_a_student_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
     ours = make_set()
     ours.images.clamp_(-3, 3)
