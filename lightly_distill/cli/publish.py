@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightly_distill.cli.options import SOURCE_HELP, TARGET_HELP, given_target, representations_option, target_options
+from lightly_distill.errors import UsageError
 from lightly_distill.runtime.words import size_text
 from lightly_distill.sharing.publish import publish
 from lightly_distill.synthetic import artifact, set_facts
@@ -48,6 +49,10 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Runs the command."""
     find_hub(options.repo_id)  # before the target, which may be a download
+    if not Path(options.set).exists():
+        raise UsageError(
+            f"There is no folder {options.set}: what is published is the folder of a set, or of the run that made it."
+        )
     pairs = _pairs(Path(options.set))
     chosen = PublishOptions(
         private=options.private or None,

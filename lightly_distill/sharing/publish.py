@@ -199,7 +199,10 @@ def _real_side(own: SyntheticSet, named: Any, options: PublishOptions) -> "RealS
     missing = origin.missing_origin(named, data, target)
     try:
         if missing:
-            raise UsageError(f"it is not known which they are; give {missing}.")
+            parts = missing.split(" and ")
+            what = " and ".join({"data": "its real images", "target": "its target model"}[part] for part in parts)
+            verb, give = "is" if parts == ["target"] else "are", " and ".join(f"--{part}" for part in parts)
+            raise UsageError(f"No run of this set says what {what} {verb}: give {give} ({missing} in Python).")
         device = resolve_device("auto")
         real = origin.real_side(named, data, target, own, device, representations=representations)
         origin.check_origin(own, real)

@@ -175,6 +175,11 @@ def test_trackers_are_told_what_metrics_has_and_overwrite_removes_their_files(pl
         (["pretrain", "--set", "nowhere", "--student", "convnet_4_4", "--out", "x"], 2, "no such folder"),
         (["inspect", "photos"], 2, "photos holds no synthetic set"),
         (["publish", "photos", "me/photos"], 2, "photos holds no synthetic set"),
+        (
+            ["publish", "me/x", "me/y"],
+            2,
+            "There is no folder me/x: what is published is the folder of a set, or of the",
+        ),
         (["publish", "photos", "photos"], 2, "A repository on the Hugging Face Hub is OWNER/NAME"),
         (["distill", "--data", "photos", "--target", TARGET, "--out", "x", "--init", "nois"], 2, "init"),
         (["inspct", "photos"], 2, "inspct"),

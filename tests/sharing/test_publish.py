@@ -235,6 +235,29 @@ def test_a_student_that_is_not_whole_is_refused_before_the_hub_is_asked(
     assert missing == "half" or missing in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"data": "photos"}, "No run of this set says what its target model is: give --target (target in Python)."),
+        (
+            {"target": "timm:resnet18"},
+            "No run of this set says what its real images are: give --data (data in Python).",
+        ),
+        (
+            {"representations": "kept"},
+            "No run of this set says what its real images and its target model are: give --data and --target (data and "
+            "target in Python).",
+        ),
+    ],
+)
+def test_what_a_look_for_near_copies_lacks_is_named_with_its_option(
+    tmp_path: Path, given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        publish(make_set(), "me/photos", dry_run=tmp_path / "dry", **given)
+    assert str(refused.value) == told
+
+
 def test_a_student_is_known_by_all_that_decides_it(tmp_path: Path) -> None:
     ours = make_set()
     ours.images.clamp_(-3, 3)
