@@ -22,7 +22,7 @@ def take_apart(card: str) -> tuple[dict[str, Any], tuple[str, str]]:
     Raises:
         DistillError: If the header is not YAML.
     """
-    card = card.replace("\r\n", "\n")
+    card = card.removeprefix("\ufeff").replace("\r\n", "\n")  # some editors begin a file with a byte-order mark
     header: Any = {}
     if card.startswith("---\n") and "\n---" in card[3:]:
         top, _, card = card[4:].partition("\n---")
@@ -67,4 +67,5 @@ def our_text(card: str) -> str:
 def merged_tags(ours: Sequence[str], before: Mapping[str, Any]) -> list[str]:
     """Returns our tags, and those that the user added to the header."""
     tags = before.get("tags")
-    return [*ours, *(tag for tag in tags if tag not in ours)] if isinstance(tags, list) else list(ours)
+    added = [tags] if isinstance(tags, str) else tags if isinstance(tags, list) else []
+    return [*ours, *(tag for tag in added if tag not in ours)]

@@ -145,6 +145,15 @@ def test_a_card_of_somebody_elses_goes_before_ours(before: str) -> None:
     assert card.text(make({}), before=new) == new
 
 
+def test_a_byte_order_mark_hides_no_header_and_a_tag_may_be_plain_text() -> None:
+    new = card.text(make({}), before="\ufeff---\r\nlicense: mit\r\ntags: birds\r\n---\r\nOnly words.\r\n")
+    told = header(new)
+    assert told["license"] == "mit" and told["tags"] == [*card.TAGS, "birds"]
+    assert f"Only words.\n\n{card_frame.BEGIN}" in new and "\ufeff" not in new and new.count("license: mit") == 1
+    assert card_frame.merged_tags(["image"], {"tags": "image"}) == ["image"]
+    assert card_frame.merged_tags(["image"], {"tags": None}) == ["image"]
+
+
 def test_a_header_that_is_no_yaml_is_told() -> None:
     with pytest.raises(DistillError, match=r"The header of the card that is there is not YAML .*: correct it first"):
         card.text(make({}), before="---\na: [\n---\ntext")
