@@ -3,12 +3,14 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from lightly_distill.cli.options import (
     SET_HELP,
+    Several,
     config_option,
     config_written,
     given_target,
@@ -47,8 +49,7 @@ def arguments(parser: ArgumentParser) -> None:
     transfer_options(parser, TransferConfig(), BASELINES)
     parser.add_argument(
         "--arm",
-        type=str,
-        action="append",
+        action=Several,
         default=[],
         metavar="NAME=DIR",
         help="Another set to compare. May be repeated.",
@@ -74,8 +75,7 @@ def transfer_options(
     """
     parser.add_argument(
         "--task",
-        type=str,
-        action="append",
+        action=Several,
         required=True,
         metavar="SRC",
         help="Labelled images as for --data, with a split to learn from (train) and one to test on (test, validation, "
@@ -99,7 +99,6 @@ def transfer_options(
     )
     parser.add_argument(
         "--labels",
-        type=str,
         default="all",
         metavar="N[,N]",
         help="Labelled images that a task is learned from: a number, a share as 1% or 0.01, or all.",
@@ -166,9 +165,9 @@ def run(options: Namespace) -> None:
     print(f"Report: {options.out / 'report.html'}, tables: {options.out / 'report.md'}")
 
 
-def listed(text: str) -> list[str]:
-    """Returns the parts of a comma separated option."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+def listed(given: Any) -> list[str]:
+    """Returns the parts of a comma separated option; a file may have a number or a list instead."""
+    return [part.strip() for text in several(given) for part in text.split(",") if part.strip()]
 
 
 def _explained(meanings: Mapping[str, str]) -> str:

@@ -84,24 +84,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    debug, goes_on = "--debug" in argv, ""  # of what cannot be parsed
     try:
         parsed = _parse(argv)
-    except SystemExit as end:
-        return int(end.code or 0)
-    options = parsed[parsed.command]
-    if not options.debug:
-        warnings.filterwarnings("ignore")
-    try:
-        with nullcontext() if options.debug else _retries_told_once():
-            COMMANDS[parsed.command].run(options)
+        options, command = parsed[parsed.command], COMMANDS[parsed.command]
+        debug, goes_on = options.debug, getattr(command, "INTERRUPTED", "")
+        if not debug:
+            warnings.filterwarnings("ignore")
+        with nullcontext() if debug else _retries_told_once():
+            command.run(options)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted{getattr(COMMANDS[parsed.command], 'INTERRUPTED', '')}", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted{goes_on}", file=sys.stderr)
         return 130
-    except SystemExit as end:  # after a signal
-        return int(end.code or 0)
+    except SystemExit as end:  # of the parser, or after a signal
+        return _status(end)
     except Exception as error:  # whatever it is, a user of the command line gets one line
-        return _told(error, debug=options.debug)
+        return _told(error, debug=debug)
     return 0
+
+
+def _status(end: SystemExit) -> int:
+    """Returns the exit status as Python does, which prints a text that somebody else's code exits with."""
+    if end.code is None or isinstance(end.code, int):
+        return int(end.code or 0)
+    print(f"{PROGRAM}: error: {' '.join(str(end.code).split())}", file=sys.stderr)
+    return 1
 
 
 @contextmanager
@@ -138,10 +145,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     options, parser = first[first.command], build_parser()
     own = commands_of(parser)[first.command]
     if options.get("preset") is not None:
-        try:
-            defaults = flat(distill.preset_defaults(options))
-        except Exception as error:  # of the images, at which `auto` looks
-            sys.exit(_told(error, debug=options.debug))
+        defaults = flat(distill.preset_defaults(options))
         known = {action.dest for action in own._actions}
         own.set_defaults({name: value for name, value in defaults.items() if name in known})
     elif first.command == "pretrain" and options.recipe != "default":

@@ -1,6 +1,6 @@
 """What several commands share."""
 
-import ast
+import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,11 +70,24 @@ def _write_config(options: Namespace, folder: Path) -> None:
         partial.write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
-def several(given: list[str] | str) -> list[str]:
-    """Returns the values of an option that repeats; from a file jsonargparse gives them as one text, as Python does."""
-    if isinstance(given, str):
-        return list(ast.literal_eval(given)) if given.startswith("[") else [given]
-    return given
+class Several(argparse.Action):
+    """An option that may be repeated; given on the command line, its values replace those of `--config`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """Adds to what the command line has given so far."""
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, _Given([*(before if isinstance(before, _Given) else []), values]))
+
+
+class _Given(list[str]):
+    """Values of the command line, not of a file or default."""
+
+
+def several(given: Any) -> list[str]:
+    """Returns the values of an option without a type, for which a file may have one, a number too, or a list."""
+    return [str(each) for each in given] if isinstance(given, list) else [str(given)]
 
 
 def recipe_option(parser: ArgumentParser) -> None:

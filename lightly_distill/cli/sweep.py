@@ -29,14 +29,12 @@ def arguments(parser: ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument(
         "--sizes",
-        type=str,
         default="",
         metavar="M,M",
         help="Numbers of synthetic images, increasing, such as 50,100,200,500. More may be given when a sweep goes on.",
     )
     parser.add_argument(
         "--bytes",
-        type=str,
         default="",
         metavar="B,B",
         help="Instead of --sizes: bytes on disk, increasing, such as 100k,300k,1M. The sets are compared with random "

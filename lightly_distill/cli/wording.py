@@ -17,6 +17,7 @@ _KINDS = {
     "<class 'float'>": "a number",
     "<class 'bool'>": "true or false",
 }
+_TEXT = "text, which is in quotes in a file where it looks like a number"
 _REQUIRED = "the following arguments are required: "
 
 
@@ -59,7 +60,7 @@ def in_plain_words(message: str, parser: ArgumentParser) -> str:
 def _takes(message: str) -> str:
     """Returns what the types that a message names take, such as `a whole number or auto`."""
     kinds = [words for kind, words in _KINDS.items() if kind in message]
-    *others, last = [*kinds, *_literals(message)] or [""]
+    *others, last = [*kinds, *_literals(message)] or [_TEXT if "<class 'str'>" in message else ""]
     return f"{', '.join(others)} or {last}" if others else last
 
 

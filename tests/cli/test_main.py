@@ -16,6 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 
 import tiny
 from lightly_distill import DistillationStage, SyntheticSet
+from lightly_distill.cli import evaluate as evaluate_command
 from lightly_distill.cli import inspect as inspect_command
 from lightly_distill.cli import sweep as sweep_command
 from lightly_distill.cli.main import main
@@ -536,6 +537,48 @@ def test_a_file_names_one_task_or_several(
     Path("mine.yaml").write_text(yaml.safe_dump(options))
     main(["sweep", "--config", "mine.yaml", "--out", "sizes"])
     assert seen == [tasks]
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "arms"),
+    [
+        ([], ["one", "two"], {"a": "b"}),
+        (["--task", "other"], ["other"], {"a": "b"}),
+        (["--task", "three", "--arm", "x=y", "--task", "['four']"], ["three", "['four']"], {"x": "y"}),
+    ],
+)
+def test_options_that_repeat_replace_those_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], tasks: list[str], arms: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[Any] = []
+    monkeypatch.setattr(evaluate_command, "evaluate", lambda *given, **more: seen.append((given[2], more["others"])))
+    written = {"set": "run", "student": "convnet_4_4", "task": ["one", "two"], "arm": ["a=b"]}
+    Path("mine.yaml").write_text(yaml.safe_dump(written))
+    main(["evaluate", "--config", "mine.yaml", "--out", "results", *options])
+    assert seen == [(tasks, arms)]
+
+
+@pytest.mark.parametrize(("labels", "counts"), [(100, (100,)), (0.1, (0.1,)), ([100, "all"], (100, None))])
+def test_numbers_in_a_file_need_no_quotes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, labels: Any, counts: tuple[Any, ...]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(sweep_command, "sweep", lambda *given, **more: seen.append((given[2], more["config"].labels)))
+    options = {"data": "photos", "target": TARGET, "sizes": 4, "task": "one", "labels": labels}
+    Path("mine.yaml").write_text(yaml.safe_dump(options))
+    main(["sweep", "--config", "mine.yaml", "--out", "sizes"])
+    assert seen == [([4], counts)]
+
+
+def test_a_file_that_cannot_be_parsed_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("set: &itself [*itself]\n")
+    assert main(["distill", "--config", str(file), "--out", str(tmp_path / "run")]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    file.write_text("data: 5\n")
+    assert main(["distill", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
+    assert "--data takes text, which is in quotes in a file where it looks like a number" in capsys.readouterr().err
 
 
 def test_a_preset_gives_a_sweep_its_defaults(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
