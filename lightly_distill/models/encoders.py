@@ -125,6 +125,8 @@ def load_model(spec: str, target_class: str | None = None) -> Any:
     function = _import("target", spec, known)
     try:
         model = function()
+    except SystemExit as end:
+        raise DistillError(f"The function of target '{spec}' ended the program {_exit(end)}; let it return.") from end
     except Exception as error:  # somebody else's code
         raise DistillError(f"The function of target '{spec}' failed: {type(error).__name__}: {error}") from error
     if not callable(model):
@@ -208,14 +210,28 @@ def _import(what: str, spec: str, known: list[str]) -> Callable[..., Any]:
             f"'{spec}' is no {what}: '{module_name}' is neither an adapter ({', '.join(known)}) nor a module "
             f"that can be imported.{hint}"
         ) from error
+    except SystemExit as end:  # a script, which would end us with a status of its own
+        raise DistillError(
+            f"The module of {what} '{spec}' ended the program {_exit(end)} as it was imported: put what it runs under "
+            "`if __name__ == '__main__':`."
+        ) from end
     except Exception as error:  # somebody else's code
         raise DistillError(f"The module of {what} '{spec}' failed: {type(error).__name__}: {error}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
+    if not hasattr(module, attribute):
         hint = did_you_mean(attribute, vars(module), most=3, list_up_to=0)
         raise UsageError(f"The module '{module_name}' has no function '{attribute}'.{hint}")
+    function = getattr(module, attribute)
+    if isinstance(function, nn.Module):
+        raise UsageError(f"'{spec}' is a model itself; give a function that returns it, such as {module_name}:make.")
+    if not callable(function):
+        raise UsageError(f"'{spec}' is no function, but {type(function).__name__}.")
     found: Callable[..., Any] = function
     return found
+
+
+def _exit(end: SystemExit) -> str:
+    """Returns how somebody else's code ended the program, such as `(sys.exit(0))`."""
+    return f"(sys.exit({'' if end.code is None else repr(end.code)}))"
 
 
 @contextmanager

@@ -287,6 +287,8 @@ def test_a_timm_name_with_a_file_is_a_target(tmp_path: Path) -> None:
         ("collections.nothing:x", UsageError, "'collections.nothing' is neither an adapter"),
         ("builtins:int", UsageError, "'builtins:int' returned int, expected a model"),
         ("operator:add", DistillError, "'operator:add' failed: TypeError: "),
+        ("string:digits", UsageError, "'string:digits' is no function, but str."),
+        ("sys:exit", DistillError, r"function of target 'sys:exit' ended the program \(sys\.exit\(\)\)"),
     ],
 )
 def test_a_specification_that_cannot_be_used_is_told(spec: str, error: type[DistillError], message: str) -> None:
@@ -300,6 +302,24 @@ def test_a_module_that_itself_misses_a_module_is_told_as_such(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DistillError, match="cannot be imported: No module named 'not_installed_at_all'"):
         load_target("half_installed:build")
+
+
+@pytest.mark.parametrize(("code", "told"), [("0", "0"), ("'no GPU found'", "'no GPU found'"), ("", "")])
+def test_a_module_that_ends_the_program_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, told: str
+) -> None:
+    (tmp_path / "a_script.py").write_text(f"import sys\n\ndef build():\n    pass\n\nsys.exit({code})\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DistillError, match="put what it runs under `if __name__ == '__main__':`") as caught:
+        load_target("a_script:build")
+    assert f"'a_script:build' ended the program (sys.exit({told}))" in str(caught.value)
+
+
+def test_a_model_where_a_function_is_expected_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made_at_once.py").write_text("from torch import nn\n\nmodel = nn.Flatten()\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="'made_at_once:model' is a model itself; give a function that returns it"):
+        load_target("made_at_once:model")
 
 
 def test_the_fingerprint_of_a_function_leaves_it_free_to_answer_other_sizes() -> None:
