@@ -63,7 +63,8 @@ def config_written(options: Namespace, folder: Path) -> Iterator[None]:
 
 
 def _write_config(options: Namespace, folder: Path) -> None:
-    apart = ("config", "debug", "out", "resume", "overwrite")
+    # what concerns one run: another that takes these settings asks for its own, such as what to replace on the Hub
+    apart = ("config", "debug", "out", "resume", "overwrite", "push", "private")
     given = {name: value for name, value in options.as_dict().items() if name not in apart}
     plain = json.loads(json.dumps(given, default=str))  # without the types of the parser
     with replacing(folder / "config.yaml") as partial:

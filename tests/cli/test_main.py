@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ import tiny
 from lightly_distill import DistillationStage, SyntheticSet
 from lightly_distill.cli import evaluate as evaluate_command
 from lightly_distill.cli import inspect as inspect_command
+from lightly_distill.cli import pretrain as pretrain_command
 from lightly_distill.cli import sweep as sweep_command
 from lightly_distill.cli.main import main
 from lightly_distill.evaluation import measure
 from lightly_distill.evaluation.baselines.arms import ARMS, BASELINES
 from lightly_distill.evaluation.probes import PROBES
 from lightly_distill.evaluation.results import read_evaluation
+from synthetic_sets import MEAN, STD
 from tensorboard_files import read_back
 
 TARGET = "helper_target:make"
@@ -228,6 +231,30 @@ def test_the_many_tries_of_the_hubs_client_are_told_in_one_line(
     *tries, other = caplog.messages
     assert len(tries) == heard and other == "Something else." and not client.filters
     assert options or tries == ["The Hugging Face Hub does not answer; it is asked a few times more."]
+
+
+def test_a_text_that_somebody_elses_code_exits_with_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inspect_command, "run", lambda options: sys.exit("no GPU\nfound"))
+    assert main(["inspect", "run"]) == 1
+    assert capsys.readouterr().err == "lightly-distill: error: no GPU found\n"
+
+
+def test_what_was_sent_is_not_sent_again_by_the_written_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, representations = torch.randn(8, 3, 8, 8), torch.randn(8, 5)
+    SyntheticSet(images, representations, mean=MEAN, std=STD).save(tmp_path / "set")
+    sent: list[Any] = []
+    monkeypatch.setattr(pretrain_command.address, "find_hub", lambda repo: (MagicMock(), repo))
+    monkeypatch.setattr(pretrain_command, "publish_student", lambda *given, **more: sent.append((given, more)))
+    command = ["pretrain", "--set", str(tmp_path / "set"), "--student", "convnet_4_4", "--steps", "1"]
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main([*command, "--out", str(first), "--push", "me/small", "--private"]) == 0
+    assert sent == [((first, "me/small"), {"private": True})]
+    assert main(["pretrain", "--config", str(first / "config.yaml"), "--out", str(again)]) == 0
+    assert len(sent) == 1 and not {"push", "private"} & yaml.safe_load((again / "config.yaml").read_text()).keys()
 
 
 def test_a_recipe_is_what_other_options_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
