@@ -4,7 +4,7 @@ import errno
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from lightly_distill.data.values import Scale, find_range, range_of_type, to_bytes
@@ -34,6 +34,17 @@ _WITH_ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")  # P: its palette may have
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # brands of the container, as phones write
 _MORE_BITS = ("F", "I")  # begin the modes of more than 8 bits
 
+
+# from as it lies in the file to upright, by the orientation in its EXIF
+_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: np.fliplr,
+    3: lambda values: np.rot90(values, 2),
+    4: np.flipud,
+    5: lambda values: values.swapaxes(0, 1),
+    6: lambda values: np.rot90(values, -1),
+    7: lambda values: np.rot90(values, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
 
 Interpolation = Literal["bicubic", "bilinear"]
 _METHODS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -114,7 +125,7 @@ def picture(value: Any, frame: Frame | None = None, scale: Scale | None = None) 
             side = min(image.size)
         else:
             loaded, side = _load(value, LARGEST_DEFAULT_SIZE if frame is None else math.ceil(frame.size / frame.crop))
-            image, outside = _eight_bits(loaded, scale) if isinstance(loaded, np.ndarray) else (loaded, 0)
+            image, outside = _eight_bits(loaded, scale) if isinstance(loaded, _Deep) else (loaded, 0)
         if min(image.size) < SMALLEST_SIDE:
             raise UnusableImage(f"smaller than {SMALLEST_SIDE} pixels")
         frame = frame or Frame(min(side, LARGEST_DEFAULT_SIZE))
@@ -140,7 +151,8 @@ def deep_values(value: Any) -> NDArray[Any] | None:
             if isinstance(file, Image.Image) and not file.mode.startswith(_MORE_BITS):
                 return None
             image = file if isinstance(file, Image.Image) else _open(file)
-            return _values(image)
+            deep = _deep(image)
+            return None if deep is None else deep.values
     except Exception:  # whatever is wrong with it is told when it is decoded
         return None
 
@@ -240,7 +252,19 @@ def why_unusable(error: Exception) -> UnusableImage:
     return UnusableImage("truncated" if "truncated" in str(error).lower() else "damaged")
 
 
-def _load(value: Any, size: int) -> tuple[Image.Image | NDArray[Any], int]:
+class _Deep(NamedTuple):
+    """An upright image of more than 8 bits.
+
+    Attributes:
+        values: Grey ones (H, W), those of a colour PNG (H, W, 3).
+        clear: Which pixels are transparent, (H, W); None where none can be.
+    """
+
+    values: NDArray[Any]
+    clear: NDArray[Any] | None
+
+
+def _load(value: Any, size: int) -> tuple[Image.Image | _Deep, int]:
     """Returns the decoded image, upright, or its values if it has more than 8 bits; and its shorter side in full."""
     value = _content(value)
     try:
@@ -248,9 +272,9 @@ def _load(value: Any, size: int) -> tuple[Image.Image | NDArray[Any], int]:
         side = min(image.size)
         if not isinstance(value, Image.Image) and side >= SMALLEST_SIDE:
             image.draft(None, (2 * size, 2 * size))  # a JPEG far larger than we need: decode less
-        values = _values(image)
-        if values is not None:
-            return values, side
+        deep = _deep(image)
+        if deep is not None:
+            return deep, side
         image.load()
         _turn_upright(image)
         return image, side
@@ -258,15 +282,15 @@ def _load(value: Any, size: int) -> tuple[Image.Image | NDArray[Any], int]:
         raise why_unusable(error) from error
 
 
-def _values(image: Image.Image) -> NDArray[Any] | None:
-    """Returns the values of an image of more than 8 bits: grey ones (H, W), upright, those of a colour PNG (H, W, 3).
+def _deep(image: Image.Image) -> _Deep | None:
+    """Returns an image of more than 8 bits, None of any other.
 
-    None of any other. Of those in colour that Pillow reads by their upper 8 bits, it says so.
+    Of those in colour that Pillow reads by their upper 8 bits, it says so.
     """
     if image.mode.startswith(_MORE_BITS):
         image = image.copy()
         _turn_upright(image)
-        return np.asarray(image)
+        return _with_clear(np.asarray(image), image)
     tile = next(iter(getattr(image, "tile", None) or ()), None)
     deep = tile is not None and ";16" in str(tile[3])
     if deep and (image.format != "PNG" or image.mode != "RGB"):
@@ -276,10 +300,29 @@ def _values(image: Image.Image) -> NDArray[Any] | None:
 
         file: Any = getattr(image, "fp", None)
         file.seek(0)
-        content = torch.from_numpy(np.frombuffer(file.read(), np.uint8).copy())
-        values: NDArray[Any] = decode_png(content).permute(1, 2, 0).numpy()
-        return values
+        content = file.read()
+        packed = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+        values: NDArray[Any] = decode_png(packed).permute(1, 2, 0).numpy()
+        turn = _TURNS.get(_orientation(content, image))
+        return _with_clear(values if turn is None else turn(values), image)
     return None
+
+
+def _orientation(content: bytes, image: Image.Image) -> Any:
+    try:
+        # EXIF may stand behind the pixels, where Pillow decodes them to reach it
+        exif = Image.open(BytesIO(content)).getexif() if b"eXIf" in content else Image.Image.getexif(image)
+        return exif.get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF: no reason to lose the image
+        return None
+
+
+def _with_clear(values: NDArray[Any], image: Image.Image) -> _Deep:
+    """Finds the pixels of the one value that a PNG calls transparent."""
+    clear = image.info.get("transparency")
+    return _Deep(values, None if clear is None else (np.atleast_3d(values) == clear).all(-1))
 
 
 def _content(value: Any) -> str | Path | bytes | Image.Image:
@@ -406,8 +449,12 @@ def _over_white(image: Image.Image) -> Image.Image:
     return result
 
 
-def _eight_bits(values: NDArray[Any], scale: Scale | None) -> tuple[Image.Image, int]:
-    if not np.isfinite(values.min()) or not np.isfinite(values.max()):
+def _eight_bits(deep: _Deep, scale: Scale | None) -> tuple[Image.Image, int]:
+    if not np.isfinite(deep.values.min()) or not np.isfinite(deep.values.max()):
         raise UnusableImage("NaN pixels")
-    array, outside = _to_bytes(values, scale)
+    array, outside = _to_bytes(deep.values, scale)
+    if deep.clear is not None and deep.clear.any():
+        array[deep.clear] = 255
+        if array.min() == 255:
+            raise UnusableImage("transparent")  # as of 8 bits
     return Image.fromarray(array).convert("RGB"), outside

@@ -1,5 +1,6 @@
 import struct
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,50 @@ def test_exif_orientation_is_applied_as_pillow_applies_it(orientation: int) -> N
     content = encoded(image, "PNG", exif=exif)
     upright = ImageOps.exif_transpose(Image.open(BytesIO(content)))
     assert torch.equal(decode(content, 8), decode(Image.fromarray(np.array(upright)), 8))
+
+
+def png_of_16_bits(values: np.ndarray, *chunks: tuple[bytes, bytes], behind: bool = False) -> bytes:
+    """A PNG of values (H, W, channels), with more chunks before or behind its pixels, as Pillow cannot write it."""
+
+    def packed(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = packed(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0))
+    data, more = packed(b"IDAT", zlib.compress(rows)), b"".join(packed(*chunk) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + head + (data + more if behind else more + data) + packed(b"IEND", b"")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_16_bits(orientation: int, channels: int, behind: bool) -> None:
+    values = picture(9, 8)[..., :channels].astype(np.uint16) * 257
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    content = png_of_16_bits(values, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), behind=behind)
+    of_8_bits = encoded(Image.fromarray((values // 257).astype(np.uint8).squeeze()), "PNG", exif=exif)
+    assert torch.equal(decode(content, 8), decode(of_8_bits, 8))
+
+
+def test_damaged_exif_of_16_bits_loses_no_image() -> None:
+    values = picture(8, 8).astype(np.uint16) * 257
+    content = png_of_16_bits(values, (b"eXIf", b"no TIFF header at all"))
+    assert torch.equal(decode(content, 8), decode(png_of_16_bits(values), 8))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_of_16_bits_is_put_over_white_and_no_near_one_is(channels: int) -> None:
+    values = np.full((8, 8, channels), 20000, np.uint16)
+    values[:, :4], values[7, :4] = 20001, 65535
+    clear = (b"tRNS", struct.pack(f">{channels}H", *[20000] * channels))
+    exif = (b"eXIf", damaged_exif((ORIENTATION, 3, 1, struct.pack("<L", 3))).removeprefix(b"Exif\0\0"))
+    shown = decode(png_of_16_bits(values, clear), 8)
+    assert shown[:, 0, 0].tolist() == [78] * 3 and shown[:, 0, 7].tolist() == [255] * 3
+    assert decode(png_of_16_bits(values, clear, exif), 8)[:, 0, 0].tolist() == [255] * 3
+    with pytest.raises(UnusableImage, match="transparent"):
+        decode(png_of_16_bits(np.full((8, 8, channels), 20000, np.uint16), clear), 8)
 
 
 def damaged_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
