@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
@@ -58,11 +59,16 @@ def preset_defaults(options: Namespace) -> dict[str, Any]:
 
 
 def config_of_run(options: Namespace) -> list[str]:
-    """Returns the options that take what a run was started with, where it is to go on and they do not say."""
+    """Returns the options that take what a run was started with, where it is to go on and they do not say.
+
+    Raises:
+        UsageError: If there is nothing to go on with.
+    """
     if not options.resume or options.out is None or options.config or (options.data and options.target):
         return []
     config = options.out / "config.yaml"
     if not config.is_file():
+        RunFolder.check(options.out, resume=True, overwrite=False)  # before options are missing that are not needed
         return []
     return ["--config", str(config)]
 
@@ -132,5 +138,6 @@ def run(options: Namespace) -> None:
         print(f"Outer loss on held-out real images: {losses['initial']:.4g}, now {losses['final']:.4g}.")
     for name, loss in losses.get("by_student", {}).items():
         print(f"    of {name}: {loss['initial']:.4g}, now {loss['final']:.4g}")
-    print(f"Next: {PROGRAM} pretrain --set {options.out} --student NAME --out DIR")
-    print(f"Before you share it: {PROGRAM} publish {options.out} OWNER/NAME --dry-run DIR looks for near copies.")
+    out = shlex.quote(str(options.out))
+    print(f"Next: {PROGRAM} pretrain --set {out} --student NAME --out DIR")
+    print(f"Before you share it: {PROGRAM} publish {out} OWNER/NAME --dry-run DIR looks for near copies.")

@@ -1,6 +1,7 @@
 """The command line: `lightly-distill COMMAND --help` explains each."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ COMMANDS = {
     "students": students,
     "inspect": inspect,
 }
+
+_UNREAD = 141  # 128 + the number of SIGPIPE, which Windows has not
 
 
 class _Parser(ArgumentParser):
@@ -80,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("lightly_distill").setLevel(level)
     logging.getLogger("lightly_distill_integrations").setLevel(level)
     with aloud():  # one block, in which nothing is told twice
-        return _run(argv)
+        status = _run(argv)
+    return _UNREAD if _is_unread() else status
 
 
 def _run(argv: list[str]) -> int:
@@ -99,8 +103,19 @@ def _run(argv: list[str]) -> int:
     except SystemExit as end:  # of the parser, or after a signal
         return _status(end)
     except Exception as error:  # whatever it is, a user of the command line gets one line
-        return _told(error, debug=debug)
+        # a failed write leaves nothing to write again, so that the end of the line is tried
+        return _UNREAD if isinstance(error, BrokenPipeError) and _is_unread("\n") else _told(error, debug=debug)
     return 0
+
+
+def _is_unread(more: str = "") -> bool:
+    """Returns whether what read our output has ended, as `head` does; nobody is told of it, and the rest is dropped."""
+    try:
+        print(more, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        return True
+    return False
 
 
 def _status(end: SystemExit) -> int:

@@ -2,6 +2,7 @@ import filecmp
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -666,6 +667,32 @@ def test_a_folder_in_which_nothing_was_made_can_be_given_again(place: Path, monk
 
 
 # --- the first hour
+
+
+def test_the_next_commands_are_written_as_a_shell_takes_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill(out="my runs/it's") == 0
+    told = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line.partition(": ")[2]) for line in told if ": lightly-distill " in line]
+    assert [words[:4] for words in commands] == [
+        ["lightly-distill", "pretrain", "--set", "my runs/it's"],
+        ["lightly-distill", "publish", "my runs/it's", "OWNER/NAME"],
+    ]
+
+
+def test_a_run_that_is_not_there_is_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--resume", "--out", str(tmp_path / "nothing")]) == 2
+    assert "Nothing to resume: there is no checkpoint in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [1, 10**5])  # written at the end, and as it is printed
+def test_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path, words: int) -> None:
+    code = (
+        "import os, sys; from lightly_distill.cli import inspect, main; read, write = os.pipe(); os.close(read); "
+        "os.dup2(write, 1); inspect.run = lambda options: "
+        f"print('word' * {words}); sys.exit(main.main(['inspect', 'run']))"
+    )
+    done = run_python(code, tmp_path)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("command", ["distill", "pretrain", "evaluate", "sweep"])
