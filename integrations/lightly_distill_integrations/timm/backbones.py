@@ -169,15 +169,15 @@ def load(spec: str) -> nn.Module:
         return _load_saved(spec)
     name, separator, file = spec.partition("@")
     if name.endswith(_RANDOM):
-        name = _resolve(name.removesuffix(_RANDOM))
+        name = _resolve(name.removesuffix(_RANDOM), target=True)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
         model.random_weights = True  # type: ignore[assignment]
         return model
-    name = _resolve(name)
+    name = _resolve(name, target=True)
     if separator:
-        return _load_file(name, Path(file))
+        return _load_file(name, Path(file).expanduser())
     if not timm.is_model_pretrained(name):
         raise UsageError(f"timm publishes no weights for '{name}'. Give a file: timm:{name}@weights.safetensors")
     try:
@@ -246,8 +246,8 @@ def _size(model: nn.Module) -> tuple[int | None, bool]:
     return (int(height), bool(fixed)) if height == width > 0 else (None, False)
 
 
-def _resolve(name: str) -> str:
-    """Returns the name under which timm knows a student, `NAME[:stem=small]`.
+def _resolve(name: str, *, target: bool = False) -> str:
+    """Returns the name under which timm knows a student, or a target, `NAME[:stem=small]`.
 
     Raises:
         UsageError: If timm does not know the name, or the option is another.
@@ -260,6 +260,9 @@ def _resolve(name: str) -> str:
         raise UsageError(f"timm knows no model '{plain}'.{hint}")
     for option in options:
         if option != "stem=small":
+            if target:
+                hint = did_you_mean(option, [_RANDOM.removeprefix(":"), "stem=small"], form=f"{plain}:{{}}")
+                raise UsageError(f"Unknown option '{option}' of the target '{plain}'.{hint}")
             raise UsageError(f"Unknown option '{option}' of the student '{plain}'. Did you mean '{plain}:stem=small'?")
     if options:
         plain += small_stems.SUFFIX

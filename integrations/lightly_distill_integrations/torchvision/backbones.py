@@ -1,6 +1,7 @@
 """torchvision's models as targets, without their classifier."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torchvision.models
@@ -32,7 +33,7 @@ def load(spec: str) -> nn.Module:
         raise UsageError(f"torchvision knows no model '{name}'.{hint}")
     if separator:
         model = headless(torchvision.models.get_model(name, weights=None))
-        checkpoints.read(file).fill(model, name, strict=True)
+        checkpoints.read(Path(file).expanduser()).fill(model, name, strict=True)
         return model
     try:
         return headless(torchvision.models.get_model(name, weights="DEFAULT"))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -239,3 +240,27 @@ def test_a_saved_student_is_a_target_for_the_small_whole_images_that_it_was_trai
 
 def test_a_module_of_another_library_is_not_taken() -> None:
     assert backbones.find_encoder(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("timm:resnet10t:randm", "Unknown option 'randm' of the target 'resnet10t'. Did you mean 'resnet10t:random'?"),
+        ("timm:resnet10t:size=3", "Unknown option 'size=3' of the target 'resnet10t'. Known: random, stem=small."),
+    ],
+)
+def test_an_unknown_option_of_a_target_is_told_with_those_of_targets(spec: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_target(spec)
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("spec", ["timm:test_resnet@~/w.safetensors", "torchvision:resnet18@~/w.safetensors"])
+def test_a_file_of_weights_may_be_in_the_home_folder(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prefix, name = spec.partition("@")[0].split(":")
+    model = timm.create_model(name) if prefix == "timm" else torchvision.models.get_model(name)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    assert load_target(spec).name == spec
