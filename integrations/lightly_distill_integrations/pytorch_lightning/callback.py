@@ -81,7 +81,7 @@ class DistillationCallback(Callback):
         representations: Any = None,
         **options: Unpack[DistillOptions],
     ) -> None:
-        if every_n_epochs is not None and every_n_epochs < 1:
+        if every_n_epochs is not None and not (hasattr(every_n_epochs, "__index__") and every_n_epochs >= 1):
             raise UsageError(f"every_n_epochs must be a positive whole number; got {every_n_epochs!r}.")
         check_known(options, DistillationCallback, DistillConfig)
         check_names(make_config(None if preset == AUTO else preset, **options).students)  # refuses a wrong one now

@@ -216,6 +216,8 @@ def test_options_are_checked_when_it_is_made() -> None:
         DistillationCallback(foo=1)
     with pytest.raises(UsageError, match="every_n_epochs must be a positive whole number; got 0"):
         DistillationCallback(every_n_epochs=0)
+    with pytest.raises(UsageError, match="every_n_epochs must be a positive whole number; got '2'"):
+        DistillationCallback(every_n_epochs="2")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="Unknown preset"):
         DistillationCallback(preset="cifar100")
     with pytest.raises(UsageError, match=r"timm knows no model 'resnt18'. Did you mean 'resnet18'"):
