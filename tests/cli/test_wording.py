@@ -91,7 +91,7 @@ def test_a_run_goes_on_with_its_own_settings_where_its_folder_alone_is_given(
     assert "The run in run had other settings (config.pool.size: 2 -> 3; config.seed: 5 -> 6)" in told
     assert len(told.splitlines()) == 1 and not caplog.messages  # before anything else is told
     assert main(["distill", "--resume", "--out", "nowhere"]) == 2
-    assert "Missing: --data SRC, --target SPEC." in capsys.readouterr().err
+    assert "Nothing to resume: there is no checkpoint in nowhere" in capsys.readouterr().err
 
 
 def test_help_says_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
