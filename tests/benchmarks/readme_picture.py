@@ -1,7 +1,7 @@
 """Draws the picture of the README: images before and after distilling, and accuracy against bytes.
 
     cd tests/benchmarks/transfer/results
-    python ../../readme_picture.py --set DIR/seed0/set --results worth-4.json worth-5.json
+    python ../../readme_picture.py --set DIR/seed0/set --results worth-6.json worth-7.json
 
 Each file of results has a list of evaluations of sets of one size, one of each seed, as `transfer/worth.py --out DIR`
 leaves them; one of the files also has scratch and full.
