@@ -154,7 +154,7 @@ def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
         return _ask("huggingface", str(path), split, place)
     if not images:
         raise UsageError(f"'{place}' holds no images, tables or shards (such as .jpg, .png, .parquet, .tar).")
-    splits = _splits({image.relative_to(path).parts for image in images})
+    splits = _splits({(image.relative_to(path).parts[0], image.parent != path) for image in images})
     if split is None and not splits:
         return ImageFiles(path, images), place
     split = choose_split(splits, split, place)
@@ -162,12 +162,16 @@ def _open_path(path: Path, split: str | None, place: str) -> tuple[Any, str]:
     return ImageFiles(path / split, own), f"{place}#{split}"
 
 
-def _splits(paths: set[tuple[str, ...]]) -> list[str]:
-    """Returns the folders that are splits, of the parts of all paths: all, or none where they are classes."""
-    folders = {parts[0] for parts in paths if len(parts) > 1}
+def _splits(tops: set[tuple[str, bool]]) -> list[str]:
+    """Returns the folders that are splits: all, or none where they are classes.
+
+    Args:
+        tops: What lies at the top, and whether it is a folder.
+    """
+    folders = {top for top, is_folder in tops if is_folder}
     lower = {folder.lower() for folder in folders}
     # beside train and test others are splits too, such as `unlabeled`; a picture beside them is in none
-    only_splits = lower <= _SPLITS and all(len(parts) > 1 for parts in paths)
+    only_splits = lower <= _SPLITS and len(folders) == len(tops)
     return sorted(folders) if only_splits or ("train" in lower and lower & _TEST_SPLITS) else []
 
 
@@ -175,12 +179,12 @@ def images_or_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Lists the images below a folder, or else the tables or shards that are read instead of them."""
     images, tables, archives = _walk(folder)
     if images or archives:  # a table beside them may describe them, as that of img2dataset does
-        tables, beside = [], tables
-        for table in beside:
-            if _may_hold_images(table):
-                tables.append(table)
-            else:
-                tell_once(_logger, logging.INFO, "%s holds no images: it is left out.", table)
+        holding = [table for table in tables if _may_hold_images(table)]
+        if len(holding) < len(tables):
+            text = "Tables without images are left out: %d in %s, such as %s."
+            first = next(table for table in tables if table not in holding)
+            tell_once(_logger, logging.INFO, text, len(tables) - len(holding), folder, first.name)
+        tables = holding
     if tables:
         return [], tables
     return (images, []) if images else ([], archives)  # images may lie beside the archive that they came in
