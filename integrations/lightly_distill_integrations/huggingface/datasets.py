@@ -86,8 +86,9 @@ class _OwnTypes:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for row in self._data:
-            typed = {name: np.asarray(row[name]).astype(kind) for name, kind in self._arrays.items()}
-            yield {**row, **typed}
+            # a missing one is NaN and stays so, for who decodes it to tell
+            whole = {name: row[name] for name in self._arrays if getattr(row[name], "dtype", None) == np.int64}
+            yield {**row, **{name: value.astype(self._arrays[name]) for name, value in whole.items()}}
 
 
 def _array_type(feature: Any) -> str | None:
