@@ -199,7 +199,7 @@ def test_arrays_of_8_bits_are_taken_as_they_are_however_dark(images: Tensor, str
         opened = open_source(data.to_iterable_dataset() if streamed else data, reading=Reading(column=column))
         assert opened.value_range is None and torch.equal(opened.read(torch.arange(N)), dark), column
     some = Dataset.from_dict({"x": [arrays["x"][0], None]}, features=Features(x=of["x"]))
-    with pytest.raises(UsageError, match="Item 1 of .*: NaN or infinite pixels"):  # no black image
+    with pytest.raises(UsageError, match=r"Item 1 of .*: NaN or infinite pixels"):  # no black image
         open_source(some.to_iterable_dataset() if streamed else some)
 
 
